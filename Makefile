@@ -1,0 +1,39 @@
+# Two commands on a fresh clone: `make demo` and `make test`. Everything lives in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PROMPT ?= "The three most important rules for writing a test are"
+
+.PHONY: demo test lint large laws bench clean
+
+demo: $(READY)
+	$(BIN)/mcsd pull smollm2-135m
+	$(BIN)/mcsd generate $(PROMPT) --target smollm2-135m --max-new-tokens 96 --temperature 0
+
+test: lint
+	$(BIN)/python -m pytest -m "not large and not slow"
+
+lint: $(READY)
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+
+# The long laws: every scheme on more trees, settings and seeds.
+laws: $(READY)
+	$(BIN)/python -m pytest -m slow tests/laws
+
+# Needs 1.6 GB of weights and 12 GB of memory.
+large: $(READY)
+	$(BIN)/python -m pytest -m large
+
+# Against transformers on the same weights: make bench PROMPTS="a.jsonl b.jsonl"
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py --prompts $(PROMPTS)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,82 @@
+"""The application: its commands, and what the process ends with. 0 done, 1 the work failed, 2 the words were wrong."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from mcsd.cli.chat import chat
+from mcsd.cli.generate import generate
+from mcsd.cli.models import models
+from mcsd.cli.output import debugging, report
+from mcsd.cli.pull import pull
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="mcsd",
+    help="Multi-candidate speculative decoding: faster generation with exactly the target model's distribution.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+)
+app.command()(generate)
+app.command()(chat)
+app.command()(models)
+app.command()(pull)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mcsd import __version__
+
+        print(f"mcsd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = (
+        False
+    ),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit code; whatever goes wrong is said in one line and a hint.
+
+    Args:
+        arguments: the words after ``mcsd``; by default the process's own.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = get_command(app)
+    debugging.set(False)
+    try:
+        # Not app(): it would print errors and Ctrl-C in its own way.
+        with command.make_context("mcsd", words or ["--help"]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as done:
+        return done.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (such as `head`) has seen enough.
+        _forget_output()
+    except Exception as error:
+        if isinstance(error, OSError):
+            _forget_output()
+        return report(error)
+    return 0
+
+
+def _forget_output() -> None:
+    """Let what stdout could not take go nowhere, or Python would try, and complain, again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,7 @@
+"""Where candidates come from."""
+
+from mcsd.drafters.base import Drafter
+from mcsd.drafters.model import ModelDrafter
+from mcsd.drafters.ngram import NgramDrafter
+
+__all__ = ["Drafter", "ModelDrafter", "NgramDrafter"]

@@ -1,0 +1,56 @@
+"""What a drafter is: whatever proposes candidates. Knows the scheme's draw, never its judgement."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from mcsd.rng import Randomness
+from mcsd.sampling import Settings
+from mcsd.schemes import CandidateTree, Scheme
+from mcsd.tree import TreeShape
+
+
+class Drafter(ABC):
+    """Proposes a tree of candidates for each row. Rows are numbered as in `mcsd.models.Cache`.
+
+    The target's last hidden states are handed over for committed tokens: of all but the prompt's last token at
+    `add`, and of the root and the accepted path at `commit`. So a drafter has them for every token but the newest.
+    """
+
+    name: str
+    wants_hidden: ClassVar[bool] = False
+    """Whether hidden states are to be kept and handed over at all."""
+    draws: ClassVar[bool] = True
+    """Whether candidates are drawn from a q. If not, only a scheme that needs no q can judge them."""
+
+    @abstractmethod
+    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
+        """A row begins: its prompt, and the hidden states ``[1, len(prompt) - 1, H]`` if wanted."""
+
+    @abstractmethod
+    def draft(
+        self, texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: Settings, random: Randomness
+    ) -> CandidateTree:
+        """Propose candidates after each text.
+
+        Args:
+            texts: all tokens of each row, prompt included; the last one is the root.
+            shape: the tree wanted. A drafter that has nothing to say may return an empty tree.
+            scheme: whose draw chooses.
+            settings: of the rows.
+            random: the drawing stream.
+        """
+
+    @abstractmethod
+    def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
+        """The judgement on the last draft.
+
+        Args:
+            path: int64 ``[B, depth]``, accepted nodes, padded with -1; accepted: int64 ``[B]``, how many.
+            hidden: ``[B, 1 + depth, H]``, of the root and the path, if wanted.
+        """
+
+    @abstractmethod
+    def remove(self, row: int) -> None:
+        """A row ends; the last one takes its number."""

@@ -1,0 +1,416 @@
+"""The engine: rows of requests, stepped together. Draft, verify, judge, commit, emit.
+
+The engine is the only place where drafter, target and scheme meet. It is free of globals; one thread drives it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from mcsd.drafters import Drafter, ModelDrafter, NgramDrafter
+from mcsd.errors import (
+    EmptyPrompt,
+    InvalidOption,
+    InvalidParameter,
+    NonFiniteLogits,
+    PromptTooLong,
+    TokenOutOfVocabulary,
+    UnknownScheme,
+    UnsupportedModel,
+    VocabularyMismatch,
+)
+from mcsd.models import Block, LanguageModel, TransformersModel
+from mcsd.models.prefill import prefill
+from mcsd.params import Chunk, Completion, SamplingParams
+from mcsd.request import Request
+from mcsd.rng import DRAW, JUDGE, Stream
+from mcsd.sampling import Settings
+from mcsd.schemes import SCHEMES, CandidateTree, Scheme, Texts, Verdict
+from mcsd.tree import TreeShape
+
+Prompt = str | list[int]
+Prompts = list[str] | list[list[int]] | list[Prompt]
+Message = dict[str, str]
+
+AUTO_TREE = "2x2x1"
+AUTO_TREE_NGRAM = "2x1x1x1"
+
+MAX_ROWS = 4096
+MAX_SLOTS = 1 << 20
+
+
+class Engine:
+    """Generates with a target and a drafter; the output follows the target's distribution exactly.
+
+    Args:
+        target: a ``PreTrainedModel`` of transformers, or any `mcsd.models.LanguageModel`.
+        draft: the same, a `mcsd.drafters.Drafter`, or "ngram" (also None): look-up in the text so far.
+        tokenizer: of the target; without one, prompts are token ids and there is no text.
+        tree: anything `TreeShape.parse` reads, or "auto".
+        scheme: a name in `mcsd.SCHEMES`. Candidates of a drafter that does not draw are judged as "top-k".
+        max_batch: rows that run together; further requests wait.
+        max_length: the most tokens of a request, prompt included; at most the target's context.
+
+    Raises:
+        InvalidTree, UnknownScheme, InvalidOption: by name.
+        VocabularyMismatch: target and draft cannot share tokens.
+        UnsupportedModel: a target or draft that the engine cannot run.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        draft: Any = None,
+        tokenizer: Any | None = None,
+        tree: str | Path | Sequence[int] | TreeShape = "auto",
+        scheme: str = "mcss-wor",
+        max_batch: int = 8,
+        max_length: int = 2048,
+    ) -> None:
+        _check_size("max_batch", max_batch, MAX_ROWS)
+        _check_size("max_length", max_length, MAX_SLOTS)
+        if scheme not in SCHEMES:
+            raise UnknownScheme(f"scheme {scheme!r:.40} is unknown", f"one of {', '.join(SCHEMES)}")
+        self.target = _as_model(target)
+        self.tokenizer = tokenizer
+        self._max_batch = max_batch
+        self.max_length = min(max_length, self.target.max_length or max_length)
+        looks_up = draft is None or draft == "ngram"
+        if tree == "auto":
+            tree = AUTO_TREE_NGRAM if looks_up else AUTO_TREE
+        self.tree = TreeShape.parse(tree)
+        slots = self.max_length + 1 + len(self.tree)
+        self._cache = self.target.new_cache(max_batch, slots)
+        if looks_up or not len(self.tree):
+            self.drafter: Drafter = NgramDrafter(self.target.device)
+        elif isinstance(draft, Drafter):
+            self.drafter = draft
+        else:
+            model = _as_model(draft)
+            _check_vocabulary(self.target, model, tokenizer)
+            self.drafter = ModelDrafter(model, self.target.vocab_size, max_batch, slots)
+        chosen = SCHEMES[scheme]
+        self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not self.drafter.draws else chosen()
+        eos = getattr(tokenizer, "eos_token_id", None)
+        self._eos = self.target.eos_token_ids | (frozenset() if eos is None else {eos})
+        self._waiting: deque[Request] = deque()
+        self._rows: list[Request] = []
+        self._settings: Settings | None = None
+        self._seeds = torch.empty(0)
+        self._clock = dict.fromkeys(("prefill", "draft", "target", "judge", "other"), 0.0)
+        self._since = 0.0
+
+    @classmethod
+    def load(
+        cls,
+        target: str | Path = "smollm2-135m",
+        draft: str | Path | None = None,
+        tree: str | Path | Sequence[int] | TreeShape = "auto",
+        scheme: str = "mcss-wor",
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        compile: bool = False,
+        max_batch: int = 8,
+        max_length: int = 2048,
+    ) -> "Engine":
+        """Load models by name, path, GGUF file or hub id and make an engine of them.
+
+        Args:
+            target, draft: what `mcsd models` lists, a folder, a GGUF file, or a hub id. ``draft`` may be "ngram";
+                None takes the target's default draft, else "ngram". A draft that no tree needs is not loaded.
+            device: "auto", "cpu", "cuda", ...
+            dtype: "auto", "float32", "bfloat16", "float16".
+            quantize: None; there is no quantization yet.
+            compile: False; there is no compilation yet.
+            tree, scheme, max_batch, max_length: as in the class.
+
+        Raises:
+            UnknownModel, WeightsCorrupt, DownloadFailed, UnsupportedModel, VocabularyMismatch: about the models.
+            InvalidOption, InvalidTree, UnknownScheme: about the options.
+        """
+        from mcsd.catalog import CATALOG
+        from mcsd.models.loading import choose_device, choose_dtype, load
+
+        if quantize is not None:
+            raise InvalidOption(f"quantize={quantize!r:.40}: no quantization is available", "leave it out")
+        if compile:
+            raise InvalidOption("compile: compilation is not available", "leave it out")
+        where = choose_device(device)
+        kind = choose_dtype(dtype, where)
+        # What is wrong with the options is said before the weights are read.
+        shape = tree if tree == "auto" else TreeShape.parse(tree)
+        loaded = load(target, where, kind)
+        if draft is None:
+            draft = (CATALOG[str(target)].draft if target in CATALOG else None) or "ngram"
+        proposer: Any = "ngram"
+        if draft != "ngram" and (isinstance(shape, str) or len(shape)):
+            proposal = load(draft, where, kind)
+            _check_tokenizers(loaded.model.name, loaded.tokenizer, proposal.model.name, proposal.tokenizer)
+            proposer = proposal.model
+        return cls(loaded.model, proposer, loaded.tokenizer, shape, scheme, max_batch, max_length)
+
+    @property
+    def scheme_name(self) -> str:
+        """The scheme that judges."""
+        return self._scheme.name
+
+    @property
+    def draft_name(self) -> str:
+        """Where candidates come from; "none" when decoding plainly."""
+        return self.drafter.name if len(self.tree) else "none"
+
+    @property
+    def target_name(self) -> str:
+        """The target."""
+        return self.target.name
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...
+    @overload
+    def generate(
+        self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]: ...
+    def generate(
+        self,
+        prompts: str | Prompts,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Completion | list[Completion]:
+        """Complete one prompt, or many together.
+
+        Args:
+            prompts: a text (a `Completion` comes back), or a list of texts or of token id lists (a list comes back,
+                in order).
+            params: for all prompts, or one for each. The same seed gives the same text wherever the prompt stands.
+
+        Raises:
+            RequestError: a prompt or parameter is wrong; nothing has been generated then. A request that fails on
+                its way (`NonFiniteLogits`) is raised once all the others have ended.
+        """
+        if isinstance(prompts, str):
+            assert params is None or isinstance(params, SamplingParams)
+            return self._run([self._request(prompts, params or SamplingParams())])[0]
+        each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        if len(each) != len(prompts):
+            raise InvalidParameter(f"{len(each)} sampling parameters for {len(prompts)} prompts", "give one for each")
+        return self._run([self._request(prompt, p) for prompt, p in zip(prompts, each, strict=True)])
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+        """Answer a conversation: ``[{"role": "user", "content": "..."}, ...]``, in the model's chat template."""
+        return self._run([self._request(self.chat_tokens(messages), params or SamplingParams())])[0]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Complete one prompt, a chunk for each step; the last chunk carries the completion.
+
+        Giving the iterator up ends the request.
+        """
+        return self._stream(self._request(prompt, params or SamplingParams()))
+
+    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """As `stream`, for a conversation."""
+        return self._stream(self._request(self.chat_tokens(messages), params or SamplingParams()))
+
+    def submit(self, request: Request) -> None:
+        """Let a request wait for a free row."""
+        self._waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request that is waiting or running; its row is free at once."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+        elif request in self._rows:
+            self._free(self._rows.index(request))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Advance every row by at least one token. Requests take what was emitted for them."""
+        self._since = time.perf_counter()
+        self._admit()
+        if not self._rows:
+            return
+        tree = self._draft()
+        logits, hidden = self._verify(tree)
+        verdict = self._judge(tree, logits)
+        self._commit(verdict, hidden)
+        self._emit(tree, verdict, logits)
+        self._lap("other")
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._rows) < self._max_batch:
+            request = self._waiting.popleft()
+            self._lap("other")
+            request.clock = dict(self._clock)
+            row = self._cache.add()
+            hidden = prefill(self.target, self._cache, row, request.prompt[:-1], self.drafter.wants_hidden)
+            self.drafter.add(request.prompt, hidden)
+            self._rows.append(request)
+            self._settings = None
+            self._lap("prefill")
+        if self._settings is None:
+            self._settings = Settings.of([row.params for row in self._rows], self.target.device)
+            self._seeds = torch.tensor([row.seed for row in self._rows], device=self.target.device)
+        self._positions = torch.tensor([len(row.tokens) for row in self._rows], device=self.target.device)
+
+    def _draft(self) -> CandidateTree:
+        assert self._settings is not None
+        texts = [row.all_tokens for row in self._rows]
+        random = Stream(self._seeds, self._positions, DRAW)
+        self._lap("other")
+        tree = self.drafter.draft(texts, self.tree, self._scheme, self._settings, random)
+        self._lap("draft")
+        return tree
+
+    def _verify(self, tree: CandidateTree) -> tuple[Tensor, Tensor | None]:
+        roots = torch.tensor([[row.all_tokens[-1]] for row in self._rows], device=self.target.device)
+        tokens = torch.cat([roots, tree.tokens], dim=1)
+        output = self.target.forward(tokens, Block.tree(tree.shape), self._cache, hidden=self.drafter.wants_hidden)
+        self._lap("target")
+        return output.logits, output.hidden
+
+    def _judge(self, tree: CandidateTree, logits: Tensor) -> Verdict:
+        assert self._settings is not None
+        texts = Texts([row.prompt for row in self._rows], [row.tokens for row in self._rows])
+        random = Stream(self._seeds, self._positions, JUDGE)
+        verdict = self._scheme.judge(tree, logits, self._settings, texts, random)
+        self._lap("judge")
+        return verdict
+
+    def _commit(self, verdict: Verdict, hidden: Tensor | None) -> None:
+        columns = torch.nn.functional.pad(verdict.path + 1, (1, 0), value=0)
+        self._cache.commit(columns, verdict.accepted + 1)
+        if hidden is not None:
+            hidden = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+        self.drafter.commit(verdict.path, verdict.accepted, hidden)
+
+    def _emit(self, tree: CandidateTree, verdict: Verdict, logits: Tensor) -> None:
+        path = verdict.path.clamp(min=0)
+        tokens = torch.cat([tree.tokens.gather(1, path), verdict.token[:, None]], dim=1).tolist()
+        drafted = tree.valid.sum(-1).tolist()
+        failed, accepted = verdict.failed.tolist(), verdict.accepted.tolist()
+        # From the last row to the first: a freed row is filled from the end, by a row that has been seen.
+        for i in range(len(self._rows) - 1, -1, -1):
+            request, count = self._rows[i], accepted[i]
+            if failed[i]:
+                request.error = NonFiniteLogits(
+                    f"the model gave no distribution after {len(request.all_tokens)} tokens (NaN or infinite logits)",
+                    "try dtype float32; if it stays, the weights are broken",
+                )
+                self._free(i)
+                continue
+            chosen = None
+            if request.params.logprobs is not None:
+                chosen = logits[i, [0, *(verdict.path[i, :count] + 1).tolist()]]
+            reason = request.take([*tokens[i][:count], tokens[i][-1]], drafted[i], chosen)
+            if reason:
+                self._lap("other")
+                request.finish(reason, {part: self._clock[part] - request.clock[part] for part in self._clock})
+                self._free(i)
+
+    def _free(self, row: int) -> None:
+        self._cache.remove(row)
+        self.drafter.remove(row)
+        self._rows[row] = self._rows[-1]
+        self._rows.pop()
+        self._settings = None
+
+    def _lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self._clock[part] += now - self._since
+        self._since = now
+
+    def _run(self, requests: list[Request]) -> list[Completion]:
+        for request in requests:
+            self.submit(request)
+        try:
+            for request in requests:
+                while not request.done:
+                    self.step()
+        finally:
+            for request in requests:
+                self.cancel(request)
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+        return [request.completion for request in requests if request.completion is not None]
+
+    def _stream(self, request: Request) -> Iterator[Chunk]:
+        self.submit(request)
+        try:
+            while not request.done or request.chunks:
+                while request.chunks:
+                    yield request.chunks.popleft()
+                if not request.done:
+                    self.step()
+        finally:
+            self.cancel(request)
+        if request.error is not None:
+            raise request.error
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation as token ids, in the model's chat template, ready for the answer."""
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise UnsupportedModel(f"{self.target.name} has no chat template", "use generate with a text")
+        assert self.tokenizer is not None
+        return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InvalidOption("a text prompt, and the engine has no tokenizer", "give token ids or a tokenizer")
+            prompt = self.tokenizer(prompt)["input_ids"]
+        if isinstance(prompt, int):
+            raise InvalidOption(f"prompt {prompt} is a single token id", "give a list of lists: [[1, 5, 7]]")
+        ids = [int(token) for token in prompt]
+        vocabulary = self.target.vocab_size
+        if not ids:
+            raise EmptyPrompt("the prompt is empty", "give at least one token")
+        if len(ids) >= self.max_length:
+            raise PromptTooLong(
+                f"a prompt of {len(ids)} tokens leaves no room in {self.max_length}",
+                "shorten it or raise max_length, up to the model's context",
+            )
+        for token in (*ids, *params.logit_bias):
+            if not 0 <= token < vocabulary:
+                raise TokenOutOfVocabulary(f"token id {token} is outside [0, {vocabulary})", "check the tokenizer")
+        if params.stop and self.tokenizer is None:
+            raise InvalidParameter("stop strings, and the engine has no tokenizer", "give a tokenizer")
+        return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)
+
+
+def _as_model(model: Any) -> LanguageModel:
+    if isinstance(model, LanguageModel):
+        return model
+    if hasattr(model, "config") and hasattr(model, "generate"):
+        return TransformersModel(model)
+    raise UnsupportedModel(
+        f"{type(model).__name__} is not a language model", "give a transformers model or an mcsd.models.LanguageModel"
+    )
+
+
+def _check_size(name: str, value: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise InvalidOption(f"{name}={value!r:.40}: not a whole number from 1 to {most}", f"give {name} such a number")
+
+
+def _check_vocabulary(target: LanguageModel, draft: LanguageModel, tokenizer: Any | None) -> None:
+    """Sizes may differ by padding only: every token of the tokenizer must be in both."""
+    if target.vocab_size == draft.vocab_size:
+        return
+    if tokenizer is None or min(target.vocab_size, draft.vocab_size) < len(tokenizer):
+        raise VocabularyMismatch(
+            f"draft {draft.name} has {draft.vocab_size} tokens, target {target.name} {target.vocab_size}",
+            "choose a draft with the target's tokenizer, or draft='ngram'",
+        )
+
+
+def _check_tokenizers(target: str, ours: Any | None, draft: str, theirs: Any | None) -> None:
+    if ours is not None and theirs is not None and ours.get_vocab() != theirs.get_vocab():
+        raise VocabularyMismatch(
+            f"draft {draft} and target {target} have different tokenizers",
+            "choose a draft with the target's tokenizer, or draft='ngram'",
+        )

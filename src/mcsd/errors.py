@@ -1,0 +1,111 @@
+"""Every error mcsd raises on purpose: one line that says what was given, and a hint that says what to do.
+
+* McsdError
+  x ModelError                 the model or its weights
+    + UnknownModel             no such name, path or hub id
+    + UnsupportedModel         an architecture the engine cannot run
+    + VocabularyMismatch       draft and target do not share a vocabulary
+    + WeightsCorrupt           a broken, truncated or altered weight file
+    + DownloadFailed           the index or hub could not deliver
+  x OptionError                a setting of the engine
+    + UnknownScheme
+    + InvalidTree
+    + InvalidOption            any other option with a value outside its range
+  x RequestError               one request; nothing else that is running is disturbed
+    + InvalidParameter         a sampling parameter outside its range
+    + EmptyPrompt
+    + PromptTooLong
+    + TokenOutOfVocabulary
+    + NonFiniteLogits          the model gave NaN or no finite logit for this request
+
+``exit_code`` is what the command line ends with: 1 the work failed, 2 the words were wrong.
+"""
+
+
+class McsdError(Exception):
+    """Base of all errors of mcsd.
+
+    Args:
+        message: what was given and what is allowed, in one line.
+        hint: what to do about it, in one line; may be empty.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ModelError(McsdError):
+    """The model or its weights."""
+
+
+class UnknownModel(ModelError):
+    """No model by that name, path or hub id."""
+
+
+class UnsupportedModel(ModelError):
+    """An architecture or file kind that the engine cannot run."""
+
+
+class VocabularyMismatch(ModelError):
+    """Draft and target do not share a vocabulary."""
+
+
+class WeightsCorrupt(ModelError):
+    """A broken, truncated or altered weight file."""
+
+    exit_code = 1
+
+
+class DownloadFailed(ModelError):
+    """The package index or the hub could not deliver the weights."""
+
+    exit_code = 1
+
+
+class OptionError(McsdError):
+    """A setting of the engine."""
+
+
+class UnknownScheme(OptionError):
+    """No verification scheme by that name."""
+
+
+class InvalidTree(OptionError):
+    """Not a tree: see `mcsd.TreeShape.parse` for what is."""
+
+
+class InvalidOption(OptionError):
+    """An option with a value outside its range."""
+
+
+class RequestError(McsdError):
+    """One request is at fault; nothing else that is running is disturbed."""
+
+
+class InvalidParameter(RequestError):
+    """A sampling parameter outside its range."""
+
+
+class EmptyPrompt(RequestError):
+    """A prompt with no token."""
+
+
+class PromptTooLong(RequestError):
+    """A prompt that leaves no room for a new token."""
+
+
+class TokenOutOfVocabulary(RequestError):
+    """A token id outside ``[0, vocabulary size)``."""
+
+
+class NonFiniteLogits(RequestError):
+    """The model's logits for this request hold NaN, or no finite value at all."""
+
+    exit_code = 1

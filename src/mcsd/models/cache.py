@@ -1,0 +1,122 @@
+"""The key-value cache: one pre-allocated tensor, written in place.
+
+A slot is an absolute place in a row: committed tokens fill slots 0 ... length-1, in-flight tokens follow in the
+order of their forwards. Slots past the end hold zeros or finite leftovers, never NaN, because a masked NaN still
+poisons an attention row.
+"""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from mcsd.errors import UnsupportedModel
+from mcsd.models.base import Cache
+
+
+class KeyValueCache(Cache):
+    """Keys and values of all layers: ``[layers, 2, rows, heads, slots, head size]``.
+
+    Allocated at the first forward, when the model shows what its keys look like. On Linux the zeros cost memory
+    only where they are written.
+
+    Args:
+        layers: attention layers of the model.
+        rows: the most rows in use at a time.
+        slots: the most tokens of a row, in-flight ones included.
+        device: where the model computes.
+    """
+
+    def __init__(self, layers: int, rows: int, slots: int, device: torch.device) -> None:
+        super().__init__(rows, device)
+        self.layers = layers
+        self.slots = slots
+        self._store: Tensor | None = None
+        self._written = [0] * rows
+
+    def add(self) -> int:
+        """Take an empty row, cleared of what an earlier request left."""
+        row = super().add()
+        self._clear(row)
+        return row
+
+    def view(self, rows: slice, before: int, length: int, longest: int) -> "_View":
+        """The cache as one forward of transformers sees it: ``length`` new tokens behind ``before`` in flight."""
+        self._written[rows] = [max(written, longest) for written in self._written[rows]]
+        return _View(self, rows, self.lengths[rows] + before, length, longest)
+
+    def layer(self, index: int, like: Tensor) -> Tensor:
+        """``[2, rows, heads, slots, head size]`` of one layer, made for keys ``like [B, heads, n, head size]``."""
+        if self._store is None:
+            shape = (self.layers, 2, self.rows, like.shape[1], self.slots, like.shape[3])
+            self._store = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        layer = self._store[index]
+        if (layer.shape[2], layer.shape[4], layer.dtype) != (like.shape[1], like.shape[3], like.dtype):
+            raise UnsupportedModel(
+                f"layer {index} has keys of shape {tuple(like.shape)}: unlike layer 0's",
+                "models whose layers differ in their keys are not supported",
+            )
+        return layer
+
+    def _move(self, source: int, to: int) -> None:
+        self._clear(to)
+        if self._store is not None:
+            used = self._written[to] = int(self.lengths[source])
+            self._store[:, :, to, :, :used] = self._store[:, :, source, :, :used]
+
+    def _clear(self, row: int) -> None:
+        # A failed request may have left NaN behind.
+        if self._store is not None:
+            self._store[:, :, row, :, : self._written[row]] = 0
+        self._written[row] = 0
+
+    def _keep(self, columns: Tensor, counts: Tensor, rows: slice) -> None:
+        if self._store is None:
+            return
+        place = torch.arange(columns.shape[1], device=columns.device)
+        moved = (place < counts[:, None]) & (columns != place)
+        row, index = moved.nonzero(as_tuple=True)
+        if len(row):
+            start = self.lengths[rows][row]
+            source, to = start + columns[row, index], start + index
+            row = row + rows.start
+            self._store[:, :, row, :, to] = self._store[:, :, row, :, source]
+
+
+class _View(transformers.Cache):
+    """The part of the cache that one forward writes and reads."""
+
+    def __init__(self, cache: KeyValueCache, rows: slice, starts: Tensor, length: int, longest: int) -> None:
+        super().__init__(layers=[])
+        self._cache, self._rows, self._end, self._past = cache, rows, longest, longest - length
+        first = starts.tolist()
+        self._even = len(set(first)) == 1
+        self._slots = slice(first[0], first[0] + length)
+        if not self._even:
+            self._row_index = torch.arange(rows.start, rows.stop, device=starts.device)[:, None]
+            self._slot_index = starts[:, None] + torch.arange(length, device=starts.device)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values of a layer in place; return all that the forward may look at."""
+        keys, values = self._cache.layer(layer_idx, key_states)
+        for store, new in ((keys, key_states), (values, value_states)):
+            if self._even:
+                store[self._rows, :, self._slots] = new
+            else:
+                store[self._row_index, :, self._slot_index] = new.transpose(1, 2)
+        return keys[self._rows, :, : self._end], values[self._rows, :, : self._end]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before this forward's, in the longest row."""
+        return self._past
+
+    def get_max_length(self, layer_idx: int = 0) -> int:
+        """The slots of a row."""
+        return self._cache.slots
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Columns of the mask, and where they begin."""
+        return self._end, 0

@@ -1,0 +1,112 @@
+"""From a name, folder, GGUF file or hub id to a model and its tokenizer. Safetensors and GGUF only, no remote code."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcsd.catalog import Location, locate
+from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
+from mcsd.models.packing import pack, packable
+from mcsd.models.transformers import TransformersModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer; None if there is none beside the weights."""
+
+    model: TransformersModel
+    tokenizer: Any | None
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto``: CUDA where there is one, else the CPU.
+
+    Raises:
+        InvalidOption: no such device on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidOption(f"device {device!r:.40} cannot be used here", "auto, cpu, cuda or cuda:N") from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``auto``: bfloat16 where the hardware has it, else float32.
+
+    Raises:
+        InvalidOption: no such dtype.
+    """
+    if dtype == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else packable(device, torch.bfloat16)
+        return torch.bfloat16 if native else torch.float32
+    if dtype not in DTYPES:
+        raise InvalidOption(f"dtype {dtype!r:.40} is unknown", f"one of auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load(model: str | Path, device: torch.device, dtype: torch.dtype) -> Loaded:
+    """Load a model for generation.
+
+    Args:
+        model: a name of the catalogue, a folder, a GGUF file or a hub id.
+        device: where to.
+        dtype: of the weights; bfloat16 on a CPU is packed for its kernels.
+
+    Raises:
+        UnknownModel: nothing is there.
+        WeightsCorrupt: something is there and cannot be read.
+        UnsupportedModel: an architecture that the engine or transformers does not know.
+    """
+    location = locate(model)
+    network = _read(model, location, dtype).to(device)
+    if packable(device, dtype):
+        pack(network)
+    return Loaded(TransformersModel(network, str(model)), _tokenizer(location))
+
+
+def _read(model: str | Path, location: Location, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    if location.kind == "gguf":
+        options |= {"gguf_file": location.file, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        options["use_safetensors"] = True
+    try:
+        return AutoModelForCausalLM.from_pretrained(location.source, **options)
+    except McsdError:
+        raise
+    except Exception as error:
+        raise _explained(model, location, error) from error
+
+
+def _explained(model: str | Path, location: Location, error: Exception) -> McsdError:
+    """transformers, gguf and safetensors raise whatever comes up; this names what it means for the user."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    what = f"{model}: {reason:.200}"
+    if "not supported" in reason or "does not recognize this architecture" in reason or "Unrecognized" in reason:
+        return UnsupportedModel(what, "choose a decoder-only model that transformers supports")
+    if location.kind == "hub":
+        return UnknownModel(
+            what, "check the id and the network, or give a folder or GGUF file; `mcsd models` lists names"
+        )
+    return WeightsCorrupt(what, "fetch the weights again; safetensors and GGUF files are read")
+
+
+def _tokenizer(location: Location) -> Any | None:
+    from transformers import AutoTokenizer
+
+    options = {"gguf_file": location.file} if location.kind == "gguf" else {}
+    try:
+        return AutoTokenizer.from_pretrained(location.source, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError):
+        # Weights without a tokenizer still serve requests given as token ids.
+        return None

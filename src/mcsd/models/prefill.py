@@ -1,0 +1,27 @@
+"""Reading a text into a cache, in pieces that keep the memory of a forward small."""
+
+import torch
+from torch import Tensor
+
+from mcsd.models.base import Block, Cache, LanguageModel
+
+CHUNK = 256
+"""Tokens a forward reads at most: past this a product is bound by arithmetic, and more only costs memory."""
+
+
+def prefill(model: LanguageModel, cache: Cache, row: int, tokens: list[int], hidden: bool = False) -> Tensor | None:
+    """Read and commit ``tokens`` in one row.
+
+    Returns:
+        The last hidden states ``[1, len(tokens), H]`` if asked for, else None.
+    """
+    states = []
+    rows = slice(row, row + 1)
+    for start in range(0, len(tokens), CHUNK):
+        piece = torch.tensor([tokens[start : start + CHUNK]], device=model.device)
+        length = piece.shape[1]
+        output = model.forward(piece, Block.chain(length), cache, rows, logits=False, hidden=hidden)
+        cache.commit(torch.arange(length, device=model.device)[None], torch.tensor([length], device=model.device), rows)
+        if output.hidden is not None:
+            states.append(output.hidden)
+    return torch.cat(states, dim=1) if states else None

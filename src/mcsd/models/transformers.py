@@ -1,0 +1,110 @@
+"""Any causal language model of Hugging Face transformers, behind `mcsd.models.LanguageModel`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcsd.errors import UnsupportedModel
+from mcsd.models.base import Block, Cache, Output
+from mcsd.models.cache import KeyValueCache
+
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class TransformersModel:
+    """Wraps a ``PreTrainedModel``; never changes it.
+
+    Tree attention goes through a 4-D mask and explicit positions, so no modelling code is touched.
+
+    Args:
+        model: a causal language model with a key-value cache.
+        name: for people; by default the path it was loaded from.
+
+    Raises:
+        UnsupportedModel: it has layers without an ordinary key-value cache, or an encoder.
+    """
+
+    def __init__(self, model: Any, name: str | None = None) -> None:
+        config = model.config.get_text_config()
+        unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+        if unknown or config.is_encoder_decoder or getattr(model, "_is_stateful", False):
+            kind = ", ".join(sorted(unknown)) or "another kind of state"
+            raise UnsupportedModel(
+                f"{type(model).__name__} keeps {kind} instead of keys and values",
+                "decoder-only models with full or sliding-window attention are supported",
+            )
+        self.network = model.eval()
+        """The model itself."""
+        self._config = config
+        self.name = name or config.name_or_path or type(model).__name__
+        self.vocab_size: int = config.vocab_size
+        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
+        self.device: torch.device = model.device
+        self.eos_token_ids = _eos_token_ids(model)
+        self._layer_types = sorted(set(getattr(config, "layer_types", None) or ()))
+        self._window: int | None = getattr(config, "sliding_window", None)
+
+    def new_cache(self, rows: int, slots: int) -> KeyValueCache:
+        """An empty cache; see `LanguageModel.new_cache`."""
+        return KeyValueCache(self._config.num_hidden_layers, rows, slots, self.device)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Tensor,
+        block: Block,
+        cache: Cache,
+        rows: slice = slice(None),
+        logits: bool = True,
+        hidden: bool = False,
+    ) -> Output:
+        """One forward; see `LanguageModel.forward`."""
+        assert isinstance(cache, KeyValueCache)
+        rows = slice(*rows.indices(cache.used))
+        lengths = cache.lengths[rows]
+        longest = int(lengths.max()) + block.before + tokens.shape[1]
+        positions = lengths[:, None] + block.offsets.to(self.device)
+        if self.max_length is not None:
+            # A tree may hang over the end of the context; what stands there is never emitted.
+            positions = positions.clamp(max=self.max_length - 1)
+        out = self.network(
+            # A draft with a smaller padded vocabulary may be shown a padding id of the target: any token will do.
+            input_ids=tokens.clamp(max=self.vocab_size - 1),
+            attention_mask=self._masks(block, lengths, positions, longest),
+            position_ids=positions[:, block.before :],
+            past_key_values=cache.view(rows, block.before, tokens.shape[1], longest),
+            use_cache=True,
+            logits_to_keep=0 if logits else 1,
+            output_hidden_states=hidden,
+        )
+        return Output(out.logits, out.hidden_states[-1] if hidden else None)
+
+    def _masks(self, block: Block, lengths: Tensor, positions: Tensor, longest: int) -> Tensor | dict[str, Tensor]:
+        """Additive masks ``[B, 1, n, longest]``: zero where a token may look, the least finite value elsewhere."""
+        column = torch.arange(longest, device=self.device) - lengths[:, None]
+        known = block.mask.shape[1]
+        # Columns outside the in-flight part read the last, false, entry.
+        padded = torch.nn.functional.pad(block.mask.to(self.device), (0, 1), value=False)
+        in_flight = padded[:, torch.where((column >= 0) & (column < known), column, known)].transpose(0, 1)
+        full = in_flight | (column < 0)[:, None]
+        if self._window is None or self._layer_types == ["full_attention"]:
+            return self._additive(full)
+        # Committed columns stand at their slot, in-flight ones where their offset says.
+        places = torch.arange(longest + known, device=self.device).expand(len(lengths), -1).clone()
+        places.scatter_(1, lengths[:, None] + torch.arange(known, device=self.device), positions)
+        near = places[:, None, :longest] > positions[:, block.before :, None] - self._window
+        sliding = self._additive(full & near)
+        if "full_attention" in self._layer_types:
+            return {"full_attention": self._additive(full), "sliding_attention": sliding}
+        return {"sliding_attention": sliding} if self._layer_types else sliding
+
+    def _additive(self, allowed: Tensor) -> Tensor:
+        dtype = self.network.dtype
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
+        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _eos_token_ids(model: Any) -> frozenset[int]:
+    eos = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset([eos] if isinstance(eos, int) else eos or ())

@@ -1,0 +1,196 @@
+"""What a request asks for and what it gets back: frozen records, validated once, free of torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mcsd.errors import InvalidParameter
+
+FinishReason = Literal["stop", "length"]
+
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample one request. The defaults sample from the model's own distribution.
+
+    Applied in the order of Hugging Face transformers: penalties and bias, temperature, top-k, top-p, min-p.
+
+    Attributes:
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the smallest set of likeliest tokens with at least this mass, in (0, 1].
+        min_p: drop tokens less likely than this share of the likeliest, in [0, 1].
+        max_new_tokens: at most this many new tokens.
+        seed: makes the text repeatable, whatever else is in the batch; None draws a fresh one.
+        stop: strings that end the text; they are not part of it.
+        repetition_penalty: > 1 discourages tokens of the prompt and the text (Keskar et al. 2019).
+        presence_penalty: taken once from the logit of every token in the text so far.
+        frequency_penalty: taken from the logit for each time the token is in the text so far.
+        logit_bias: added to the logits of these token ids.
+        logprobs: None, or how many likeliest alternatives to report with each token's log-probability.
+        ignore_eos: go on after an end-of-sequence token.
+
+    Raises:
+        InvalidParameter: a value outside its range, NaN or infinite.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_new_tokens: int = 128
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        _real("temperature", self.temperature, 0.0, 1e4)
+        _whole("top_k", self.top_k, 0, 2**31)
+        _real("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _real("min_p", self.min_p, 0.0, 1.0)
+        _whole("max_new_tokens", self.max_new_tokens, 1, 2**31)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, 2**64 - 1)
+        _real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _real("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        _real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for token, bias in self.logit_bias.items():
+            _whole("logit_bias token", token, 0, 2**31)
+            _real("logit_bias", bias, -1e4, 1e4)
+        if len(self.stop) > MAX_STOP_STRINGS or not all(
+            isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in self.stop
+        ):
+            raise InvalidParameter(
+                f"stop={self.stop!r:.80}: not at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_LENGTH} characters",
+                "give one string or a short list of strings",
+            )
+
+    @property
+    def shapes_logits(self) -> bool:
+        """Whether penalties or a bias change the logits, which then depend on the text so far."""
+        return bool(self.logit_bias) or (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (
+            1.0,
+            0.0,
+            0.0,
+        )
+
+
+def _real(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or value < low or value > high or (open_low and value == low):
+        raise InvalidParameter(
+            f"{name}={value!r}: not a number in {'(' if open_low else '['}{low:g}, {high:g}]",
+            f"give {name} a finite value in that range",
+        )
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidParameter(
+            f"{name}={value!r}: not a whole number from {low} to {high}", f"give {name} a value in that range"
+        )
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probability of one emitted token under the model itself (before temperature and truncation).
+
+    Attributes:
+        token_id: the emitted token.
+        logprob: its natural log-probability.
+        top: the likeliest tokens with theirs, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What one request cost and how well drafting went.
+
+    Attributes:
+        prompt_tokens: length of the prompt.
+        new_tokens: tokens emitted, the end-of-sequence token included.
+        target_calls: forwards of the target that verified this request (prefill not counted).
+        draft_tokens: candidates that were verified.
+        accepted_tokens: candidates that were emitted.
+        acceptance_histogram: entry i counts the target calls that emitted i candidates.
+        seconds: wall time while the request ran, by part: prefill, draft, target, judge, other.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    target_calls: int
+    draft_tokens: int
+    accepted_tokens: int
+    acceptance_histogram: tuple[int, ...]
+    seconds: Mapping[str, float]
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens per target call, the target's own (bonus) token included."""
+        return self.new_tokens / self.target_calls if self.target_calls else 0.0
+
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """Share of the verified candidates that were emitted."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens by wall time, prefill included."""
+        total = sum(self.seconds.values())
+        return self.new_tokens / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The result of one request.
+
+    Attributes:
+        text: the new text; empty when the engine has no tokenizer.
+        token_ids: the new tokens.
+        finish_reason: "stop" (end of sequence or a stop string) or "length".
+        logprobs: one entry a token when asked for, else None.
+        stats: cost and acceptance.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] | None
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one step added to a streamed request.
+
+    Attributes:
+        text: the text that is now certain (a possible beginning of a stop string is held back).
+        token_ids: the tokens this step emitted.
+        accepted: how many of them, from the first, were drafted; any after that came from the target.
+        pieces: ``text`` cut by the token that completed each piece, one entry a token.
+        completion: the whole result, on the last chunk only.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    accepted: int
+    pieces: tuple[str, ...]
+    completion: Completion | None = None

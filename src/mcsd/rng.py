@@ -1,0 +1,126 @@
+"""Random numbers that belong to a request, not to a batch.
+
+Each number is a pure function of (seed, stream, position in the text, how many numbers this step has used): the
+counter-based generator Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). So
+a request draws the same numbers alone, in a batch, and after other rows come and go, and a whole batch is one
+vectorised computation.
+
+Schemes reach randomness through the three verbs of `Randomness` only, which is what lets a test put an
+enumeration of all outcomes in its place.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_BLOCK = 64
+
+DRAW, JUDGE = 0, 1
+"""The two streams of a request: noise that chose a candidate must never judge it."""
+
+
+def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
+    """Philox4x32-10: four int64 tensors holding 32-bit words and two such keys, to four words of 32 random bits."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # The products wrap around in int64; their 64 bits are right all the same, and the masks take them apart.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, ((p0 >> 32) & _MASK) ^ c3 ^ k1
+        c1, c3 = p1 & _MASK, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return [c0, c1, c2, c3]
+
+
+class Randomness(Protocol):
+    """The one door through which a scheme's decisions pass. ``rows`` says whose numbers to use, ``None`` for all."""
+
+    def sample(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
+        """Independent draws with probability proportional to ``weights``.
+
+        Args:
+            weights: ``[A, N, S]`` non-negative, N distributions for each of A rows, at least one entry positive.
+            count: draws from each distribution.
+            rows: int64 ``[A]``, the batch rows these are.
+
+        Returns:
+            int64 ``[A, N, count]`` indices into S.
+        """
+        ...
+
+    def sample_without_replacement(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
+        """As `sample`, each draw leaving out the ones before it. -1 where the support is used up.
+
+        The indices come in draw order: the law is that of drawing one after the other and renormalising.
+        """
+        ...
+
+    def accept(self, probability: Tensor, rows: Tensor | None = None) -> Tensor:
+        """One yes-or-no decision a row: bool ``[A]``, true with ``probability [A]`` (1 and above always)."""
+        ...
+
+
+class Stream:
+    """A `Randomness` for one step of a batch, made of each row's own numbers.
+
+    Args:
+        seeds: int64 ``[B]``, the requests' seeds (64 bits).
+        positions: int64 ``[B]``, tokens each request has emitted: different at each of its steps.
+        stream: `DRAW` or `JUDGE`.
+    """
+
+    def __init__(self, seeds: Tensor, positions: Tensor, stream: int) -> None:
+        self._key = [(seeds & _MASK)[:, None], ((seeds >> 32) & _MASK)[:, None]]
+        self._positions = positions[:, None]
+        self._stream = torch.full_like(self._positions, stream)
+        self._numbers = torch.empty(len(seeds), 0, dtype=torch.float64, device=seeds.device)
+        self._made = self._used = 0
+
+    def uniform(self, count: int, rows: Tensor | None = None) -> Tensor:
+        """float64 ``[A, count]`` in (0, 1), 48 bits each. Every row moves on by ``count``, chosen or not.
+
+        Moving all rows is what keeps a row's numbers independent of which other rows are still being judged.
+        """
+        missing = self._used + count - self._numbers.shape[1]
+        if missing > 0:
+            self._numbers = torch.cat([self._numbers, self._more(max(missing, _BLOCK))], dim=1)
+        numbers = self._numbers[:, self._used : self._used + count]
+        self._used += count
+        return numbers if rows is None else numbers[rows]
+
+    def _more(self, count: int) -> Tensor:
+        blocks = (count + 1) // 2
+        index = torch.arange(self._made, self._made + blocks, device=self._positions.device)[None].expand(
+            len(self._positions), -1
+        )
+        self._made += blocks
+        # A block makes two numbers. The sequence is the same in whatever portions it is asked for.
+        w = philox([index, torch.zeros_like(index), self._positions, self._stream], self._key)
+        pair = [((w[i] << 16) ^ (w[i + 1] >> 16)).to(torch.float64) for i in (0, 2)]
+        # 48 bits, so that u·total is always below total after rounding and inversion never runs off the end.
+        return (torch.stack(pair, dim=2).flatten(1) + 0.5) * 2.0**-48
+
+    def sample(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
+        """By inversion, in float64 so that no token of a large vocabulary falls between two sums."""
+        a, n, _ = weights.shape
+        cumulative = weights.to(torch.float64).cumsum(-1)
+        u = self.uniform(n * count, rows).view(a, n, count)
+        # The first index whose sum exceeds u·total: a token of weight 0 adds nothing and is never the first.
+        return torch.searchsorted(cumulative, u * cumulative[..., -1:], right=True)
+
+    def sample_without_replacement(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
+        """By a race of exponential clocks with rates ``weights``: their order (Efraimidis, Spirakis 2006)."""
+        a, n, s = weights.shape
+        clocks = -self.uniform(n * s, rows).view(a, n, s).log() / weights.to(torch.float64)
+        arrivals, order = clocks.topk(min(count, s), dim=-1, largest=False)
+        order = order.masked_fill(arrivals.isinf(), -1)
+        return torch.nn.functional.pad(order, (0, count - order.shape[-1]), value=-1)
+
+    def accept(self, probability: Tensor, rows: Tensor | None = None) -> Tensor:
+        """A uniform number below the probability."""
+        return self.uniform(1, rows)[:, 0] < probability

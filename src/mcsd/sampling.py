@@ -1,0 +1,173 @@
+"""From logits to probabilities: the one path, for target and draft, in float32 (float64 stays float64)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mcsd.params import SamplingParams
+
+_HEAD = 1024
+"""Truncation looks at this many of the likeliest tokens first; a full sort is needed only when they do not suffice."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sampling parameters of a batch as tensors, one entry a row.
+
+    Attributes:
+        params: the requests' own parameters, ``B`` of them.
+        temperature: float32 ``[B]``, 1 for greedy rows.
+        greedy: bool ``[B]``, rows at temperature 0.
+        top_k, top_p, min_p: ``[B]``, as in `SamplingParams`.
+        truncates: bool ``[B]``, rows on which any of those three has an effect.
+    """
+
+    params: tuple[SamplingParams, ...]
+    temperature: Tensor
+    greedy: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    truncates: Tensor
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> "Settings":
+        """Gather the parameters of a batch."""
+
+        def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        temperature = column([p.temperature for p in params], torch.float32)
+        greedy = temperature == 0
+        top_k = column([p.top_k for p in params], torch.int64)
+        top_p = column([p.top_p for p in params], torch.float32)
+        min_p = column([p.min_p for p in params], torch.float32)
+        truncates = ((top_k > 0) | (top_p < 1) | (min_p > 0)) & ~greedy
+        return cls(tuple(params), temperature.masked_fill(greedy, 1.0), greedy, top_k, top_p, min_p, truncates)
+
+    def select(self, rows: Tensor) -> "Settings":
+        """The settings of some rows, int64 ``[A]``; a row may be named more than once."""
+        return Settings(
+            tuple(self.params[row] for row in rows.tolist()),
+            self.temperature[rows],
+            self.greedy[rows],
+            self.top_k[rows],
+            self.top_p[rows],
+            self.min_p[rows],
+            self.truncates[rows],
+        )
+
+
+@dataclass(frozen=True)
+class SparseDistributions:
+    """Distributions with a small support.
+
+    Attributes:
+        support: int64 ``[..., S]``, distinct token ids.
+        weights: float ``[..., S]``, their probabilities, summing to 1.
+    """
+
+    support: Tensor
+    weights: Tensor
+
+
+def probabilities(logits: Tensor, settings: Settings) -> Tensor:
+    """The distribution each row is sampled from, in the order of transformers' warpers.
+
+    Args:
+        logits: ``[A, V]`` of any float type, penalties and bias already in.
+        settings: of the same A rows.
+
+    Returns:
+        ``[A, V]``; one-hot at the argmax for greedy rows. A row whose logits hold NaN or no finite value sums to NaN.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    p = _softmax(logits, settings.temperature)
+    if settings.truncates.any():
+        chosen = settings.truncates.nonzero()[:, 0]
+        p[chosen] = _truncated(p[chosen], settings.select(chosen))
+    if settings.greedy.any():
+        broken = p.sum(-1).isnan()
+        one_hot = torch.zeros_like(p).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
+        p = torch.where((settings.greedy & ~broken)[:, None], one_hot, p)
+    return p
+
+
+def sparse_probabilities(logits: Tensor, settings: Settings, width: int) -> SparseDistributions:
+    """A draft's distribution, cut to its ``width`` likeliest tokens and renormalised.
+
+    Any q is lossless as long as the draws come from it; a small support makes draws and residuals cost nothing.
+    Greedy rows keep the draft's distribution at temperature 1, which ranks the candidates.
+
+    Args:
+        logits: ``[A, V]``.
+        settings: of the same A rows.
+        width: the most tokens to keep.
+    """
+    top, support = logits.topk(min(width, logits.shape[-1]), dim=-1)
+    q = _softmax(top if top.dtype == torch.float64 else top.float(), settings.temperature)
+    if settings.truncates.any():
+        keep = _kept(q, settings) | ~settings.truncates[:, None]
+        q = q * keep
+        q = q / q.sum(-1, keepdim=True)
+    return SparseDistributions(support, q)
+
+
+def shape_logits(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
+    """Penalties and bias of one request.
+
+    The repetition penalty counts prompt and text (Keskar et al. 2019, as transformers does); presence and frequency
+    penalties count the text only (as the OpenAI API does).
+
+    Args:
+        logits: ``[V]``.
+        params: the request's parameters.
+        prompt: its prompt.
+        text: all that precedes the token to be chosen, candidates of the path included.
+    """
+    logits = logits.clone() if logits.dtype == torch.float64 else logits.to(torch.float32, copy=True)
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*prompt, *text}), device=logits.device)
+        old = logits[seen]
+        logits[seen] = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
+    if text and (params.presence_penalty or params.frequency_penalty):
+        counts = torch.tensor(list(text), device=logits.device).bincount(minlength=len(logits)).to(logits.dtype)
+        logits -= params.presence_penalty * (counts > 0) + params.frequency_penalty * counts
+    for token, bias in params.logit_bias.items():
+        logits[token] += bias
+    return logits
+
+
+def _softmax(logits: Tensor, temperature: Tensor) -> Tensor:
+    # The maximum goes first: dividing by a tiny temperature must not overflow.
+    shifted = logits - logits.amax(-1, keepdim=True)
+    return (shifted / temperature[:, None].to(logits.dtype)).softmax(-1)
+
+
+def _truncated(p: Tensor, settings: Settings) -> Tensor:
+    top, index = p.topk(min(_HEAD, p.shape[-1]), dim=-1)
+    keep = _kept(top, settings)
+    if keep[:, -1].any() and top.shape[-1] < p.shape[-1]:
+        top, index = p.sort(-1, descending=True)
+        keep = _kept(top, settings)
+    cut = torch.zeros_like(p).scatter_(1, index, top * keep)
+    return cut / cut.sum(-1, keepdim=True)
+
+
+def _kept(top: Tensor, settings: Settings) -> Tensor:
+    """Which of the likeliest tokens survive top-k, top-p, min-p: bool like ``top [A, S]``, probabilities descending.
+
+    Tokens that tie with the k-th are kept, as transformers keeps them.
+    """
+    limit = torch.where(settings.top_k > 0, settings.top_k, top.shape[-1]).clamp(max=top.shape[-1])
+    keep = top >= top.gather(1, limit[:, None] - 1)
+    kept = top * keep
+    mass = torch.where(settings.top_k > 0, kept.sum(-1), 1.0)[:, None]
+    above = kept.cumsum(-1) - kept
+    keep &= above < settings.top_p[:, None] * mass
+    keep &= top >= settings.min_p[:, None] * top[:, :1]
+    # top_p may be so small that rounding leaves nothing: the likeliest token always stays.
+    keep[:, 0] = True
+    return keep

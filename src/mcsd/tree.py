@@ -1,0 +1,161 @@
+"""The shape of a candidate tree: static, and known before a token is drafted. Knows nothing of tokens or models.
+
+Node 0 ... n-1 are candidates in order of depth; the root, which is the last committed token, is not one of them
+and is written -1 in `parents`. Tensors that hold the root too put it first: column 0 is the root, column 1 + i is
+node i.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcsd.errors import InvalidTree
+
+MAX_NODES = 1024
+
+_HINT = "give level counts such as 4x2x1, chain:4, none, auto, or a JSON file with a list of parents"
+
+
+class TreeShape:
+    """An immutable tree of candidates.
+
+    Args:
+        parents: the parent of each node, -1 for the root. Nodes may come in any order in which a parent comes
+            before its children; they are renumbered by depth, siblings keeping their order.
+        name: how the shape is shown; by default its list of parents.
+
+    Raises:
+        InvalidTree: a parent that does not come before its child, or more than `MAX_NODES` nodes.
+    """
+
+    def __init__(self, parents: Sequence[int], name: str | None = None) -> None:
+        if len(parents) > MAX_NODES:
+            raise InvalidTree(f"a tree of {len(parents)} nodes: at most {MAX_NODES} are allowed", _HINT)
+        depths: list[int] = []
+        for node, parent in enumerate(parents):
+            if not isinstance(parent, int) or isinstance(parent, bool) or not -1 <= parent < node:
+                raise InvalidTree(f"node {node} has parent {parent!r}: not -1 (the root) or an earlier node", _HINT)
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        order = sorted(range(len(parents)), key=depths.__getitem__)
+        renumbered = {old: new for new, old in enumerate(order)} | {-1: -1}
+        self.parents: tuple[int, ...] = tuple(renumbered[parents[old]] for old in order)
+        self.depths: tuple[int, ...] = tuple(depths[old] for old in order)
+        self._name = name
+
+    @classmethod
+    def parse(cls, text: "str | Path | Sequence[int] | TreeShape") -> "TreeShape":
+        """Read a shape.
+
+        Args:
+            text: level counts ``4x2x2x1`` (each node at depth d has k_d children: the paper's k-config),
+                ``chain:4``, ``none`` (plain decoding), a JSON file holding ``{"parents": [...]}`` or a bare list,
+                a list of parents, or a shape, which is returned as it is.
+
+        Raises:
+            InvalidTree: none of these, or too large.
+        """
+        if isinstance(text, TreeShape):
+            return text
+        if isinstance(text, Path) or (isinstance(text, str) and text.endswith(".json")):
+            return cls._read(Path(text))
+        if not isinstance(text, str):
+            return cls(list(text))
+        if text == "none":
+            return cls((), text)
+        if re.fullmatch(r"chain:[0-9]{1,9}", text):
+            counts = [1] * min(int(text[6:]), MAX_NODES + 1)
+        elif re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})*", text):
+            counts = [int(count) for count in text.split("x")]
+        else:
+            raise InvalidTree(f"tree {text!r:.80} is not a tree", _HINT)
+        return cls._product(counts, text)
+
+    @classmethod
+    def _product(cls, counts: list[int], name: str) -> "TreeShape":
+        if not counts or min(counts) < 1:
+            raise InvalidTree(f"tree {name!r:.80} has a level without candidates", _HINT)
+        total, width = 0, 1
+        for count in counts:
+            width *= count
+            total += width
+            if total > MAX_NODES:
+                raise InvalidTree(f"tree {name!r:.80} has more than {MAX_NODES} nodes", _HINT)
+        parents: list[int] = []
+        level = [-1]
+        for count in counts:
+            start = len(parents)
+            parents += [parent for parent in level for _ in range(count)]
+            level = list(range(start, len(parents)))
+        return cls(parents, name)
+
+    @classmethod
+    def _read(cls, path: Path) -> "TreeShape":
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InvalidTree(f"tree file {path} cannot be read: {error}", _HINT) from error
+        parents = data.get("parents") if isinstance(data, dict) else data
+        if not isinstance(parents, list):
+            raise InvalidTree(f"tree file {path} holds no list of parents", _HINT)
+        return cls(parents, path.name)
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def __str__(self) -> str:
+        return self._name if self._name is not None else "parents:" + ",".join(map(str, self.parents))
+
+    def __repr__(self) -> str:
+        return f"TreeShape({self})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TreeShape) and self.parents == other.parents
+
+    def __hash__(self) -> int:
+        return hash(self.parents)
+
+    @property
+    def depth(self) -> int:
+        """Depth of the deepest node; 0 for plain decoding."""
+        return self.depths[-1] if self.depths else 0
+
+    @cached_property
+    def children(self) -> Tensor:
+        """int64 ``[1 + n, widest]``: the children of the root (row 0) and of node i (row 1 + i), padded with -1."""
+        lists: list[list[int]] = [[] for _ in range(1 + len(self))]
+        for node, parent in enumerate(self.parents):
+            lists[1 + parent].append(node)
+        widest = max(map(len, lists))
+        table = [kids + [-1] * (widest - len(kids)) for kids in lists]
+        return torch.tensor(table, dtype=torch.int64).view(1 + len(self), widest)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """bool ``[1 + n, 1 + n]``: entry (i, j) says that column j is i or an ancestor of i."""
+        mask = torch.eye(1 + len(self), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            mask[1 + node] |= mask[1 + parent]
+        return mask
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """int64 ``[1 + n]``: distance of each column from the root, to be added to the root's position."""
+        return torch.tensor([0, *self.depths], dtype=torch.int64)
+
+    @cached_property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """The inner nodes (those with children) by depth: entry d holds those at depth d; entry 0 is ``(-1,)``.
+
+        A drafter runs one forward a level; leaves need none. Empty for plain decoding.
+        """
+        inner = sorted(set(self.parents))
+        deepest = max((self._depth_of(node) for node in inner), default=-1)
+        return tuple(tuple(node for node in inner if self._depth_of(node) == d) for d in range(deepest + 1))
+
+    def _depth_of(self, node: int) -> int:
+        return 0 if node < 0 else self.depths[node]
