@@ -22,9 +22,9 @@ from mcsd.errors import (
     TokenOutOfVocabulary,
     UnknownScheme,
     UnsupportedModel,
-    VocabularyMismatch,
 )
-from mcsd.models import Block, LanguageModel, TransformersModel
+from mcsd.models import Block
+from mcsd.models.compatibility import as_model, check_tokenizers, check_vocabularies
 from mcsd.models.prefill import prefill
 from mcsd.params import Chunk, Completion, SamplingParams
 from mcsd.request import Request
@@ -72,11 +72,8 @@ class Engine:
         max_batch: int = 8,
         max_length: int = 2048,
     ) -> None:
-        _check_size("max_batch", max_batch, MAX_ROWS)
-        _check_size("max_length", max_length, MAX_SLOTS)
-        if scheme not in SCHEMES:
-            raise UnknownScheme(f"scheme {scheme!r:.40} is unknown", f"one of {', '.join(SCHEMES)}")
-        self.target = _as_model(target)
+        _check_options(scheme, max_batch, max_length)
+        self.target = as_model(target)
         self.tokenizer = tokenizer
         self._max_batch = max_batch
         self.max_length = min(max_length, self.target.max_length or max_length)
@@ -91,8 +88,8 @@ class Engine:
         elif isinstance(draft, Drafter):
             self.drafter = draft
         else:
-            model = _as_model(draft)
-            _check_vocabulary(self.target, model, tokenizer)
+            model = as_model(draft)
+            check_vocabularies(self.target, model, tokenizer)
             self.drafter = ModelDrafter(model, self.target.vocab_size, max_batch, slots)
         chosen = SCHEMES[scheme]
         self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not self.drafter.draws else chosen()
@@ -144,6 +141,7 @@ class Engine:
         where = choose_device(device)
         kind = choose_dtype(dtype, where)
         # What is wrong with the options is said before the weights are read.
+        _check_options(scheme, max_batch, max_length)
         shape = tree if tree == "auto" else TreeShape.parse(tree)
         loaded = load(target, where, kind)
         if draft is None:
@@ -151,7 +149,7 @@ class Engine:
         proposer: Any = "ngram"
         if draft != "ngram" and (isinstance(shape, str) or len(shape)):
             proposal = load(draft, where, kind)
-            _check_tokenizers(loaded.model.name, loaded.tokenizer, proposal.model.name, proposal.tokenizer)
+            check_tokenizers(loaded.model, loaded.tokenizer, proposal.model, proposal.tokenizer)
             proposer = proposal.model
         return cls(loaded.model, proposer, loaded.tokenizer, shape, scheme, max_batch, max_length)
 
@@ -295,18 +293,18 @@ class Engine:
         # From the last row to the first: a freed row is filled from the end, by a row that has been seen.
         for i in range(len(self._rows) - 1, -1, -1):
             request, count = self._rows[i], accepted[i]
-            if failed[i]:
+            new = tokens[i][:count] if failed[i] else [*tokens[i][:count], tokens[i][-1]]
+            chosen = None
+            if request.params.logprobs is not None:
+                chosen = logits[i, [0, *(verdict.path[i, :count] + 1).tolist()]]
+            reason = request.take(new, count, drafted[i], chosen) if new else None
+            if failed[i] and not reason:
                 request.error = NonFiniteLogits(
                     f"the model gave no distribution after {len(request.all_tokens)} tokens (NaN or infinite logits)",
                     "try dtype float32; if it stays, the weights are broken",
                 )
                 self._free(i)
-                continue
-            chosen = None
-            if request.params.logprobs is not None:
-                chosen = logits[i, [0, *(verdict.path[i, :count] + 1).tolist()]]
-            reason = request.take([*tokens[i][:count], tokens[i][-1]], drafted[i], chosen)
-            if reason:
+            elif reason:
                 self._lap("other")
                 request.finish(reason, {part: self._clock[part] - request.clock[part] for part in self._clock})
                 self._free(i)
@@ -382,35 +380,9 @@ class Engine:
         return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)
 
 
-def _as_model(model: Any) -> LanguageModel:
-    if isinstance(model, LanguageModel):
-        return model
-    if hasattr(model, "config") and hasattr(model, "generate"):
-        return TransformersModel(model)
-    raise UnsupportedModel(
-        f"{type(model).__name__} is not a language model", "give a transformers model or an mcsd.models.LanguageModel"
-    )
-
-
-def _check_size(name: str, value: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise InvalidOption(f"{name}={value!r:.40}: not a whole number from 1 to {most}", f"give {name} such a number")
-
-
-def _check_vocabulary(target: LanguageModel, draft: LanguageModel, tokenizer: Any | None) -> None:
-    """Sizes may differ by padding only: every token of the tokenizer must be in both."""
-    if target.vocab_size == draft.vocab_size:
-        return
-    if tokenizer is None or min(target.vocab_size, draft.vocab_size) < len(tokenizer):
-        raise VocabularyMismatch(
-            f"draft {draft.name} has {draft.vocab_size} tokens, target {target.name} {target.vocab_size}",
-            "choose a draft with the target's tokenizer, or draft='ngram'",
-        )
-
-
-def _check_tokenizers(target: str, ours: Any | None, draft: str, theirs: Any | None) -> None:
-    if ours is not None and theirs is not None and ours.get_vocab() != theirs.get_vocab():
-        raise VocabularyMismatch(
-            f"draft {draft} and target {target} have different tokenizers",
-            "choose a draft with the target's tokenizer, or draft='ngram'",
-        )
+def _check_options(scheme: str, max_batch: int, max_length: int) -> None:
+    if scheme not in SCHEMES:
+        raise UnknownScheme(f"scheme {scheme!r:.40} is unknown", f"one of {', '.join(SCHEMES)}")
+    for name, value, most in (("max_batch", max_batch, MAX_ROWS), ("max_length", max_length, MAX_SLOTS)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise InvalidOption(f"{name}={value!r:.40} is not a whole number from 1 to {most}", f"give such a {name}")

@@ -57,11 +57,14 @@ class Request:
         """Whether the text has ended or the request has failed."""
         return self.completion is not None or self.error is not None
 
-    def take(self, tokens: Sequence[int], drafted: int, logits: Tensor | None) -> FinishReason | None:
+    def take(
+        self, tokens: Sequence[int], accepted: int, drafted: int, logits: Tensor | None
+    ) -> FinishReason | None:
         """Emit the tokens of one step, up to where the text ends. Nothing is emitted or counted after the end.
 
         Args:
-            tokens: the accepted path and the target's own token.
+            tokens: the accepted path and the target's own token, at least one token.
+            accepted: length of the path.
             drafted: candidates that were verified.
             logits: ``[len(tokens), V]``, from which each token was chosen, if log-probabilities are wanted.
 
@@ -86,7 +89,7 @@ class Request:
         self._pieces += pieces
         if logits is not None:
             self._logprobs += _logprobs(emitted, logits, self.params.logprobs or 0)
-        accepted = min(len(tokens) - 1, len(emitted))
+        accepted = min(accepted, len(emitted))
         self._drafted += drafted
         self._histogram += [0] * (1 + accepted - len(self._histogram))
         self._histogram[accepted] += 1

@@ -18,7 +18,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_BLOCK = 64
+_BLOCK = 16
 
 DRAW, JUDGE = 0, 1
 """The two streams of a request: noise that chose a candidate must never judge it."""

@@ -43,12 +43,12 @@ def show(chunks: Iterable[Chunk], color: bool) -> Iterator[Chunk]:
     terminal, started = sys.stdout.isatty(), False
     try:
         for chunk in chunks:
+            started = True
             pieces = [harmless(piece) if terminal else piece for piece in chunk.pieces]
             if color:
                 pieces = [_painted(piece, i < chunk.accepted) for i, piece in enumerate(pieces)]
             sys.stdout.write("".join(pieces))
             sys.stdout.flush()
-            started = True
             yield chunk
     finally:
         if started:

@@ -55,7 +55,7 @@ class Output:
 
 
 class Cache:
-    """The committed length of each row. Rows in use are 0 ... used-1, without holes.
+    """The committed length of each row. Rows in use are 0 ... used-1, without holes; the others have length 0.
 
     Subclasses keep what a model needs to go on from there. ``commit`` is the only way a row grows.
 
@@ -72,7 +72,6 @@ class Cache:
     def add(self) -> int:
         """Take an empty row; its number is the highest in use."""
         assert self.used < self.rows, "no free row"
-        self.lengths[self.used] = 0
         self.used += 1
         return self.used - 1
 
@@ -81,7 +80,7 @@ class Cache:
         last = self.used - 1
         if row != last:
             self._move(last, row)
-        self.lengths[row] = self.lengths[last]
+            self.lengths[row] = self.lengths[last]
         self.lengths[last] = 0
         self.used = last
 

@@ -67,7 +67,8 @@ class Verdict:
         path: int64 ``[B, depth]``, the accepted nodes, padded with -1.
         accepted: int64 ``[B]``, how many.
         token: int64 ``[B]``, the token the target adds after the path.
-        failed: bool ``[B]``, rows where target or draft gave no distribution; nothing of them counts.
+        failed: bool ``[B]``, rows for which the target gave no distribution after the path, or the draft none at
+            all. Their path counts, their token does not.
     """
 
     path: Tensor

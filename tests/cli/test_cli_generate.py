@@ -1,0 +1,105 @@
+"""`mcsd generate` end to end: processes of their own, pipes, signals; real weights once each way."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Run, start
+from mcsd.catalog import Location
+
+PROMPT = "Once upon a time"
+
+
+def test_streamed_text_is_the_json_text_on_real_weights(smollm2_location: Location) -> None:
+    words = ["generate", "-n", 12, "--seed", 3, "--draft", "ngram", "--scheme", "mcss-wor", "--tree", "2x1"]
+    # Both at once: reading the weights takes most of the time.
+    streaming = start(*words, PROMPT)
+    with_json = start(*words, "-", "--json", stdin=subprocess.PIPE)
+    out, err = streaming.communicate(timeout=300)
+    assert streaming.returncode == 0, err
+    assert len(err.splitlines()) == 1  # no loading bars, no warnings
+    assert err.startswith("12 tokens in ")
+
+    json_out, err = with_json.communicate(f"{PROMPT}\n", timeout=300)
+    assert (with_json.returncode, err) == (0, "")
+    value = json.loads(json_out)
+    assert out == value["text"] + "\n"
+    assert len(value["text"].strip()) > 12  # twelve tokens of a real model are words
+    assert len(value["token_ids"]) == 12
+    assert value["finish_reason"] == "length"
+    assert value["usage"] == {"prompt_tokens": 4, "completion_tokens": 12, "total_tokens": 16}
+    decoding = value["speculative_decoding"]
+    assert decoding["tree"] == "2x1"
+    assert sum(decoding["acceptance_histogram"]) == decoding["target_calls"]
+    assert decoding["mean_acceptance_length"] == pytest.approx(12 / decoding["target_calls"])
+    parts = {part: value["timing"][part] for part in ("prefill", "draft", "target", "judge", "other")}
+    assert value["timing"]["seconds"] == pytest.approx(sum(parts.values()))
+    assert value["timing"]["tokens_per_second"] == pytest.approx(12 / value["timing"]["seconds"])
+
+
+@pytest.fixture
+def words(tiny: Path) -> list[object]:
+    """A draft that is the target: many candidates are accepted."""
+    model = ["-m", tiny, "-md", tiny, "--tree", "2x2", "--dtype", "float32", "--ignore-eos"]
+    return ["generate", PROMPT, *model, "--seed", 1]
+
+
+def test_the_same_seed_gives_the_same_text_in_colour_too(run: Run, words: list[object]) -> None:
+    plain = run(*words, "-n", 9)
+    value = json.loads(run(*words, "-n", 9, "--json").out)
+    colored = run(*words, "-n", 9, "--color")
+    assert plain.code == colored.code == 0
+    assert plain.out == value["text"] + "\n"
+    assert value["speculative_decoding"]["accepted_tokens"] > 0
+    assert "\x1b[32m" in colored.out
+    assert "\x1b[1m" in colored.out
+    for code in ("\x1b[32m", "\x1b[1m", "\x1b[0m"):
+        colored = colored._replace(out=colored.out.replace(code, ""))
+    assert colored.out == plain.out
+    legend, summary = colored.err.splitlines()
+    assert "accepted candidates" in legend
+    assert summary.startswith("9 tokens in ")
+    assert run(*words[:-1], 2, "-n", 9).out != plain.out
+
+
+def test_stop_strings_and_plain_decoding(run: Run, words: list[object]) -> None:
+    words = [*words, "--tree", "none", "--temperature", 0, "-n", 12]
+    text = run(*words).out
+    stopped = json.loads(run(*words, "--stop", text[5:9], "--json").out)
+    assert stopped["finish_reason"] == "stop"
+    assert stopped["text"] == text[: text.index(text[5:9])]
+    assert stopped["speculative_decoding"]["draft_tokens"] == 0
+
+
+def test_a_pipe_that_closes_early_ends_it_quietly(words: list[object]) -> None:
+    running = start(*words, "-n", 2000)
+    assert running.stdout
+    assert running.stderr
+    assert running.stdout.read(3)
+    running.stdout.close()
+    with running.stderr:
+        assert running.stderr.read() == ""
+    assert running.wait(60) == 0
+
+
+def test_ctrl_c_ends_it_in_one_line(words: list[object]) -> None:
+    running = start(*words, "-n", 2000)
+    assert running.stdout
+    assert running.stdout.read(3)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err == "error: interrupted\n"
+    assert out.endswith("\n")
+
+
+def test_a_full_disk_is_one_line_too(words: list[object]) -> None:
+    with open("/dev/full", "w") as full:
+        running = start(*words, "-n", 4, stdout=full)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert err.startswith("error: OSError: ")
+    assert len(err.splitlines()) == 2

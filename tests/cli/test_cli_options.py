@@ -1,0 +1,89 @@
+"""The shared options: same names and defaults as in Python, and `-md` is one option."""
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from mcsd.cli import app
+from mcsd.cli.options import EngineOptions, Json, SamplingOptions, command
+from mcsd.engine import Engine
+from mcsd.errors import InvalidParameter
+from mcsd.params import SamplingParams
+
+SHARED = """
+    --target -m --draft -md --tree --scheme --temperature --top-k --top-p --min-p --max-new-tokens -n --seed --stop
+    --repetition-penalty --presence-penalty --frequency-penalty --ignore-eos --device --dtype --quantize --compile
+    --max-length --json --color --no-color --debug
+"""
+
+
+def parsed(*words: str) -> dict[str, Any]:
+    """What a command gets for these words."""
+    got: dict[str, Any] = {}
+
+    @command
+    def probe(engine: EngineOptions, sampling: SamplingOptions, json: Json = False) -> None:
+        got.update(engine=engine, sampling=sampling, json=json)
+
+    probe_app = typer.Typer()
+    probe_app.command()(probe)
+    with get_command(probe_app).make_context("probe", list(words)) as context:
+        context.command.invoke(context)
+    return got
+
+
+@pytest.mark.parametrize("name", ["generate", "chat"])
+def test_commands_have_all_shared_options(name: str) -> None:
+    group: Any = get_command(app)
+    params = group.commands[name].params
+    have = {word for param in params for word in (*param.opts, *param.secondary_opts)}
+    assert set(SHARED.split()) <= have
+
+
+def test_defaults_are_those_of_python() -> None:
+    load = inspect.signature(Engine.load).parameters
+    for field in fields(EngineOptions):
+        assert load[field.name].default == field.default, field.name
+    assert set(load) - {field.name for field in fields(EngineOptions)} == {"max_batch"}
+    in_python = {field.name for field in fields(SamplingParams)}
+    assert in_python - {field.name for field in fields(SamplingOptions)} == {"logit_bias", "logprobs"}
+    assert SamplingOptions().params() == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("words", "target", "draft"),
+    [
+        ("", "smollm2-135m", None),
+        ("-md x", "smollm2-135m", "x"),
+        ("-m y -md x", "y", "x"),
+        ("-md x -m y", "y", "x"),
+        ("--draft x --target=y", "y", "x"),
+        ("-md=x", "smollm2-135m", "x"),
+        ("-m d", "d", None),
+    ],
+)
+def test_md_is_one_option(words: str, target: str, draft: str | None) -> None:
+    engine = parsed(*words.split())["engine"]
+    assert (engine.target, engine.draft) == (target, draft)
+
+
+def test_every_value_arrives() -> None:
+    words = """
+        --tree 2x2 --scheme mcss --device cpu --dtype float32 --quantize int8 --compile --max-length 9
+        --temperature 0.5 --top-k 4 --top-p 0.9 --min-p 0.1 -n 7 --seed 3 --stop a --stop b
+        --repetition-penalty 1.1 --presence-penalty 0.2 --frequency-penalty 0.3 --ignore-eos --json
+    """
+    got = parsed(*words.split())
+    assert got["json"]
+    assert got["engine"] == EngineOptions("smollm2-135m", None, "2x2", "mcss", "cpu", "float32", "int8", True, 9)
+    params = got["sampling"].params()
+    assert params == SamplingParams(0.5, 4, 0.9, 0.1, 7, 3, ("a", "b"), 1.1, 0.2, 0.3, ignore_eos=True)
+
+
+def test_values_are_checked_before_anything_is_loaded() -> None:
+    with pytest.raises(InvalidParameter):
+        SamplingOptions(top_p=2.0).params()

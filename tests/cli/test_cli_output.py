@@ -1,0 +1,98 @@
+"""What is shown: colours, control characters, the summary, JSON, errors."""
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mcsd.cli.output import as_object, harmless, report, show, summary
+from mcsd.errors import InvalidTree, WeightsCorrupt
+from mcsd.params import Chunk, Completion, Stats
+
+SECONDS = {"prefill": 0.1, "draft": 0.8, "target": 1.0, "judge": 0.1, "other": 0.1}
+STATS = Stats(9, 64, 22, 220, 42, (3, 5, 14), SECONDS)
+DONE = Completion("a\x1b]0;b", tuple(range(64)), "length", None, STATS)
+CHUNKS = [Chunk("a\x1b]0;b", (1, 2, 3), 2, ("a", "\x1b]0;", "b")), Chunk("\tc\n", (4,), 0, ("\tc\n",), DONE)]
+ENGINE: Any = SimpleNamespace(scheme_name="mcss-wor", tree="2x2x1")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, stdout: io.StringIO, color: bool) -> str:
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert list(show(CHUNKS, color)) == CHUNKS
+    return stdout.getvalue()
+
+
+def test_a_pipe_gets_the_very_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, io.StringIO(), color=False) == "a\x1b]0;b\tc\n\n"
+
+
+def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, Terminal(), color=False) == "a\\x1b]0;b\tc\n\n"
+
+
+def test_colours_tell_candidates_from_the_targets_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    green, bold, plain = "\x1b[32m", "\x1b[1m", "\x1b[0m"
+    expected = f"{green}a{plain}{green}\\x1b]0;{plain}{bold}b{plain}{bold}\tc\n{plain}\n"
+    assert shown(monkeypatch, Terminal(), color=True) == expected
+
+
+def test_an_unfinished_text_still_ends_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    chunks = show(CHUNKS, color=False)
+    next(iter(chunks))
+    del chunks
+    assert stdout.getvalue() == "a\x1b]0;b\n"
+
+
+def test_harmless_keeps_text_and_spells_out_controls() -> None:
+    assert harmless("naïve 日本\n\t🙂") == "naïve 日本\n\t🙂"
+    assert harmless("\x00\x07\r\x1b[2J\x7f\x9b") == "\\x00\\x07\\x0d\\x1b[2J\\x7f\\x9b"
+
+
+def test_summary_says_speed_and_acceptance() -> None:
+    assert summary(ENGINE, DONE) == (
+        "64 tokens in 2.1 s (30.5 tokens/s) · 2.91 tokens a target call · 42 of 220 candidates accepted"
+        " · mcss-wor 2x2x1"
+    )
+    plain = Completion("", (), "stop", None, Stats(9, 1, 1, 0, 0, (1,), SECONDS))
+    assert "candidates" not in summary(ENGINE, plain)
+
+
+def test_object_has_the_contracts_keys() -> None:
+    value = as_object(ENGINE, DONE)
+    assert list(value) == ["text", "token_ids", "finish_reason", "usage", "speculative_decoding", "timing"]
+    assert value["usage"] == {"prompt_tokens": 9, "completion_tokens": 64, "total_tokens": 73}
+    assert value["speculative_decoding"] == {
+        "scheme": "mcss-wor",
+        "tree": "2x2x1",
+        "mean_acceptance_length": 64 / 22,
+        "draft_acceptance_rate": 42 / 220,
+        "acceptance_histogram": [3, 5, 14],
+        "target_calls": 22,
+        "draft_tokens": 220,
+        "accepted_tokens": 42,
+    }
+    assert value["timing"] == {"seconds": pytest.approx(2.1), "tokens_per_second": pytest.approx(64 / 2.1), **SECONDS}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (InvalidTree("tree\n'x'", "give\nanother"), 2, "error: tree 'x'\nhint: give another\n"),
+        (WeightsCorrupt("bad\x1b[2J", "again"), 1, "error: bad\\x1b[2J\nhint: again\n"),
+        (ValueError("a\nb"), 1, "error: ValueError: a b\nhint: add --debug to see where it comes from\n"),
+    ],
+)
+def test_errors_take_one_line_and_a_hint(
+    error: Exception, code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(error) == code
+    assert capsys.readouterr() == ("", text)

@@ -1,0 +1,50 @@
+"""The Qwen2.5-Coder pair on real weights. Run by `make large`: 1.6 GB to fetch, 12 GB of memory, some ten minutes."""
+
+import pytest
+import torch
+from memory import peak_growth
+from test_same_text import compare, reference
+
+import mcsd
+from mcsd.models.loading import Loaded, load
+
+pytestmark = pytest.mark.large
+
+TASKS = [
+    "Write a Python function that tells whether a string is a palindrome.",
+    "Explain in two sentences what a hash table is.",
+    "Translate into German: The weather is fine today.",
+    "What is 17 times 23?",
+]
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Loaded, Loaded]:
+    torch.set_num_threads(torch.get_num_threads())
+    return tuple(load(f"qwen2.5-coder-{size}", torch.device("cpu"), torch.float32) for size in ("1.5b", "0.5b"))
+
+
+@pytest.mark.parametrize("tree", ["2x2x1", "chain:4"])
+def test_same_text_as_generate(pair: tuple[Loaded, Loaded], tree: str) -> None:
+    target, draft = pair
+    engine = mcsd.Engine(target.model, draft.model, target.tokenizer, tree=tree)
+    ids = [engine.chat_tokens([{"role": "user", "content": task}]) for task in TASKS]
+    done = engine.generate(ids, mcsd.SamplingParams(temperature=0, max_new_tokens=32))
+    expected = [reference(target.model.network, prompt, 32) for prompt in ids]
+    assert compare(target.model.network, expected, ids, done) <= 1
+    calls = sum(completion.stats.target_calls for completion in done)
+    assert sum(completion.stats.new_tokens for completion in done) / calls > 2.5
+
+
+def test_loaded_by_name_in_bfloat16() -> None:
+    """The default draft is found, acceptance is high at temperature 1, and memory stays within weights and cache."""
+    engine = mcsd.Engine.load("qwen2.5-coder-1.5b", tree="2x2x1", dtype="bfloat16", max_batch=4, max_length=512)
+    assert engine.draft_name == "qwen2.5-coder-0.5b"
+    ids = [engine.chat_tokens([{"role": "user", "content": task}]) for task in TASKS]
+    results: list[mcsd.Completion] = []
+    growth = peak_growth(lambda: results.extend(engine.generate(ids, mcsd.SamplingParams(seed=3, max_new_tokens=48))))
+    calls = sum(completion.stats.target_calls for completion in results)
+    assert sum(completion.stats.new_tokens for completion in results) / calls > 2.3
+    caches = engine._cache._store.nbytes + engine.drafter._cache._store.nbytes  # type: ignore[attr-defined]
+    weights = 2 * (1.54e9 + 0.49e9)
+    assert growth < caches + 0.15 * (weights + caches)

@@ -1,0 +1,92 @@
+"""Same law as the target: every scheme, several trees and settings, whole sequences through the whole engine.
+
+Odds. Every case compares whole sequences of 3 tokens at 2·10⁵ sequences with fixed seeds. The level for the family
+of all cases in this file is 10⁻³, Bonferroni: a correct engine fails this file on one seed in a thousand at most,
+and since the seeds are fixed it fails always or never.
+
+Power. `test_a_broken_scheme_is_rejected` shows it: with 2·10⁵ sequences a judgement that is wrong by 5 % had a
+p-value of 3·10⁻⁵², by 2 % one of 4·10⁻⁴. Smaller errors are for exact enumeration to find. The test uses half as many.
+"""
+
+import pytest
+import torch
+from chisquare import engine_of, p_value, sample, sequence_law, table, warped
+from torch import Tensor
+
+import mcsd
+from mcsd.rng import Randomness
+from mcsd.schemes.base import Node
+from mcsd.schemes.recursive import McssWithoutReplacement
+
+SEQUENCES = 200_000
+PLAIN = mcsd.SamplingParams(max_new_tokens=3)
+TOP_P = mcsd.SamplingParams(top_p=0.9, max_new_tokens=3)
+COOL = mcsd.SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=3)
+CASES = [("3x2", PLAIN), ("chain:2", COOL), ("2x2x1", TOP_P)]
+MIXED = [PLAIN, COOL]
+TESTS = len(mcsd.SCHEMES) * len(CASES) + len(MIXED) + 2 + 3
+LEVEL = 1e-3 / TESTS
+
+
+@pytest.mark.parametrize(("tree", "params"), CASES, ids=["3x2-T1", "chain:2-T.7-p.9", "2x2x1-T1-p.9"])
+@pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
+def test_law(scheme: str, tree: str, params: mcsd.SamplingParams) -> None:
+    seed = 10 * sorted(mcsd.SCHEMES).index(scheme) + len(tree)
+    target, draft = table(5, seed), table(5, seed + 1000, sharpness=0.5)
+    (seen,) = sample(engine_of(target, draft, tree, scheme), [params], SEQUENCES, seed)
+    assert seen.total() == SEQUENCES
+    assert p_value(seen, sequence_law(warped(target, params), 3)) > LEVEL
+
+
+def test_law_of_rows_with_different_settings_in_one_batch() -> None:
+    target, draft = table(5, 21), table(5, 1021, sharpness=0.5)
+    counts = sample(engine_of(target, draft, "2x2", "mcss-wor"), MIXED, SEQUENCES, 21)
+    for seen, params in zip(counts, MIXED, strict=True):
+        assert p_value(seen, sequence_law(warped(target, params), 3)) > LEVEL
+
+
+@pytest.mark.parametrize("scheme", ["mcss-wor", "mcss"])
+def test_law_at_a_larger_vocabulary_with_an_irregular_tree(scheme: str) -> None:
+    target, draft = table(8, seed=5), table(8, seed=6)
+    params = mcsd.SamplingParams(temperature=0.7, top_k=6, min_p=0.02, max_new_tokens=3)
+    engine = engine_of(target, draft, [-1, -1, -1, 0, 0, 1, 3], scheme)
+    (seen,) = sample(engine, [params], SEQUENCES, 77)
+    assert p_value(seen, sequence_law(warped(target, params), 3)) > LEVEL
+
+
+@pytest.mark.parametrize("draft", ["no overlap", "equal", "one-hot"])
+def test_law_with_extreme_drafts(draft: str) -> None:
+    """A draft that never proposes what the target wants, one that is the target, and one that is sure of itself."""
+    target = table(6, seed=8)
+    target[:, 3:] = 0.0
+    target = target / target.sum(-1, keepdim=True)
+    q = {
+        "no overlap": torch.cat([torch.zeros(6, 3), torch.full((6, 3), 1 / 3)], dim=1).double(),
+        "equal": target,
+        "one-hot": torch.eye(6).double().roll(1, dims=1),
+    }[draft]
+    (seen,) = sample(engine_of(target, q, "2x2", "mcss-wor"), [PLAIN], SEQUENCES, 99)
+    assert p_value(seen, sequence_law(target, 3)) > LEVEL
+
+
+class Broken(McssWithoutReplacement):
+    """Judges by a q that is 5 % smaller than the one it drew from."""
+
+    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
+        assert node.q is not None
+        weaker = type(node.q)(node.q.support, node.q.weights * 0.95)
+        return super().judge_node(type(node)(node.p, node.tokens, node.valid, node.choice, weaker, node.rows), random)
+
+
+class NewQ(McssWithoutReplacement):
+    """Judges draws without replacement as if they were independent."""
+
+    without_replacement = False
+
+
+@pytest.mark.parametrize("scheme", [Broken(), NewQ()], ids=lambda scheme: type(scheme).__name__)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_broken_scheme_is_rejected(scheme: McssWithoutReplacement, seed: int) -> None:
+    target, draft = table(5, seed=3), table(5, seed=1003, sharpness=0.5)
+    (seen,) = sample(engine_of(target, draft, "3x2", scheme), [PLAIN], SEQUENCES // 2, seed)
+    assert p_value(seen, sequence_law(target, 3)) < LEVEL

@@ -1,0 +1,207 @@
+"""Bad input: each a named error with a hint, raised before anything runs, and nothing else is disturbed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mcsd
+from conftest import VOCABULARY, tiny
+from mcsd import errors
+from mcsd.models.loading import choose_device, choose_dtype, load
+from mcsd.testing import TabularModel
+
+UNIFORM = TabularModel(torch.full((4, 4), 0.25))
+CPU = torch.device("cpu")
+
+
+def check(info: pytest.ExceptionInfo[errors.McsdError], *words: str) -> None:
+    error = info.value
+    assert error.hint
+    assert "\n" not in str(error)
+    for word in words:
+        assert word in error.message
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        ({"scheme": "mcts"}, errors.UnknownScheme, "mcts"),
+        ({"tree": "4x"}, errors.InvalidTree, "4x"),
+        ({"tree": "4096x4096x4096"}, errors.InvalidTree, "1024"),
+        ({"max_batch": 0}, errors.InvalidOption, "max_batch"),
+        ({"max_batch": 10**9}, errors.InvalidOption, "max_batch"),
+        ({"max_length": -5}, errors.InvalidOption, "max_length"),
+        ({"max_length": 10**12}, errors.InvalidOption, "max_length"),
+        ({"draft": TabularModel(torch.full((5, 5), 0.2))}, errors.VocabularyMismatch, "5"),
+        ({"draft": object()}, errors.UnsupportedModel, "object"),
+    ],
+)
+def test_options(options: dict[str, Any], error: type[errors.McsdError], word: str) -> None:
+    with pytest.raises(error) as info:
+        mcsd.Engine(**{"target": UNIFORM, "draft": UNIFORM, **options})
+    check(info, word)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        ({"target": "no-such-model"}, errors.UnknownModel, "no-such-model"),
+        ({"dtype": "int3"}, errors.InvalidOption, "int3"),
+        ({"device": "quantum"}, errors.InvalidOption, "quantum"),
+        ({"device": "cuda:99"}, errors.InvalidOption, "cuda:99"),
+        ({"quantize": "int8"}, errors.InvalidOption, "int8"),
+        ({"compile": True}, errors.InvalidOption, "compile"),
+        ({"scheme": "x"}, errors.UnknownScheme, "x"),
+        ({"tree": "x"}, errors.InvalidTree, "x"),
+    ],
+)
+def test_loading_options(options: dict[str, Any], error: type[errors.McsdError], word: str) -> None:
+    with pytest.raises(error) as info:
+        mcsd.Engine.load(**options)
+    check(info, word)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ([], errors.EmptyPrompt),
+        ([1, 4], errors.TokenOutOfVocabulary),
+        ([-1], errors.TokenOutOfVocabulary),
+        ([1] * 16, errors.PromptTooLong),
+        ("text", errors.InvalidOption),
+        (3, errors.InvalidOption),
+    ],
+)
+def test_prompts(prompt: Any, error: type[errors.McsdError]) -> None:
+    engine = mcsd.Engine(UNIFORM, UNIFORM, tree="2x2", max_length=16)
+    running = engine.stream([1], mcsd.SamplingParams(seed=1, max_new_tokens=12))
+    first = next(running)
+    with pytest.raises(error) as info:
+        engine.generate([[1], prompt])
+    check(info)
+    # What was running goes on as if nothing had happened.
+    (expected,) = mcsd.Engine(UNIFORM, UNIFORM, tree="2x2", max_length=16).generate(
+        [[1]], mcsd.SamplingParams(seed=1, max_new_tokens=12)
+    )
+    rest = [token for chunk in running for token in chunk.token_ids]
+    assert (*first.token_ids, *rest) == expected.token_ids
+
+
+def test_parameters_that_need_what_is_not_there() -> None:
+    engine = mcsd.Engine(UNIFORM, UNIFORM)
+    with pytest.raises(errors.InvalidParameter):
+        engine.generate([[1]], mcsd.SamplingParams(stop="x"))
+    with pytest.raises(errors.TokenOutOfVocabulary):
+        engine.generate([[1]], mcsd.SamplingParams(logit_bias={4: 1.0}))
+    with pytest.raises(errors.InvalidParameter):
+        engine.generate([[1], [2]], [mcsd.SamplingParams()])
+    with pytest.raises(errors.UnsupportedModel):
+        engine.chat([{"role": "user", "content": "hi"}])
+
+
+def broken_after(token: int, value: float) -> TabularModel:
+    model = TabularModel(torch.eye(6).roll(1, dims=1))
+    model._logits = model._logits.clone()
+    model._logits[token] = value
+    return model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_distribution_fail_their_row_alone(value: float, temperature: float) -> None:
+    """The model breaks after token 4. Of two rows one gets there."""
+    engine = mcsd.Engine(broken_after(4, value), TabularModel(torch.eye(6).roll(1, dims=1)), tree="2x2", max_batch=2)
+    params = mcsd.SamplingParams(temperature=temperature, max_new_tokens=4)
+    streams = [engine.stream([start], params) for start in (2, 5)]
+    assert [token for chunk in streams[1] for token in chunk.token_ids] == [0, 1, 2, 3]
+    with pytest.raises(errors.NonFiniteLogits) as info:
+        list(streams[0])
+    check(info)
+    assert engine.generate([[5]], params)[0].token_ids == (0, 1, 2, 3)
+
+
+def test_a_draft_that_is_no_distribution_fails_its_row_alone() -> None:
+    engine = mcsd.Engine(TabularModel(torch.eye(6).roll(1, dims=1)), broken_after(4, float("nan")), tree="2x2")
+    params = mcsd.SamplingParams(max_new_tokens=2)
+    assert engine.generate([[0]], params)[0].token_ids == (1, 2)
+    with pytest.raises(errors.NonFiniteLogits):
+        engine.generate([[0], [4]], params)
+
+
+def test_a_draft_with_padded_logits_is_accepted() -> None:
+    class Tokenizer:
+        eos_token_id = None
+
+        def __len__(self) -> int:
+            return 4
+
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return "".join("abcd"[i] for i in ids)
+
+    wide = torch.zeros(6, 6)
+    wide[:, :4] = 0.25
+    padded = TabularModel(wide)
+    for target, draft in ((UNIFORM, padded), (padded, UNIFORM)):
+        engine = mcsd.Engine(target, draft, Tokenizer(), tree="2x2")
+        (done,) = engine.generate([[1]], mcsd.SamplingParams(max_new_tokens=50, seed=1))
+        assert set(done.token_ids) <= set(range(4))
+        assert done.stats.accepted_tokens > 0
+
+
+def test_models_without_keys_and_values_are_refused() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(errors.UnsupportedModel):
+        mcsd.Engine(MambaForCausalLM(config), "ngram")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny("llama").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_local_folder_loads(folder: Path) -> None:
+    engine = mcsd.Engine.load(str(folder), dtype="float32")
+    done = engine.generate([[1, 2, 3]], mcsd.SamplingParams(temperature=0, max_new_tokens=8))
+    expected = mcsd.Engine(tiny("llama"), "ngram").generate(
+        [[1, 2, 3]], mcsd.SamplingParams(temperature=0, max_new_tokens=8)
+    )
+    assert done[0].token_ids == expected[0].token_ids
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "config"])
+def test_broken_weights(folder: Path, damage: str) -> None:
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()
+    if damage == "config":
+        (folder / "config.json").write_text("{")
+    else:
+        weights.write_bytes({"truncated": data[: len(data) // 2], "garbage": b"\xff" * 4096, "empty": b""}[damage])
+    with pytest.raises(errors.WeightsCorrupt) as info:
+        load(folder, CPU, torch.float32)
+    check(info, str(folder))
+
+
+def test_an_unknown_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "nonesuch", "architectures": ["Nonesuch"]}))
+    with pytest.raises(errors.UnsupportedModel):
+        load(folder, CPU, torch.float32)
+
+
+def test_pickled_weights_are_never_read(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny("llama").state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(errors.ModelError):
+        load(folder, CPU, torch.float32)
+
+
+def test_auto_chooses_what_the_machine_has() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_dtype("auto", CPU) in (torch.bfloat16, torch.float32)
+    assert choose_dtype("float16", CPU) == torch.float16

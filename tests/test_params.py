@@ -1,0 +1,120 @@
+"""Sampling parameters: what is refused, and how; the arithmetic of `Stats`."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from mcsd.errors import InvalidParameter, RequestError
+from mcsd.params import SamplingParams, Stats
+
+NOT_FINITE = [math.nan, math.inf, -math.inf]
+NOT_A_NUMBER = [True, "1", None, [1.0], 1j, 10**400]
+NOT_WHOLE = [1.5, 1.0, math.nan, True, "1", [1]]
+
+BAD: dict[str, list[Any]] = {
+    "temperature": [-1, -1e-9, 10_001.0, *NOT_FINITE, *NOT_A_NUMBER],
+    "top_k": [-1, 2**31 + 1, None, *NOT_WHOLE],
+    "top_p": [0, 0.0, -0.1, 1.1, 1.0000001, *NOT_FINITE, *NOT_A_NUMBER],
+    "min_p": [-0.1, 1.1, *NOT_FINITE, *NOT_A_NUMBER],
+    "max_new_tokens": [0, -1, 2**31 + 1, None, *NOT_WHOLE],
+    "seed": [-1, 2**64, *NOT_WHOLE],
+    "repetition_penalty": [0, -1.0, 101.0, *NOT_FINITE, *NOT_A_NUMBER],
+    "presence_penalty": [-101.0, 101.0, *NOT_FINITE, *NOT_A_NUMBER],
+    "frequency_penalty": [-101.0, 101.0, *NOT_FINITE, *NOT_A_NUMBER],
+    "logprobs": [-1, 21, *NOT_WHOLE],
+    "stop": ["", [""], ["ok", ""], [b"x"], b"x", [1], [None], ["x"] * 17, "x" * 1025, ["\n" * 1025], 5, None],
+    "logit_bias": [
+        *[{1: bias} for bias in (-1.1e4, 1.1e4, *NOT_FINITE, *NOT_A_NUMBER)],
+        *[{token: 1.0} for token in (-1, 2**31 + 1, None, "1", 1.5, True)],
+        *[[(1, 1.0)], 5, None],
+    ],
+    "ignore_eos": ["false", 1, None],
+}
+
+GOOD: dict[str, list[Any]] = {
+    "temperature": [0, 0.0, 1e-300, 1, 1e4],
+    "top_k": [0, 1, 2**31],
+    "top_p": [1, 1.0, 1e-300],
+    "min_p": [0, 1, 0.5],
+    "max_new_tokens": [1, 2**31],
+    "seed": [None, 0, 2**64 - 1],
+    "repetition_penalty": [1e-3, 1, 100],
+    "presence_penalty": [-100, 0, 100],
+    "frequency_penalty": [-100, 0, 100],
+    "logprobs": [None, 0, 20],
+    "stop": [(), [], ["x"] * 16, ["y" * 1024], ("a", "b")],
+    "logit_bias": [{}, {0: -1e4, 2**31: 1e4}, {5: 0}],
+    "ignore_eos": [True, False],
+}
+
+
+def test_every_parameter_is_tested() -> None:
+    assert set(BAD) == set(GOOD) == {field.name for field in dataclasses.fields(SamplingParams)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n, values in BAD.items() for v in values], ids=lambda v: f"{v!r:.30}"
+)
+def test_a_bad_value_is_named(name: str, value: Any) -> None:
+    with pytest.raises(InvalidParameter) as error:
+        SamplingParams(**{name: value})
+    assert name in error.value.message
+    assert error.value.hint
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, RequestError)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n, values in GOOD.items() for v in values], ids=lambda v: f"{v!r:.30}"
+)
+def test_a_good_value_is_kept(name: str, value: Any) -> None:
+    kept = getattr(SamplingParams(**{name: value}), name)
+    assert kept == (tuple(value) if name == "stop" else value)
+
+
+def test_stop_becomes_a_tuple() -> None:
+    assert SamplingParams(stop="END").stop == ("END",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+
+
+def test_parameters_stay_as_they_were_validated() -> None:
+    bias, stop = {1: 0.5}, ["a"]
+    params = SamplingParams(logit_bias=bias, stop=stop)
+    bias[1], stop[0] = math.nan, ""
+    assert (params.logit_bias, params.stop) == ({1: 0.5}, ("a",))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.temperature = -1  # type: ignore[misc]
+    with pytest.raises(InvalidParameter):
+        dataclasses.replace(params, temperature=-1)
+
+
+@pytest.mark.parametrize(
+    ("given", "shapes"),
+    [
+        ({}, False),
+        ({"temperature": 0, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "stop": "x", "logprobs": 3}, False),
+        ({"repetition_penalty": 1.1}, True),
+        ({"repetition_penalty": 1}, False),
+        ({"presence_penalty": -0.1}, True),
+        ({"frequency_penalty": 0.1}, True),
+        ({"logit_bias": {3: 1.0}}, True),
+    ],
+)
+def test_shapes_logits(given: dict[str, Any], shapes: bool) -> None:
+    assert SamplingParams(**given).shapes_logits is shapes
+
+
+def test_stats() -> None:
+    seconds = {"prefill": 0.5, "draft": 1.0, "target": 2.0, "judge": 0.25, "other": 0.25}
+    stats = Stats(9, 20, 8, 48, 12, (2, 2, 2, 2), seconds)
+    assert stats.mean_acceptance_length == 20 / 8
+    assert stats.draft_acceptance_rate == 12 / 48
+    assert stats.tokens_per_second == 20 / 4
+
+
+def test_stats_of_nothing() -> None:
+    stats = Stats(9, 0, 0, 0, 0, (), {})
+    assert (stats.mean_acceptance_length, stats.draft_acceptance_rate, stats.tokens_per_second) == (0, 0, 0)

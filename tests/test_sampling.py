@@ -1,0 +1,258 @@
+"""The one path from logits to probabilities, against transformers' own processors and warpers."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from mcsd.params import SamplingParams
+from mcsd.sampling import Settings, probabilities, shape_logits, sparse_probabilities
+
+CPU = torch.device("cpu")
+
+MIXED = [
+    SamplingParams(),
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=0.7),
+    SamplingParams(temperature=2.5, top_k=1),
+    SamplingParams(top_k=7),
+    SamplingParams(top_p=0.9),
+    SamplingParams(top_p=1e-60),
+    SamplingParams(min_p=0.2),
+    SamplingParams(min_p=1.0),
+    SamplingParams(top_k=10**6, temperature=0.3),
+    SamplingParams(temperature=1.3, top_k=20, top_p=0.8, min_p=0.05),
+    SamplingParams(temperature=0, top_k=3, top_p=0.5, min_p=0.1),
+]
+
+
+def short(p: SamplingParams) -> str:
+    return f"{p.temperature}-{p.top_k}-{p.top_p}-{p.min_p}"
+
+
+def random_logits(rows: int, width: int, seed: int, scale: float = 3.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, width, generator=generator, dtype=torch.float64).to(dtype) * scale
+
+
+def ours(logits: Tensor, params: list[SamplingParams]) -> Tensor:
+    return probabilities(logits, Settings.of(params, CPU))
+
+
+def theirs(logits: Tensor, params: SamplingParams) -> Tensor:
+    """One row ``[V]`` by the warpers of `transformers.generate`, in its order."""
+    if params.temperature == 0:
+        return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(logits.dtype)
+    warpers: list[Any] = [TemperatureLogitsWarper(float(params.temperature))]
+    warpers += [TopKLogitsWarper(params.top_k)] if params.top_k else []
+    warpers += [TopPLogitsWarper(params.top_p)] if params.top_p < 1 else []
+    warpers += [MinPLogitsWarper(params.min_p)] if params.min_p else []
+    none: Any = None
+    return LogitsProcessorList(warpers)(none, logits[None]).softmax(-1)[0]
+
+
+def same_law(p: Tensor, expected: Tensor, atol: float) -> None:
+    assert p.dtype == expected.dtype
+    assert torch.equal(p > 0, expected > 0)
+    torch.testing.assert_close(p, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("width", [1, 2, 50, 3000])
+def test_a_mixed_batch_is_what_transformers_samples_from(width: int, seed: int) -> None:
+    """float32, to 1e-6: some ten units of rounding; a token more or less at a cut weighs 1e-4 and more."""
+    logits = random_logits(len(MIXED), width, seed)
+    before = logits.clone()
+    for p, row, params in zip(ours(logits, MIXED), logits, MIXED, strict=True):
+        same_law(p, theirs(row, params), 1e-6)
+    assert torch.equal(logits, before)
+
+
+@given(
+    st.floats(0.05, 5), st.integers(0, 40), st.floats(0.01, 1), st.floats(0, 1), st.integers(1, 40), st.integers(0, 999)
+)
+@examples(deadline=None, max_examples=150, derandomize=True)
+def test_any_parameters(temperature: float, top_k: int, top_p: float, min_p: float, width: int, seed: int) -> None:
+    """float64 on both sides, so that no cut falls within rounding. The examples are always the same ones."""
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    logits = random_logits(1, width, seed, dtype=torch.float64)
+    torch.testing.assert_close(ours(logits, [params])[0], theirs(logits[0], params), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_p": 0.95},
+        {"top_p": 0.1},
+        {"min_p": 0.05},
+        {"top_k": 1000},
+        {"top_k": 1024},
+        {"top_k": 1025},
+        {"top_k": 4999},
+        {"top_k": 2000, "top_p": 0.9},
+        {"top_k": 1024, "top_p": 0.9, "min_p": 0.05},
+        {"top_k": 1500, "top_p": 0.5},
+        {"top_k": 10**6, "top_p": 0.7},
+    ],
+    ids=str,
+)
+def test_flat_logits_over_a_large_vocabulary(params: dict[str, Any]) -> None:
+    """So flat that the likeliest 1024 of 5000 tokens hold little: each token weighs 1e-4, a cut shows."""
+    logits = random_logits(2, 5000, 7, scale=0.1, dtype=torch.float64)
+    batch = [SamplingParams(**params), SamplingParams(top_k=5)]
+    for p, row, each in zip(ours(logits, batch), logits, batch, strict=True):
+        same_law(p, theirs(row, each), 1e-9)
+
+
+@pytest.mark.parametrize("params", [{"top_k": 3}, {"top_k": 4}, {"top_k": 3, "min_p": 0.3}, {"top_k": 1}], ids=str)
+def test_ties_at_the_last_place_are_kept(params: dict[str, Any]) -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0, 2.0, -1.0])
+    given = SamplingParams(**params)
+    same_law(ours(logits[None], [given])[0], theirs(logits, given), 1e-6)
+
+
+@pytest.mark.parametrize("top_p", [0.25, 0.5, 0.75, 0.76])
+def test_a_mass_that_is_met_exactly(top_p: float) -> None:
+    """Four equal tokens; which of them stay is free, how many is not."""
+    given, logits = SamplingParams(top_p=top_p), torch.zeros(4)
+    same_law(ours(logits[None], [given])[0].sort().values, theirs(logits, given).sort().values, 1e-6)
+
+
+def test_ties_that_reach_beyond_the_head() -> None:
+    """Place 1000 is shared by the tokens of rank 901 to 2100; top-p counts the mass of them all.
+
+    Which of equal tokens top-p keeps is free, so the probabilities are compared in order of size.
+    """
+    logits = torch.zeros(5000, dtype=torch.float64)
+    logits[:900] = 1.0
+    logits[2100:] = -1.0
+    for params in (SamplingParams(top_k=1000), SamplingParams(top_k=1000, top_p=0.9)):
+        same_law(ours(logits[None], [params])[0].sort().values, theirs(logits, params).sort().values, 1e-9)
+
+
+def test_rows_do_not_touch_each_other() -> None:
+    """A row alone is bit for bit what it is in a batch, beside rows without a distribution too."""
+    for width in (60, 2500):
+        logits = random_logits(len(MIXED) + 3, width, 3, scale=0.5)
+        logits[-3, 5], logits[-2], logits[-1] = math.nan, -math.inf, math.nan
+        batch = [*MIXED, SamplingParams(temperature=0), SamplingParams(top_k=5), SamplingParams(top_p=0.5)]
+        p = ours(logits, batch)
+        assert p[-3:].sum(-1).isnan().all()
+        for row, params in enumerate(MIXED):
+            assert torch.equal(p[row], ours(logits[row : row + 1], [params])[0])
+            assert abs(p[row].sum().item() - 1) < 1e-5
+
+
+@pytest.mark.parametrize("broken", [[math.nan, 0.0, 1.0], [-math.inf] * 3, [math.nan] * 3])
+@pytest.mark.parametrize("params", MIXED, ids=short)
+def test_a_row_without_a_distribution_sums_to_nan(params: SamplingParams, broken: list[float]) -> None:
+    assert ours(torch.tensor([broken]), [params]).sum().isnan()
+
+
+def test_masked_tokens_stay_masked() -> None:
+    logits = torch.tensor([[0.0, -math.inf, 1.0, -math.inf]])
+    for params in MIXED:
+        same_law(ours(logits, [params])[0], theirs(logits[0], params), 1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-45, 1e-60])
+def test_tiny_temperatures_are_finite(temperature: float) -> None:
+    logits = torch.tensor([[1e4, 3e4, -3e4, 2.9e4], [-5.0, -5.0, -7.0, -6.0]])
+    p = ours(logits, [SamplingParams(temperature=temperature), SamplingParams(temperature=temperature, top_p=0.999)])
+    assert torch.equal(p[0], torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    assert p[1].sum() == 1
+    assert p[1, 2:].sum() == 0
+
+
+@pytest.mark.parametrize("params", MIXED, ids=short)
+def test_float64_stays_float64(params: SamplingParams) -> None:
+    logits = random_logits(1, 50, 1, dtype=torch.float64)
+    same_law(ours(logits, [params])[0], theirs(logits[0], params), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_become_float32(dtype: torch.dtype) -> None:
+    logits = random_logits(len(MIXED), 80, 2, dtype=dtype)
+    p = ours(logits, MIXED)
+    assert p.dtype == torch.float32
+    assert torch.equal(p, ours(logits.float(), MIXED))
+    q = sparse_probabilities(logits, Settings.of(MIXED, CPU), 16)
+    assert q.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("extra", [0, 5])
+def test_sparse_probabilities_with_room_for_all(extra: int) -> None:
+    logits = random_logits(len(MIXED), 60, 4)
+    q = sparse_probabilities(logits, Settings.of(MIXED, CPU), 60 + extra)
+    dense = torch.zeros(len(MIXED), 60).scatter_add(1, q.support, q.weights)
+    for row, (params, expected) in enumerate(zip(MIXED, ours(logits, MIXED), strict=True)):
+        if params.temperature == 0:  # keeps the draft's own law, which ranks the candidates
+            expected = logits[row].softmax(-1)
+        same_law(dense[row], expected, 1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 8, 64])
+def test_sparse_probabilities_are_the_likeliest_renormalised(width: int) -> None:
+    logits = random_logits(len(MIXED) + 1, 300, 5, scale=1.0)
+    logits[-1, 3] = math.nan
+    q = sparse_probabilities(logits, Settings.of([*MIXED, SamplingParams()], CPU), width)
+    assert q.weights[-1].sum().isnan()
+    support, weights = q.support[:-1], q.weights[:-1]
+    assert weights.shape == support.shape == (len(MIXED), width)
+    assert all(len(set(row)) == width for row in support.tolist())
+    assert torch.equal(logits[:-1].gather(1, support), logits[:-1].topk(width).values)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(len(MIXED)))
+    for row, params in enumerate(MIXED):
+        if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
+            expected = (logits[row, support[row]] / (params.temperature or 1.0)).softmax(-1)
+            torch.testing.assert_close(weights[row], expected)
+        if params.temperature and params.top_k:
+            assert weights[row].count_nonzero() <= params.top_k
+
+
+def test_select_names_rows() -> None:
+    logits = random_logits(len(MIXED), 40, 6)
+    rows = torch.tensor([7, 1, 1, 4])
+    chosen = probabilities(logits[rows], Settings.of(MIXED, CPU).select(rows))
+    assert torch.equal(chosen, ours(logits, MIXED)[rows])
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_repetition_penalty_is_transformers(penalty: float, dtype: torch.dtype) -> None:
+    logits = random_logits(1, 30, 8, dtype=dtype)[0]
+    prompt, text = [3, 4, 4, 29], [0, 3, 17]
+    shaped = shape_logits(logits, SamplingParams(repetition_penalty=penalty), prompt, text)
+    wide = logits if dtype == torch.float64 else logits.float()
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + text]), wide[None].clone())[0]
+    assert shaped.dtype == wide.dtype
+    assert torch.equal(shaped, expected)
+
+
+def test_presence_frequency_and_bias_by_hand() -> None:
+    """Presence and frequency see the text alone, the bias comes on top, and the logits given are left as they were."""
+    logits = torch.tensor([1.0, -1.0, 0.5, 2.0, 0.0])
+    params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25, logit_bias={4: 3.0, 1: -10.0, 0: 0.125})
+    shaped = shape_logits(logits, params, prompt=[2, 2, 4], text=[0, 3, 3, 3, 1])
+    assert shaped.tolist() == [1 - 0.75 + 0.125, -1 - 0.75 - 10, 0.5, 2 - 0.5 - 0.75, 3.0]
+    assert shape_logits(logits, params, [2], []).tolist() == [1.125, -11.0, 0.5, 2.0, 3.0]
+    assert logits.tolist() == [1.0, -1.0, 0.5, 2.0, 0.0]
+
+
+def test_all_penalties_together() -> None:
+    params = SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=-0.25)
+    shaped = shape_logits(torch.tensor([4.0, -4.0, 4.0, 4.0]), params, prompt=[2], text=[0, 1, 1])
+    assert shaped.tolist() == [2 - 0.5 + 0.25, -8 - 0.5 + 0.5, 2.0, 4.0]

@@ -1,0 +1,159 @@
+"""Shapes: what is read, what is refused, and that parents, depths, mask, children and levels tell of one tree."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcsd.errors import InvalidTree
+from mcsd.tree import MAX_NODES, TreeShape
+
+
+def refused(error: pytest.ExceptionInfo[InvalidTree]) -> None:
+    assert error.value.hint
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@st.composite
+def parent_lists(draw: st.DrawFn) -> list[int]:
+    size = draw(st.integers(0, 24))
+    return [draw(st.integers(-1, node - 1)) for node in range(size)]
+
+
+def ancestors(parents: list[int] | tuple[int, ...], node: int) -> list[int]:
+    """The nodes from the root's child down to the node itself."""
+    return [] if node < 0 else [*ancestors(parents, parents[node]), node]
+
+
+@pytest.mark.parametrize(
+    ("text", "parents", "depths"),
+    [
+        ("none", (), ()),
+        ("1", (-1,), (1,)),
+        ("3", (-1, -1, -1), (1, 1, 1)),
+        ("2x2", (-1, -1, 0, 0, 1, 1), (1, 1, 2, 2, 2, 2)),
+        ("2x1x2", (-1, -1, 0, 1, 2, 2, 3, 3), (1, 1, 2, 2, 3, 3, 3, 3)),
+        ("02x01", (-1, -1, 0, 1), (1, 1, 2, 2)),
+        ("chain:1", (-1,), (1,)),
+        ("chain:4", (-1, 0, 1, 2), (1, 2, 3, 4)),
+        ([], (), ()),
+        ([-1, 0, -1, 2], (-1, -1, 0, 1), (1, 1, 2, 2)),
+        ((-1, 0, 1, -1, 0), (-1, -1, 0, 0, 2), (1, 1, 2, 2, 3)),
+    ],
+)
+def test_parse(text: Any, parents: tuple[int, ...], depths: tuple[int, ...]) -> None:
+    shape = TreeShape.parse(text)
+    assert (shape.parents, shape.depths) == (parents, depths)
+    assert (len(shape), shape.depth) == (len(parents), max(depths, default=0))
+    assert TreeShape.parse(shape) is shape
+    if isinstance(text, str):
+        assert str(shape) == text
+
+
+@pytest.mark.parametrize("text", ["1024", "chain:1024", "2x" * 8 + "2", "31x32"])
+def test_the_largest_trees_are_read(text: str) -> None:
+    assert 1000 < len(TreeShape.parse(text)) <= MAX_NODES
+
+
+@pytest.mark.parametrize("content", ["[-1, 0, -1, 2]", '{"parents": [-1, 0, -1, 2], "note": "x"}'])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_parse_a_file(tmp_path: Path, content: str, kind: type) -> None:
+    file = tmp_path / "shape.json"
+    file.write_text(content)
+    assert TreeShape.parse(kind(file)) == TreeShape([-1, -1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", " ", "x", "4x", "x4", "4xx2", "0", "4x0", "0x4", "-1", "4x-2", "+4"],
+        *["4 x 2", "4x2 ", "4x2\n", "4X2", "4×2"],
+        *["4.0", "1e2", "1_0", "0x10x", "auto!", "None", "²", "٤x٢", "4x٢", "chain:²", "chain:٤"],
+        *["chain", "chain:", "chain:0", "chain:-1", "chain:+1", "chain: 4", "chain:4x2", "chain:99999999999"],
+        *["2x" * 50, "2x" * 50 + "2", "1x" * MAX_NODES + "1", "1025", "chain:1025", "32x32", "chain:999999999"],
+        *["999999999x999999999", "x".join(["999999999"] * 10_000), "9" * 1_000_000, "line\nbreak", "no\nsuch.json"],
+        *[None, 4, 4.0, b"4x2", {"parents": [-1]}],
+        *[[0], [1, -1], [-1, 1], [-1, 2, 0], [-2], [-1, -5], [-1] * 1025],
+        *[[True], [-1, False], [-1, 0.0], [-1.0], ["-1"], [None], [[-1]], [float("nan")], [["x" * 5000]]],
+    ],
+    ids=lambda text: f"{text!r:.24}",
+)
+def test_what_is_no_tree_is_refused(text: Any) -> None:
+    with pytest.raises(InvalidTree) as error:
+        TreeShape.parse(text)
+    refused(error)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *[b"", b"[-1, 0", b"{", b"\xff\xfe[", b"4x2", b"[-1] [0]", b"[" * 100_000],
+        *[b"null", b"5", b"true", b'"4x2"', b"{}", b'{"parents": 5}', b'{"parents": null}', b'{"parents": {"0": -1}}'],
+        *[b"[0]", b"[-1, 1]", b"[-2]", b"[-1.0]", b"[true]", b'["-1"]', b"[[-1]]", b"[null]", b"[NaN]"],
+        json.dumps([-1] * 1025).encode(),
+    ],
+    ids=lambda content: f"{content!r:.24}",
+)
+def test_a_file_that_holds_no_tree_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "shape.json"
+    file.write_bytes(content)
+    with pytest.raises(InvalidTree) as error:
+        TreeShape.parse(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "folder.json"
+    folder.mkdir()
+    for path in (tmp_path / "missing.json", folder, Path("a\0b.json")):
+        with pytest.raises(InvalidTree, match=r"\.json'? cannot be read"):
+            TreeShape.parse(path)
+
+
+@given(parent_lists())
+@settings(deadline=None)
+def test_renumbering_keeps_the_tree(listed: list[int]) -> None:
+    """By depth, otherwise in the order given; the tree and the order of siblings stay."""
+    shape = TreeShape(listed)
+    by_depth = sorted((len(ancestors(listed, node)), node) for node in range(len(listed)))
+    old = [node for _, node in by_depth]
+    assert shape.depths == tuple(depth for depth, _ in by_depth)
+    assert [-1 if parent < 0 else old[parent] for parent in shape.parents] == [listed[node] for node in old]
+
+    def nested(parents: list[int] | tuple[int, ...], root: int = -1) -> list[Any]:
+        return [nested(parents, node) for node, parent in enumerate(parents) if parent == root]
+
+    assert nested(shape.parents) == nested(listed)
+    again = TreeShape(shape.parents)
+    assert again == shape
+    assert hash(again) == hash(shape)
+    assert (shape == TreeShape([*shape.parents, -1])) is False
+
+
+@given(parent_lists())
+@settings(deadline=None)
+def test_tensors_tell_of_the_same_tree(listed: list[int]) -> None:
+    shape = TreeShape(listed)
+    n = len(shape)
+    closure = torch.zeros(1 + n, 1 + n, dtype=torch.bool)
+    for node in range(-1, n):
+        closure[1 + node, [0, *(1 + above for above in ancestors(shape.parents, node))]] = True
+    assert torch.equal(shape.mask, closure)
+    assert torch.equal(shape.offsets, closure.sum(1) - 1)
+    assert shape.offsets.tolist() == [0, *shape.depths]
+
+    families = [[node for node in range(n) if shape.parents[node] == column - 1] for column in range(1 + n)]
+    assert shape.children.dtype == torch.int64
+    assert shape.children.shape == (1 + n, max(map(len, families)))
+    for row, kids in zip(shape.children.tolist(), families, strict=True):
+        assert row == kids + [-1] * (len(row) - len(kids))
+
+    inner = [node for node in range(-1, n) if families[1 + node]]
+    assert [node for level in shape.levels for node in level] == inner
+    assert len(shape.levels) == shape.depth
+    assert all(shape.offsets[1 + node] == depth for depth, level in enumerate(shape.levels) for node in level)
