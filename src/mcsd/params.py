@@ -1,6 +1,5 @@
 """What a request asks for and what it gets back: frozen records, validated once, free of torch."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -54,7 +53,6 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         _real("temperature", self.temperature, 0.0, 1e4)
         _whole("top_k", self.top_k, 0, 2**31)
         _real("top_p", self.top_p, 0.0, 1.0, open_low=True)
@@ -67,12 +65,21 @@ class SamplingParams:
         _real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidParameter(f"logit_bias={self.logit_bias!r:.80} is not a mapping", "give {token id: bias}")
+        # Copies: what was checked here must not change afterwards.
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
         for token, bias in self.logit_bias.items():
             _whole("logit_bias token", token, 0, 2**31)
             _real("logit_bias", bias, -1e4, 1e4)
-        if len(self.stop) > MAX_STOP_STRINGS or not all(
-            isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in self.stop
-        ):
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidParameter(f"ignore_eos={self.ignore_eos!r:.40} is not a bool", "give True or False")
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        strings = isinstance(self.stop, Sequence) and len(self.stop) <= MAX_STOP_STRINGS
+        if strings and all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in self.stop):
+            object.__setattr__(self, "stop", tuple(self.stop))
+        else:
             raise InvalidParameter(
                 f"stop={self.stop!r:.80}: not at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_LENGTH} characters",
                 "give one string or a short list of strings",
@@ -89,10 +96,11 @@ class SamplingParams:
 
 
 def _real(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value < low or value > high or (open_low and value == low):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # NaN is in no range; comparing, unlike math.isfinite, takes integers of any size.
+    if not number or not low <= value <= high or (open_low and value == low):
         raise InvalidParameter(
-            f"{name}={value!r}: not a number in {'(' if open_low else '['}{low:g}, {high:g}]",
+            f"{name}={value!r:.40}: not a number in {'(' if open_low else '['}{low:g}, {high:g}]",
             f"give {name} a finite value in that range",
         )
 
@@ -100,7 +108,7 @@ def _real(name: str, value: float, low: float, high: float, open_low: bool = Fal
 def _whole(name: str, value: int, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise InvalidParameter(
-            f"{name}={value!r}: not a whole number from {low} to {high}", f"give {name} a value in that range"
+            f"{name}={value!r:.40}: not a whole number from {low} to {high}", f"give {name} a value in that range"
         )
 
 

@@ -57,9 +57,7 @@ class Request:
         """Whether the text has ended or the request has failed."""
         return self.completion is not None or self.error is not None
 
-    def take(
-        self, tokens: Sequence[int], accepted: int, drafted: int, logits: Tensor | None
-    ) -> FinishReason | None:
+    def take(self, tokens: Sequence[int], accepted: int, drafted: int, logits: Tensor | None) -> FinishReason | None:
         """Emit the tokens of one step, up to where the text ends. Nothing is emitted or counted after the end.
 
         Args:

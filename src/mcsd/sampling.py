@@ -18,7 +18,7 @@ class Settings:
 
     Attributes:
         params: the requests' own parameters, ``B`` of them.
-        temperature: float32 ``[B]``, 1 for greedy rows.
+        temperature: float64 ``[B]``, 1 for greedy rows.
         greedy: bool ``[B]``, rows at temperature 0.
         top_k, top_p, min_p: ``[B]``, as in `SamplingParams`.
         truncates: bool ``[B]``, rows on which any of those three has an effect.
@@ -39,11 +39,11 @@ class Settings:
         def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
-        temperature = column([p.temperature for p in params], torch.float32)
+        temperature = column([p.temperature for p in params], torch.float64)
         greedy = temperature == 0
         top_k = column([p.top_k for p in params], torch.int64)
-        top_p = column([p.top_p for p in params], torch.float32)
-        min_p = column([p.min_p for p in params], torch.float32)
+        top_p = column([p.top_p for p in params], torch.float64)
+        min_p = column([p.min_p for p in params], torch.float64)
         truncates = ((top_k > 0) | (top_p < 1) | (min_p > 0)) & ~greedy
         return cls(tuple(params), temperature.masked_fill(greedy, 1.0), greedy, top_k, top_p, min_p, truncates)
 
@@ -84,14 +84,14 @@ def probabilities(logits: Tensor, settings: Settings) -> Tensor:
         ``[A, V]``; one-hot at the argmax for greedy rows. A row whose logits hold NaN or no finite value sums to NaN.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if settings.greedy.all():
+        return _one_hot(logits)
     p = _softmax(logits, settings.temperature)
     if settings.truncates.any():
         chosen = settings.truncates.nonzero()[:, 0]
         p[chosen] = _truncated(p[chosen], settings.select(chosen))
     if settings.greedy.any():
-        broken = p.sum(-1).isnan()
-        one_hot = torch.zeros_like(p).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
-        p = torch.where((settings.greedy & ~broken)[:, None], one_hot, p)
+        p[settings.greedy] = _one_hot(logits[settings.greedy])
     return p
 
 
@@ -140,16 +140,26 @@ def shape_logits(logits: Tensor, params: SamplingParams, prompt: Sequence[int], 
     return logits
 
 
+def _one_hot(logits: Tensor) -> Tensor:
+    best = logits.max(-1, keepdim=True)
+    mass = torch.where(best.values.isfinite(), 1.0, torch.nan).to(logits.dtype)
+    return torch.zeros_like(logits).scatter_(1, best.indices, mass)
+
+
 def _softmax(logits: Tensor, temperature: Tensor) -> Tensor:
-    # The maximum goes first: dividing by a tiny temperature must not overflow.
+    # The maximum goes first, so that dividing by a tiny temperature cannot overflow; nor may it become 0.
     shifted = logits - logits.amax(-1, keepdim=True)
-    return (shifted / temperature[:, None].to(logits.dtype)).softmax(-1)
+    divisor = temperature[:, None].to(logits.dtype).clamp(min=torch.finfo(logits.dtype).tiny)
+    return (shifted / divisor).softmax(-1)
 
 
 def _truncated(p: Tensor, settings: Settings) -> Tensor:
     top, index = p.topk(min(_HEAD, p.shape[-1]), dim=-1)
     keep = _kept(top, settings)
-    if keep[:, -1].any() and top.shape[-1] < p.shape[-1]:
+    # The head suffices if what is kept ends in it, and so do the tokens that tie with the k-th, whose mass counts.
+    kth = top.gather(1, (settings.top_k.clamp(1, top.shape[-1]) - 1)[:, None])
+    tied = (settings.top_k > 0)[:, None] & (top[:, -1:] >= kth)
+    if top.shape[-1] < p.shape[-1] and (keep[:, -1:] | tied).any():
         top, index = p.sort(-1, descending=True)
         keep = _kept(top, settings)
     cut = torch.zeros_like(p).scatter_(1, index, top * keep)
@@ -166,8 +176,9 @@ def _kept(top: Tensor, settings: Settings) -> Tensor:
     kept = top * keep
     mass = torch.where(settings.top_k > 0, kept.sum(-1), 1.0)[:, None]
     above = kept.cumsum(-1) - kept
-    keep &= above < settings.top_p[:, None] * mass
-    keep &= top >= settings.min_p[:, None] * top[:, :1]
+    # At top_p = 1 nothing is cut, though rounding may bring the sum to 1 before the end.
+    keep &= (above < settings.top_p[:, None] * mass) | (settings.top_p[:, None] == 1)
+    keep &= top >= settings.min_p[:, None].to(top.dtype) * top[:, :1]
     # top_p may be so small that rounding leaves nothing: the likeliest token always stays.
     keep[:, 0] = True
     return keep

@@ -29,7 +29,7 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Take a token and return the text it makes certain."""
-        if self._tokenizer is None:
+        if self._tokenizer is None or self.stopped:
             return ""
         self._ids.append(token)
         new = self._undecoded()
@@ -62,9 +62,10 @@ class TextStream:
         return text[: len(text) - keep]
 
     def _before_stop(self, text: str) -> str:
-        ends = [end for end in map(text.find, self._stop) if end >= 0]
-        self.stopped = bool(ends)
-        return text[: min(ends)] if ends else text
+        # The string that is complete first counts; of several that end together, the longest.
+        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        self.stopped = bool(found)
+        return text[: min(found)[1]] if found else text
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -39,7 +39,7 @@ class TreeShape:
         depths: list[int] = []
         for node, parent in enumerate(parents):
             if not isinstance(parent, int) or isinstance(parent, bool) or not -1 <= parent < node:
-                raise InvalidTree(f"node {node} has parent {parent!r}: not -1 (the root) or an earlier node", _HINT)
+                raise InvalidTree(f"node {node} has parent {parent!r:.40}: not -1 (the root) or an earlier node", _HINT)
             depths.append(1 if parent < 0 else depths[parent] + 1)
         order = sorted(range(len(parents)), key=depths.__getitem__)
         renumbered = {old: new for new, old in enumerate(order)} | {-1: -1}
@@ -63,8 +63,10 @@ class TreeShape:
             return text
         if isinstance(text, Path) or (isinstance(text, str) and text.endswith(".json")):
             return cls._read(Path(text))
+        if isinstance(text, Sequence) and not isinstance(text, str):
+            return cls(text)
         if not isinstance(text, str):
-            return cls(list(text))
+            raise InvalidTree(f"tree {text!r:.80} is not a tree", _HINT)
         if text == "none":
             return cls((), text)
         if re.fullmatch(r"chain:[0-9]{1,9}", text):
@@ -97,11 +99,11 @@ class TreeShape:
     def _read(cls, path: Path) -> "TreeShape":
         try:
             data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InvalidTree(f"tree file {path} cannot be read: {error}", _HINT) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise InvalidTree(f"tree file {str(path)!r:.200} cannot be read: {error!r:.200}", _HINT) from error
         parents = data.get("parents") if isinstance(data, dict) else data
         if not isinstance(parents, list):
-            raise InvalidTree(f"tree file {path} holds no list of parents", _HINT)
+            raise InvalidTree(f"tree file {str(path)!r:.200} holds no list of parents", _HINT)
         return cls(parents, path.name)
 
     def __len__(self) -> int:
