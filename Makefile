@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PROMPT ?= "The three most important rules for writing a test are"
 
-.PHONY: demo test lint large laws bench clean
+.PHONY: demo test lint slow large bench clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -18,9 +18,9 @@ lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
-# The long laws: every scheme on more trees, settings and seeds.
-laws: $(READY)
-	$(BIN)/python -m pytest -m slow tests/laws
+# What takes minutes: same text on all prompts for every tree and batch.
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 # Needs 1.6 GB of weights and 12 GB of memory.
 large: $(READY)

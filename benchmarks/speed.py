@@ -116,7 +116,7 @@ def reference(name: str, dtype: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(location.source, **options)
 
 
-def hf(model: Any, ids: list[int], temperature: float, seed: int, new: int, **options: Any) -> Run:
+def hf(model: Any, ids: list[int], seed: int, *, temperature: float, new: int, **options: Any) -> Run:
     """``model.generate`` at the same settings; its own top_k=50 is switched off."""
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
@@ -135,7 +135,7 @@ def hf(model: Any, ids: list[int], temperature: float, seed: int, new: int, **op
     return Run(output.shape[1] - len(ids), time.perf_counter() - start, None)
 
 
-def ours(engine: mcsd.Engine, ids: list[int], temperature: float, seed: int, new: int) -> Run:
+def ours(engine: mcsd.Engine, ids: list[int], seed: int, *, temperature: float, new: int) -> Run:
     """The same request through an engine."""
     params = mcsd.SamplingParams(temperature=temperature, max_new_tokens=new, seed=seed)
     start = time.perf_counter()

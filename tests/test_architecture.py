@@ -22,10 +22,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": set(),
     "request": {"errors", "params", "text"},
     "testing": {"models"},
+    "options": {"errors", "schemes"},
+    "encoding": {"errors", "params"},
     "engine": {
-        *("errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters", "text", "request", "catalog")
+        *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),
+        *("request", "catalog"),
     },
-    "cli": {"engine", "errors", "params", "catalog"},
+    "cli": {"engine", "errors", "params", "catalog", "options", "tree"},
 }
 
 

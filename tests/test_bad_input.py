@@ -35,6 +35,7 @@ def check(info: pytest.ExceptionInfo[errors.McsdError], *words: str) -> None:
         ({"max_batch": 10**9}, errors.InvalidOption, "max_batch"),
         ({"max_length": -5}, errors.InvalidOption, "max_length"),
         ({"max_length": 10**12}, errors.InvalidOption, "max_length"),
+        ({"max_batch": 4096, "max_length": 1 << 20}, errors.InvalidOption, "tokens"),
         ({"draft": TabularModel(torch.full((5, 5), 0.2))}, errors.VocabularyMismatch, "5"),
         ({"draft": object()}, errors.UnsupportedModel, "object"),
     ],
@@ -71,8 +72,12 @@ def test_loading_options(options: dict[str, Any], error: type[errors.McsdError],
         ([1, 4], errors.TokenOutOfVocabulary),
         ([-1], errors.TokenOutOfVocabulary),
         ([1] * 16, errors.PromptTooLong),
-        ("text", errors.InvalidOption),
-        (3, errors.InvalidOption),
+        ("text", errors.InvalidParameter),
+        (3, errors.InvalidParameter),
+        (None, errors.InvalidParameter),
+        ([1.5], errors.InvalidParameter),
+        ([[1]], errors.InvalidParameter),
+        (["a"], errors.InvalidParameter),
     ],
 )
 def test_prompts(prompt: Any, error: type[errors.McsdError]) -> None:
@@ -157,6 +162,46 @@ def test_models_without_keys_and_values_are_refused() -> None:
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(errors.UnsupportedModel):
         mcsd.Engine(MambaForCausalLM(config), "ngram")
+
+
+def family(name: str) -> Any:
+    from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoConfig, MptConfig
+
+    config = {
+        "bloom": lambda: BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2),
+        "mpt": lambda: MptConfig(vocab_size=VOCABULARY, d_model=16, n_layers=1, n_heads=2),
+        "gpt-neo": lambda: GPTNeoConfig(
+            vocab_size=VOCABULARY, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
+        ),
+    }[name]()
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt", "gpt-neo"])
+def test_families_whose_attention_counts_cache_places_are_refused(name: str) -> None:
+    with pytest.raises(errors.UnsupportedModel) as info:
+        mcsd.Engine(family(name), "ngram")
+    check(info)
+
+
+def test_an_attention_that_takes_no_tree_mask_is_refused() -> None:
+    network = tiny("llama")
+    network.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(errors.UnsupportedModel) as info:
+        mcsd.Engine(network, "ngram")
+    check(info, "flash_attention_2")
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(folder: Path) -> None:
+    """transformers itself would fill it with random numbers."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.down_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(errors.WeightsCorrupt) as info:
+        load(folder, CPU, torch.float32)
+    check(info, "down_proj")
 
 
 @pytest.fixture

@@ -250,5 +250,5 @@ def test_rows_come_and_go_while_others_run() -> None:
             (alone,) = engine(batch=1).generate([PROMPTS[i]], request.params)
             assert request.completion is not None
             assert request.completion.token_ids == alone.token_ids
-    assert not requests[1].done
-    assert not requests[5].done
+    assert all(isinstance(requests[i].error, mcsd.errors.RequestInterrupted) for i in (1, 5))
+    assert all(requests[i].completion is None for i in (1, 5))

@@ -256,3 +256,25 @@ def test_all_penalties_together() -> None:
     params = SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=-0.25)
     shaped = shape_logits(torch.tensor([4.0, -4.0, 4.0, 4.0]), params, prompt=[2], text=[0, 1, 1])
     assert shaped.tolist() == [2 - 0.5 + 0.25, -8 - 0.5 + 0.5, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.7, 0.8, 0.9])
+def test_masses_that_reach_top_p_exactly(top_p: float) -> None:
+    """Every distribution over four tokens in tenths: where a sum is top_p, the next token goes."""
+    tenths = [(a, b, c, 10 - a - b - c) for a in range(11) for b in range(11 - a) for c in range(11 - a - b)]
+    params = SamplingParams(top_p=top_p)
+    for masses in tenths:
+        p = ours((torch.tensor([masses]) / 10).log(), [params])[0]
+        ranked = sorted(masses, reverse=True)
+        wanted = next(n for n in range(1, 5) if sum(ranked[:n]) >= round(10 * top_p))
+        assert int((p > 0).sum()) == wanted, masses
+
+
+def test_a_row_that_needs_the_full_sort_does_not_change_the_others() -> None:
+    """Which of equal tokens are kept must not depend on the company: halves make many equal tokens."""
+    flat = torch.zeros(1, 5000)
+    for seed in range(20):
+        row = random_logits(1, 5000, seed, dtype=torch.bfloat16).float()
+        params = SamplingParams(top_p=0.9)
+        alone = ours(row, [params])[0]
+        assert torch.equal(alone, ours(torch.cat([flat, row]), [params, params])[1])

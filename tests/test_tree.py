@@ -157,3 +157,9 @@ def test_tensors_tell_of_the_same_tree(listed: list[int]) -> None:
     assert [node for level in shape.levels for node in level] == inner
     assert len(shape.levels) == shape.depth
     assert all(shape.offsets[1 + node] == depth for depth, level in enumerate(shape.levels) for node in level)
+
+
+def test_what_a_shape_is_called_is_a_way_to_write_it() -> None:
+    for text in ("4x2x1", "chain:3", "none", "parents:-1,-1,0,0,3"):
+        assert str(TreeShape.parse(text)) == text
+        assert TreeShape.parse(str(TreeShape(TreeShape.parse(text).parents))) == TreeShape.parse(text)

@@ -27,10 +27,13 @@ __all__ = [
 ]
 
 _LATE = {"Engine": "mcsd.engine", "SCHEMES": "mcsd.schemes", "TreeShape": "mcsd.tree"}
+_ROOMS = ("models", "drafters", "testing")
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is asked for, so that the command line starts without."""
     if name in _LATE:
         return getattr(import_module(_LATE[name]), name)
+    if name in _ROOMS:
+        return import_module(f"mcsd.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,19 +13,18 @@ import torch
 from torch import Tensor
 
 from mcsd.drafters import Drafter, ModelDrafter, NgramDrafter
+from mcsd.encoding import Encoder, Message, Prompt, Prompts
 from mcsd.errors import (
-    EmptyPrompt,
     InvalidOption,
     InvalidParameter,
     NonFiniteLogits,
-    PromptTooLong,
-    TokenOutOfVocabulary,
-    UnknownScheme,
-    UnsupportedModel,
+    RequestError,
+    RequestInterrupted,
 )
 from mcsd.models import Block
 from mcsd.models.compatibility import as_model, check_tokenizers, check_vocabularies
 from mcsd.models.prefill import prefill
+from mcsd.options import check_options
 from mcsd.params import Chunk, Completion, SamplingParams
 from mcsd.request import Request
 from mcsd.rng import DRAW, JUDGE, Stream
@@ -33,15 +32,8 @@ from mcsd.sampling import Settings
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, Texts, Verdict
 from mcsd.tree import TreeShape
 
-Prompt = str | list[int]
-Prompts = list[str] | list[list[int]] | list[Prompt]
-Message = dict[str, str]
-
 AUTO_TREE = "2x2x1"
 AUTO_TREE_NGRAM = "2x1x1x1"
-
-MAX_ROWS = 4096
-MAX_SLOTS = 1 << 20
 
 
 class Engine:
@@ -72,7 +64,7 @@ class Engine:
         max_batch: int = 8,
         max_length: int = 2048,
     ) -> None:
-        _check_options(scheme, max_batch, max_length)
+        check_options(scheme, max_batch, max_length)
         self.target = as_model(target)
         self.tokenizer = tokenizer
         self._max_batch = max_batch
@@ -81,7 +73,8 @@ class Engine:
         if tree == "auto":
             tree = AUTO_TREE_NGRAM if looks_up else AUTO_TREE
         self.tree = TreeShape.parse(tree)
-        slots = self.max_length + 1 + len(self.tree)
+        # A draft reads up to two tokens of a text before the candidates.
+        slots = self.max_length + 2 + len(self.tree)
         self._cache = self.target.new_cache(max_batch, slots)
         if looks_up or not len(self.tree):
             self.drafter: Drafter = NgramDrafter(self.target.device)
@@ -93,6 +86,7 @@ class Engine:
             self.drafter = ModelDrafter(model, self.target.vocab_size, max_batch, slots)
         chosen = SCHEMES[scheme]
         self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not self.drafter.draws else chosen()
+        self._encoder = Encoder(tokenizer, self.target.name, self.target.vocab_size, self.max_length)
         eos = getattr(tokenizer, "eos_token_id", None)
         self._eos = self.target.eos_token_ids | (frozenset() if eos is None else {eos})
         self._waiting: deque[Request] = deque()
@@ -131,7 +125,7 @@ class Engine:
             UnknownModel, WeightsCorrupt, DownloadFailed, UnsupportedModel, VocabularyMismatch: about the models.
             InvalidOption, InvalidTree, UnknownScheme: about the options.
         """
-        from mcsd.catalog import CATALOG
+        from mcsd.catalog import CATALOG, locate
         from mcsd.models.loading import choose_device, choose_dtype, load
 
         if quantize is not None:
@@ -141,13 +135,16 @@ class Engine:
         where = choose_device(device)
         kind = choose_dtype(dtype, where)
         # What is wrong with the options is said before the weights are read.
-        _check_options(scheme, max_batch, max_length)
+        check_options(scheme, max_batch, max_length)
         shape = tree if tree == "auto" else TreeShape.parse(tree)
-        loaded = load(target, where, kind)
         if draft is None:
             draft = (CATALOG[str(target)].draft if target in CATALOG else None) or "ngram"
+        drafts = draft != "ngram" and (isinstance(shape, str) or len(shape) > 0)
+        for model in (target, draft) if drafts else (target,):
+            locate(model)
+        loaded = load(target, where, kind)
         proposer: Any = "ngram"
-        if draft != "ngram" and (isinstance(shape, str) or len(shape)):
+        if drafts:
             proposal = load(draft, where, kind)
             check_tokenizers(loaded.model, loaded.tokenizer, proposal.model, proposal.tokenizer)
             proposer = proposal.model
@@ -188,54 +185,65 @@ class Engine:
 
         Raises:
             RequestError: a prompt or parameter is wrong; nothing has been generated then. A request that fails on
-                its way (`NonFiniteLogits`) is raised once all the others have ended.
+                its way (`NonFiniteLogits`) is raised once all the others have ended, with their ``completions``.
         """
         if isinstance(prompts, str):
-            assert params is None or isinstance(params, SamplingParams)
-            return self._run([self._request(prompts, params or SamplingParams())])[0]
-        each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+            return self._run([self._request(prompts, params)])[0]
+        if not isinstance(prompts, Sequence):
+            raise InvalidParameter(f"prompts {prompts!r:.40} are no list", "give a text, a list of texts, or of lists")
+        each = params if isinstance(params, Sequence) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise InvalidParameter(f"{len(each)} sampling parameters for {len(prompts)} prompts", "give one for each")
         return self._run([self._request(prompt, p) for prompt, p in zip(prompts, each, strict=True)])
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Answer a conversation: ``[{"role": "user", "content": "..."}, ...]``, in the model's chat template."""
-        return self._run([self._request(self.chat_tokens(messages), params or SamplingParams())])[0]
+        return self._run([self._request(self.chat_tokens(messages), params)])[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Complete one prompt, a chunk for each step; the last chunk carries the completion.
 
         Giving the iterator up ends the request.
         """
-        return self._stream(self._request(prompt, params or SamplingParams()))
+        return self._stream(self._request(prompt, params))
 
     def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Chunk]:
         """As `stream`, for a conversation."""
-        return self._stream(self._request(self.chat_tokens(messages), params or SamplingParams()))
+        return self._stream(self._request(self.chat_tokens(messages), params))
 
     def submit(self, request: Request) -> None:
         """Let a request wait for a free row."""
         self._waiting.append(request)
 
     def cancel(self, request: Request) -> None:
-        """End a request that is waiting or running; its row is free at once."""
+        """End a request that is waiting or running, with `RequestInterrupted`; its row is free at once."""
         if request in self._waiting:
             self._waiting.remove(request)
         elif request in self._rows:
             self._free(self._rows.index(request))
+        if not request.done:
+            request.error = RequestInterrupted("the request was cancelled", "submit it again")
 
     @torch.no_grad()
     def step(self) -> None:
-        """Advance every row by at least one token. Requests take what was emitted for them."""
+        """Advance every row by at least one token. Requests take what was emitted for them.
+
+        Whatever breaks a step off (Ctrl-C, no memory) ends the running requests with `RequestInterrupted`, because
+        their caches may be ahead of their texts. Waiting requests stay, and the engine goes on.
+        """
         self._since = time.perf_counter()
-        self._admit()
-        if not self._rows:
-            return
-        tree = self._draft()
-        logits, hidden = self._verify(tree)
-        verdict = self._judge(tree, logits)
-        self._commit(verdict, hidden)
-        self._emit(tree, verdict, logits)
+        try:
+            self._admit()
+            if not self._rows:
+                return
+            tree = self._draft()
+            logits, hidden = self._verify(tree)
+            verdict = self._judge(tree, logits)
+            self._commit(verdict, hidden)
+            self._emit(tree, verdict, logits)
+        except BaseException:
+            self._abandon()
+            raise
         self._lap("other")
 
     def _admit(self) -> None:
@@ -243,12 +251,13 @@ class Engine:
             request = self._waiting.popleft()
             self._lap("other")
             request.clock = dict(self._clock)
+            self._rows.append(request)
+            self._settings = None
             row = self._cache.add()
             hidden = prefill(self.target, self._cache, row, request.prompt[:-1], self.drafter.wants_hidden)
             self.drafter.add(request.prompt, hidden)
-            self._rows.append(request)
-            self._settings = None
             self._lap("prefill")
+        assert self._cache.used == len(self._rows)
         if self._settings is None:
             self._settings = Settings.of([row.params for row in self._rows], self.target.device)
             self._seeds = torch.tensor([row.seed for row in self._rows], device=self.target.device)
@@ -316,6 +325,15 @@ class Engine:
         self._rows.pop()
         self._settings = None
 
+    def _abandon(self) -> None:
+        for request in self._rows:
+            if not request.done:
+                request.error = RequestInterrupted("a step of the engine was broken off", "submit the request again")
+        self._rows.clear()
+        self._settings = None
+        self._cache.clear()
+        self.drafter.clear()
+
     def _lap(self, part: str) -> None:
         now = time.perf_counter()
         self._clock[part] += now - self._since
@@ -332,7 +350,8 @@ class Engine:
             for request in requests:
                 self.cancel(request)
         for request in requests:
-            if request.error is not None:
+            if isinstance(request.error, RequestError):
+                request.error.completions = tuple(other.completion for other in requests)
                 raise request.error
         return [request.completion for request in requests if request.completion is not None]
 
@@ -351,38 +370,9 @@ class Engine:
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """A conversation as token ids, in the model's chat template, ready for the answer."""
-        if getattr(self.tokenizer, "chat_template", None) is None:
-            raise UnsupportedModel(f"{self.target.name} has no chat template", "use generate with a text")
-        assert self.tokenizer is not None
-        return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
+        return self._encoder.chat(messages)
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise InvalidOption("a text prompt, and the engine has no tokenizer", "give token ids or a tokenizer")
-            prompt = self.tokenizer(prompt)["input_ids"]
-        if isinstance(prompt, int):
-            raise InvalidOption(f"prompt {prompt} is a single token id", "give a list of lists: [[1, 5, 7]]")
-        ids = [int(token) for token in prompt]
-        vocabulary = self.target.vocab_size
-        if not ids:
-            raise EmptyPrompt("the prompt is empty", "give at least one token")
-        if len(ids) >= self.max_length:
-            raise PromptTooLong(
-                f"a prompt of {len(ids)} tokens leaves no room in {self.max_length}",
-                "shorten it or raise max_length, up to the model's context",
-            )
-        for token in (*ids, *params.logit_bias):
-            if not 0 <= token < vocabulary:
-                raise TokenOutOfVocabulary(f"token id {token} is outside [0, {vocabulary})", "check the tokenizer")
-        if params.stop and self.tokenizer is None:
-            raise InvalidParameter("stop strings, and the engine has no tokenizer", "give a tokenizer")
+    def _request(self, prompt: Prompt, params: Any) -> Request:
+        params = SamplingParams() if params is None else params
+        ids = self._encoder.encode(prompt, params)
         return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)
-
-
-def _check_options(scheme: str, max_batch: int, max_length: int) -> None:
-    if scheme not in SCHEMES:
-        raise UnknownScheme(f"scheme {scheme!r:.40} is unknown", f"one of {', '.join(SCHEMES)}")
-    for name, value, most in (("max_batch", max_batch, MAX_ROWS), ("max_length", max_length, MAX_SLOTS)):
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise InvalidOption(f"{name}={value!r:.40} is not a whole number from 1 to {most}", f"give such a {name}")

@@ -17,9 +17,12 @@
     + PromptTooLong
     + TokenOutOfVocabulary
     + NonFiniteLogits          the model gave NaN or no finite logit for this request
+    + RequestInterrupted       cancelled, or running when a step of the engine was broken off
 
 ``exit_code`` is what the command line ends with: 1 the work failed, 2 the words were wrong.
 """
+
+from typing import Any
 
 
 class McsdError(Exception):
@@ -86,7 +89,14 @@ class InvalidOption(OptionError):
 
 
 class RequestError(McsdError):
-    """One request is at fault; nothing else that is running is disturbed."""
+    """One request is at fault; nothing else that is running is disturbed.
+
+    Attributes:
+        completions: of the requests given together with this one, in order; None for those that failed. Empty if
+            nothing was generated.
+    """
+
+    completions: tuple[Any, ...] = ()
 
 
 class InvalidParameter(RequestError):
@@ -107,5 +117,11 @@ class TokenOutOfVocabulary(RequestError):
 
 class NonFiniteLogits(RequestError):
     """The model's logits for this request hold NaN, or no finite value at all."""
+
+    exit_code = 1
+
+
+class RequestInterrupted(RequestError):
+    """The request was cancelled, or was running when a step of the engine was broken off."""
 
     exit_code = 1

@@ -17,7 +17,7 @@ MAX_STOP_LENGTH = 1024
 class SamplingParams:
     """How to sample one request. The defaults sample from the model's own distribution.
 
-    Applied in the order of Hugging Face transformers: penalties and bias, temperature, top-k, top-p, min-p.
+    Applied in this order: penalties, bias, temperature, top-k, top-p, min-p (the last four as transformers does).
 
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it.

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from mcsd.params import SamplingParams
 
+_ROUNDING = 1e-6
+"""Mass by which a sum may miss top_p and still count as having reached it: float32 sums are no better."""
+
 _HEAD = 1024
 """Truncation looks at this many of the likeliest tokens first; a full sort is needed only when they do not suffice."""
 
@@ -159,10 +162,12 @@ def _truncated(p: Tensor, settings: Settings) -> Tensor:
     # The head suffices if what is kept ends in it, and so do the tokens that tie with the k-th, whose mass counts.
     kth = top.gather(1, (settings.top_k.clamp(1, top.shape[-1]) - 1)[:, None])
     tied = (settings.top_k > 0)[:, None] & (top[:, -1:] >= kth)
-    if top.shape[-1] < p.shape[-1] and (keep[:, -1:] | tied).any():
-        top, index = p.sort(-1, descending=True)
-        keep = _kept(top, settings)
     cut = torch.zeros_like(p).scatter_(1, index, top * keep)
+    more = (keep[:, -1:] | tied)[:, 0].nonzero()[:, 0]
+    if top.shape[-1] < p.shape[-1] and len(more):
+        # Only those rows: what is kept of equal tokens must not depend on the other rows.
+        top, index = p[more].sort(-1, descending=True)
+        cut[more] = torch.zeros_like(top).scatter_(1, index, top * _kept(top, settings.select(more)))
     return cut / cut.sum(-1, keepdim=True)
 
 
@@ -177,7 +182,7 @@ def _kept(top: Tensor, settings: Settings) -> Tensor:
     mass = torch.where(settings.top_k > 0, kept.sum(-1), 1.0)[:, None]
     above = kept.cumsum(-1) - kept
     # At top_p = 1 nothing is cut, though rounding may bring the sum to 1 before the end.
-    keep &= (above < settings.top_p[:, None] * mass) | (settings.top_p[:, None] == 1)
+    keep &= (above < settings.top_p[:, None] * mass - _ROUNDING) | (settings.top_p[:, None] == 1)
     keep &= top >= settings.min_p[:, None].to(top.dtype) * top[:, :1]
     # top_p may be so small that rounding leaves nothing: the likeliest token always stays.
     keep[:, 0] = True

@@ -43,6 +43,7 @@ class TextStream:
         if self._tokenizer is None or self.stopped:
             return ""
         self._held, rest = "", self._held + self._undecoded()
+        self._start = self._read = len(self._ids)
         return self._before_stop(rest)
 
     def _undecoded(self) -> str:

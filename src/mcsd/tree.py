@@ -53,8 +53,8 @@ class TreeShape:
 
         Args:
             text: level counts ``4x2x2x1`` (each node at depth d has k_d children: the paper's k-config),
-                ``chain:4``, ``none`` (plain decoding), a JSON file holding ``{"parents": [...]}`` or a bare list,
-                a list of parents, or a shape, which is returned as it is.
+                ``chain:4``, ``none`` (plain decoding), ``parents:-1,-1,0``, a JSON file holding
+                ``{"parents": [...]}`` or a bare list, a list of parents, or a shape, which is returned as it is.
 
         Raises:
             InvalidTree: none of these, or too large.
@@ -69,6 +69,8 @@ class TreeShape:
             raise InvalidTree(f"tree {text!r:.80} is not a tree", _HINT)
         if text == "none":
             return cls((), text)
+        if re.fullmatch(r"parents:(-1|[0-9]{1,5})(,(-1|[0-9]{1,5}))*", text):
+            return cls([int(parent) for parent in text.removeprefix("parents:").split(",")])
         if re.fullmatch(r"chain:[0-9]{1,9}", text):
             counts = [1] * min(int(text[6:]), MAX_NODES + 1)
         elif re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})*", text):
@@ -110,7 +112,9 @@ class TreeShape:
         return len(self.parents)
 
     def __str__(self) -> str:
-        return self._name if self._name is not None else "parents:" + ",".join(map(str, self.parents))
+        if self._name is not None:
+            return self._name
+        return "parents:" + ",".join(map(str, self.parents)) if self.parents else "none"
 
     def __repr__(self) -> str:
         return f"TreeShape({self})"

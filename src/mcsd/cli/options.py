@@ -73,12 +73,19 @@ class EngineOptions:
         Raises:
             ModelError, OptionError: see `mcsd.Engine.load`.
         """
+        with working(f"loading {self.target}"):
+            from mcsd.engine import Engine
+            from mcsd.options import check_options
+            from mcsd.tree import TreeShape
+
+        # A wrong word is told before a gigabyte is fetched for it.
+        check_options(self.scheme, max_batch, self.max_length)
+        if self.tree != "auto":
+            TreeShape.parse(self.tree)
         for name in self._models():
             if name in CATALOG:
                 fetch(name)
         with working(f"loading {self.target}"):
-            from mcsd.engine import Engine
-
             return Engine.load(**vars(self), max_batch=max_batch)
 
     def _models(self) -> list[str]:

@@ -26,7 +26,7 @@ class Drafter(ABC):
 
     @abstractmethod
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
-        """A row begins: its prompt, and the hidden states ``[1, len(prompt) - 1, H]`` if wanted."""
+        """A row begins: its prompt, and the hidden states ``[1, len(prompt) - 1, H]`` if wanted and not empty."""
 
     @abstractmethod
     def draft(
@@ -54,3 +54,7 @@ class Drafter(ABC):
     @abstractmethod
     def remove(self, row: int) -> None:
         """A row ends; the last one takes its number."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """All rows end, whatever state an interrupted step has left them in."""

@@ -17,9 +17,6 @@ from mcsd.tree import TreeShape
 SUPPORT = 64
 """Tokens of the draft's distribution that candidates are drawn from."""
 
-_CATCH_UP = 16
-"""A row that lags by more tokens than this reads them on its own, so that the others need no padding."""
-
 
 class ModelDrafter(Drafter):
     """Drafts with a language model.
@@ -34,7 +31,7 @@ class ModelDrafter(Drafter):
         self.name = model.name
         self.model = model
         self._vocab_size = min(vocab_size, model.vocab_size)
-        self._cache = model.new_cache(rows, slots + _CATCH_UP)
+        self._cache = model.new_cache(rows, slots)
         self._rank = torch.empty(0, dtype=torch.int64)
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
@@ -92,14 +89,14 @@ class ModelDrafter(Drafter):
         """See `Drafter.remove`."""
         self._cache.remove(row)
 
+    def clear(self) -> None:
+        """See `Drafter.clear`."""
+        self._cache.clear()
+
     def _catch_up(self, texts: list[list[int]]) -> Tensor:
-        """Read what was committed since the last draft: logits ``[B, 1, V]`` after the root."""
+        """Read what was committed since the last draft, a token or two a row: logits ``[B, 1, V]`` after the root."""
         cache, device = self._cache, self.model.device
         pending = [text[length:] for text, length in zip(texts, cache.lengths.tolist(), strict=False)]
-        for row, tokens in enumerate(pending):
-            if len(tokens) > _CATCH_UP:
-                prefill(self.model, cache, row, tokens[:-1])
-                pending[row] = tokens[-1:]
         longest = max(map(len, pending))
         padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in pending], device=device)
         counts = torch.tensor([len(tokens) for tokens in pending], device=device)

@@ -43,9 +43,9 @@ class NgramDrafter(Drafter):
     ) -> CandidateTree:
         """See `Drafter.draft`."""
         found: list[dict[int, int]] = []
-        for text, index in zip(texts, self._rows, strict=True):
+        for text, index in zip(texts, self._rows if len(shape) else (), strict=len(shape) > 0):
             index.read(text)
-            found.append(_merge(text, index.places(text), shape) if len(shape) else {})
+            found.append(_merge(text, index.places(text), shape))
         if not any(found):
             shape = TreeShape.parse("none")
         tokens = torch.zeros(len(texts), len(shape), dtype=torch.int64)
@@ -64,6 +64,10 @@ class NgramDrafter(Drafter):
         """See `Drafter.remove`."""
         self._rows[row] = self._rows[-1]
         self._rows.pop()
+
+    def clear(self) -> None:
+        """See `Drafter.clear`."""
+        self._rows.clear()
 
 
 class _Index:

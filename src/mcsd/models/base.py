@@ -84,6 +84,11 @@ class Cache:
         self.lengths[last] = 0
         self.used = last
 
+    def clear(self) -> None:
+        """Free all rows."""
+        self.used = 0
+        self.lengths.zero_()
+
     def commit(self, columns: Tensor, counts: Tensor, rows: slice = slice(None)) -> None:
         """Keep some in-flight tokens, in order, and forget the others.
 

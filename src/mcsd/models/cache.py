@@ -18,8 +18,7 @@ from mcsd.models.base import Cache
 class KeyValueCache(Cache):
     """Keys and values of all layers: ``[layers, 2, rows, heads, slots, head size]``.
 
-    Allocated at the first forward, when the model shows what its keys look like. On Linux the zeros cost memory
-    only where they are written.
+    Allocated, in full, at the first forward, when the model shows what its keys look like.
 
     Args:
         layers: attention layers of the model.
@@ -46,16 +45,18 @@ class KeyValueCache(Cache):
         self._written[rows] = [max(written, longest) for written in self._written[rows]]
         return _View(self, rows, self.lengths[rows] + before, length, longest)
 
-    def layer(self, index: int, like: Tensor) -> Tensor:
-        """``[2, rows, heads, slots, head size]`` of one layer, made for keys ``like [B, heads, n, head size]``."""
+    def layer(self, index: int, keys: Tensor, values: Tensor) -> Tensor:
+        """``[2, rows, heads, slots, head size]`` of one layer, for keys and values ``[B, heads, n, head size]``."""
         if self._store is None:
-            shape = (self.layers, 2, self.rows, like.shape[1], self.slots, like.shape[3])
-            self._store = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            shape = (self.layers, 2, self.rows, keys.shape[1], self.slots, keys.shape[3])
+            self._store = torch.zeros(shape, dtype=keys.dtype, device=keys.device)
         layer = self._store[index]
-        if (layer.shape[2], layer.shape[4], layer.dtype) != (like.shape[1], like.shape[3], like.dtype):
+        kept = (layer.shape[2], layer.shape[4], layer.dtype)
+        if any((new.shape[1], new.shape[3], new.dtype) != kept for new in (keys, values)):
             raise UnsupportedModel(
-                f"layer {index} has keys of shape {tuple(like.shape)}: unlike layer 0's",
-                "models whose layers differ in their keys are not supported",
+                f"layer {index} has keys of shape {tuple(keys.shape)} and values of shape {tuple(values.shape)}, "
+                f"where {kept[0]} heads of size {kept[1]} are kept",
+                "models whose layers, or keys and values, differ in shape are not supported",
             )
         return layer
 
@@ -101,7 +102,7 @@ class _View(transformers.Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the new keys and values of a layer in place; return all that the forward may look at."""
-        keys, values = self._cache.layer(layer_idx, key_states)
+        keys, values = self._cache.layer(layer_idx, key_states, value_states)
         for store, new in ((keys, key_states), (values, value_states)):
             if self._even:
                 store[self._rows, :, self._slots] = new

@@ -11,6 +11,8 @@ from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel
 from mcsd.models.packing import pack, packable
 from mcsd.models.transformers import TransformersModel
 
+_AGAIN = "fetch the weights again; safetensors and GGUF files are read"
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,7 +35,7 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InvalidOption(f"device {device!r:.40} cannot be used here", "auto, cpu, cuda or cuda:N") from error
     return chosen
 
@@ -75,17 +77,22 @@ def load(model: str | Path, device: torch.device, dtype: torch.dtype) -> Loaded:
 def _read(model: str | Path, location: Location, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
     if location.kind == "gguf":
         options |= {"gguf_file": location.file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options["use_safetensors"] = True
     try:
-        return AutoModelForCausalLM.from_pretrained(location.source, **options)
-    except McsdError:
+        network, report = AutoModelForCausalLM.from_pretrained(location.source, **options)
+    except (ImportError, MemoryError):
         raise
     except Exception as error:
         raise _explained(model, location, error) from error
+    # transformers fills what a file lacks with random numbers.
+    lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if lacking:
+        raise WeightsCorrupt(f"{model}: {len(lacking)} tensors are missing or misshapen, {lacking[0]} first", _AGAIN)
+    return network
 
 
 def _explained(model: str | Path, location: Location, error: Exception) -> McsdError:
@@ -98,7 +105,7 @@ def _explained(model: str | Path, location: Location, error: Exception) -> McsdE
         return UnknownModel(
             what, "check the id and the network, or give a folder or GGUF file; `mcsd models` lists names"
         )
-    return WeightsCorrupt(what, "fetch the weights again; safetensors and GGUF files are read")
+    return WeightsCorrupt(what, _AGAIN)
 
 
 def _tokenizer(location: Location) -> Any | None:

@@ -1,5 +1,6 @@
 """Any causal language model of Hugging Face transformers, behind `mcsd.models.LanguageModel`."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from mcsd.models.base import Block, Cache, Output
 from mcsd.models.cache import KeyValueCache
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_KNOWN_ATTENTION = {"eager", "sdpa"}
 
 
 class TransformersModel:
-    """Wraps a ``PreTrainedModel``; never changes it.
+    """Wraps a ``PreTrainedModel``; puts it in evaluation mode and changes nothing else.
 
     Tree attention goes through a 4-D mask and explicit positions, so no modelling code is touched.
 
@@ -22,17 +24,16 @@ class TransformersModel:
         name: for people; by default the path it was loaded from.
 
     Raises:
-        UnsupportedModel: it has layers without an ordinary key-value cache, or an encoder.
+        UnsupportedModel: it has an encoder, layers without keys and values, positions or attention that a mask and
+            position ids do not govern.
     """
 
     def __init__(self, model: Any, name: str | None = None) -> None:
         config = model.config.get_text_config()
-        unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
-        if unknown or config.is_encoder_decoder or getattr(model, "_is_stateful", False):
-            kind = ", ".join(sorted(unknown)) or "another kind of state"
+        if why := _unsupported(model, config):
             raise UnsupportedModel(
-                f"{type(model).__name__} keeps {kind} instead of keys and values",
-                "decoder-only models with full or sliding-window attention are supported",
+                f"{type(model).__name__} {why}",
+                "decoder-only models with position ids and full or sliding-window attention, eager or sdpa, will do",
             )
         self.network = model.eval()
         """The model itself."""
@@ -103,6 +104,20 @@ class TransformersModel:
         dtype = self.network.dtype
         mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _unsupported(model: Any, config: Any) -> str | None:
+    """Why tree attention would be wrong on this model, if it would."""
+    unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    if unknown or config.is_encoder_decoder or getattr(model, "_is_stateful", False):
+        return f"keeps {', '.join(sorted(unknown)) or 'another kind of state'} instead of keys and values"
+    if "position_ids" not in inspect.signature(model.forward).parameters or getattr(config, "alibi", False):
+        return "takes positions from places in the cache, where a tree's siblings differ"
+    if getattr(config, "attention_layers", None):
+        return "has a local attention that counts places in the cache"
+    if model.config._attn_implementation not in _KNOWN_ATTENTION:
+        return f"runs {model.config._attn_implementation}, which takes no tree mask"
+    return None
 
 
 def _eos_token_ids(model: Any) -> frozenset[int]:

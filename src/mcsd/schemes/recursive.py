@@ -19,7 +19,9 @@ class _Recursive(Scheme):
     def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
         """See `Scheme.judge_node`."""
         if node.q is None:
-            raise TypeError(f"scheme {self.name} judges by q, and these candidates were not drawn from one")
+            if node.valid.any():
+                raise TypeError(f"scheme {self.name} judges by q, and these candidates were not drawn from one")
+            return torch.full_like(node.rows, -1), random.sample(node.p[:, None], 1, node.rows)[:, 0, 0]
         q = node.q.weights
         outside = node.p.scatter(1, node.q.support, 0.0)
         # r: [A, S + 1], the normalised residual on the support and, last, its mass outside.
