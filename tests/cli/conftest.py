@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -43,7 +44,13 @@ def start(*words: object, **streams: Any) -> subprocess.Popen[str]:
     """Start a command line in a process of its own. One thread: several that spin-wait on a busy machine crawl."""
     command = [sys.executable, "-m", "mcsd.cli", *map(str, words)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    return subprocess.Popen(command, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **streams)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Where the tests themselves run in the background, Ctrl-C is ignored, and a child would inherit that.
+    return subprocess.Popen(command, text=True, env=environment, preexec_fn=_heed_ctrl_c, **streams)
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
