@@ -1,6 +1,5 @@
 """What several tests need: real weights and tiny random models of every tested family."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,9 @@ from transformers import (
 )
 
 from mcsd.models.loading import Loaded, load
+
+# The suite runs two files at a time, and two threads that wait for each other on a busy core crawl.
+torch.set_num_threads(1)
 
 VOCABULARY = 96
 
@@ -55,12 +57,6 @@ def tiny(family: str, seed: int = 0) -> PreTrainedModel:
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.25)
     return model.eval()
-
-
-@pytest.fixture(autouse=True)
-def _threads(request: pytest.FixtureRequest) -> None:
-    """Products of tiny matrices only lose by a second thread, and lose badly when the machine is busy."""
-    torch.set_num_threads((os.cpu_count() or 1) if "smollm2" in request.fixturenames else 1)
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -1,9 +1,11 @@
 """The Qwen2.5-Coder pair on real weights. Run by `make large`: 1.6 GB to fetch, 12 GB of memory, some ten minutes."""
 
+import os
+
 import pytest
 import torch
 from memory import peak_growth
-from test_same_text import compare, reference
+from parity import compare, reference
 
 import mcsd
 from mcsd.models.loading import Loaded, load
@@ -20,7 +22,7 @@ TASKS = [
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Loaded, Loaded]:
-    torch.set_num_threads(torch.get_num_threads())
+    torch.set_num_threads(os.cpu_count() or 1)
     return tuple(load(f"qwen2.5-coder-{size}", torch.device("cpu"), torch.float32) for size in ("1.5b", "0.5b"))
 
 
