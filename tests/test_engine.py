@@ -196,9 +196,9 @@ def test_logprobs_are_those_of_the_model() -> None:
 
 
 class Recorder(NgramDrafter):
-    """Asks for hidden states and keeps what it is handed."""
+    """Asks for hidden states of two layers and keeps what it is handed."""
 
-    wants_hidden = True
+    hidden = (1, -1)
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
@@ -222,7 +222,8 @@ def test_a_drafter_is_handed_the_hidden_states_of_committed_tokens() -> None:
     assert done.stats.accepted_tokens > 0
     ids = torch.tensor([[5, 9, 2, 5, 9, *done.token_ids]])
     with torch.no_grad():
-        expected = network(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states[-1][0]
+        layers = network(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states
+        expected = torch.cat([layers[1], layers[-1]], dim=-1)[0]
     states = torch.cat(recorder.states)  # type: ignore[attr-defined]
     known = min(len(states), ids.shape[1] - 1)
     assert known >= 30

@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from mcsd.drafters import Drafter, ModelDrafter, NgramDrafter
+from mcsd.drafters import Drafter, HeadDrafter, ModelDrafter, NgramDrafter
 from mcsd.encoding import Encoder, Message, Prompt, Prompts
 from mcsd.errors import (
     InvalidOption,
@@ -21,8 +21,8 @@ from mcsd.errors import (
     RequestError,
     RequestInterrupted,
 )
-from mcsd.models import Block
-from mcsd.models.compatibility import as_model, check_tokenizers, check_vocabularies
+from mcsd.models import Block, BoundHead
+from mcsd.models.compatibility import as_model, check_bound, check_tokenizers, check_vocabularies
 from mcsd.models.prefill import prefill
 from mcsd.options import check_options
 from mcsd.params import Chunk, Completion, SamplingParams
@@ -41,7 +41,8 @@ class Engine:
 
     Args:
         target: a ``PreTrainedModel`` of transformers, or any `mcsd.models.LanguageModel`.
-        draft: the same, a `mcsd.drafters.Drafter`, or "ngram" (also None): look-up in the text so far.
+        draft: the same, a `mcsd.models.BoundHead`, a `mcsd.drafters.Drafter`, or "ngram" (also None): look-up in the
+            text so far.
         tokenizer: of the target; without one, prompts are token ids and there is no text.
         tree: anything `TreeShape.parse` reads, or "auto".
         scheme: a name in `mcsd.SCHEMES`. Candidates of a drafter that does not draw are judged as "top-k".
@@ -67,7 +68,7 @@ class Engine:
         check_options(scheme, max_batch, max_length)
         self.target = as_model(target)
         self.tokenizer = tokenizer
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self.max_length = min(max_length, self.target.max_length or max_length)
         looks_up = draft is None or draft == "ngram"
         if tree == "auto":
@@ -76,10 +77,14 @@ class Engine:
         # A draft reads up to two tokens of a text before the candidates.
         slots = self.max_length + 2 + len(self.tree)
         self._cache = self.target.new_cache(max_batch, slots)
-        if looks_up or not len(self.tree):
-            self.drafter: Drafter = NgramDrafter(self.target.device)
-        elif isinstance(draft, Drafter):
+        self.drafter: Drafter
+        if isinstance(draft, Drafter):
             self.drafter = draft
+        elif looks_up or not len(self.tree):
+            self.drafter = NgramDrafter(self.target.device)
+        elif isinstance(draft, BoundHead):
+            check_bound(self.target, draft)
+            self.drafter = HeadDrafter(draft, max_batch, slots)
         else:
             model = as_model(draft)
             check_vocabularies(self.target, model, tokenizer)
@@ -126,7 +131,7 @@ class Engine:
             InvalidOption, InvalidTree, UnknownScheme: about the options.
         """
         from mcsd.catalog import CATALOG, locate
-        from mcsd.models.loading import choose_device, choose_dtype, load
+        from mcsd.models.loading import choose_device, choose_dtype, is_head, load, load_head
 
         if quantize is not None:
             raise InvalidOption(f"quantize={quantize!r:.40}: no quantization is available", "leave it out")
@@ -144,7 +149,9 @@ class Engine:
             locate(model)
         loaded = load(target, where, kind)
         proposer: Any = "ngram"
-        if drafts:
+        if drafts and is_head(draft):
+            proposer = load_head(draft, loaded.model)
+        elif drafts:
             proposal = load(draft, where, kind)
             check_tokenizers(loaded.model, loaded.tokenizer, proposal.model, proposal.tokenizer)
             proposer = proposal.model
@@ -188,28 +195,28 @@ class Engine:
                 its way (`NonFiniteLogits`) is raised once all the others have ended, with their ``completions``.
         """
         if isinstance(prompts, str):
-            return self._run([self._request(prompts, params)])[0]
+            return self._run([self.request(prompts, params)])[0]
         if not isinstance(prompts, Sequence):
             raise InvalidParameter(f"prompts {prompts!r:.40} are no list", "give a text, a list of texts, or of lists")
         each = params if isinstance(params, Sequence) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise InvalidParameter(f"{len(each)} sampling parameters for {len(prompts)} prompts", "give one for each")
-        return self._run([self._request(prompt, p) for prompt, p in zip(prompts, each, strict=True)])
+        return self._run([self.request(prompt, p) for prompt, p in zip(prompts, each, strict=True)])
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Answer a conversation: ``[{"role": "user", "content": "..."}, ...]``, in the model's chat template."""
-        return self._run([self._request(self.chat_tokens(messages), params)])[0]
+        return self._run([self.request(self.chat_tokens(messages), params)])[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Complete one prompt, a chunk for each step; the last chunk carries the completion.
 
         Giving the iterator up ends the request.
         """
-        return self._stream(self._request(prompt, params))
+        return self._stream(self.request(prompt, params))
 
     def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Chunk]:
         """As `stream`, for a conversation."""
-        return self._stream(self._request(self.chat_tokens(messages), params))
+        return self._stream(self.request(self.chat_tokens(messages), params))
 
     def submit(self, request: Request) -> None:
         """Let a request wait for a free row."""
@@ -247,14 +254,14 @@ class Engine:
         self._lap("other")
 
     def _admit(self) -> None:
-        while self._waiting and len(self._rows) < self._max_batch:
+        while self._waiting and len(self._rows) < self.max_batch:
             request = self._waiting.popleft()
             self._lap("other")
             request.clock = dict(self._clock)
             self._rows.append(request)
             self._settings = None
             row = self._cache.add()
-            hidden = prefill(self.target, self._cache, row, request.prompt[:-1], self.drafter.wants_hidden)
+            hidden = prefill(self.target, self._cache, row, request.prompt[:-1], self.drafter.hidden)
             self.drafter.add(request.prompt, hidden)
             self._lap("prefill")
         assert self._cache.used == len(self._rows)
@@ -275,7 +282,7 @@ class Engine:
     def _verify(self, tree: CandidateTree) -> tuple[Tensor, Tensor | None]:
         roots = torch.tensor([[row.all_tokens[-1]] for row in self._rows], device=self.target.device)
         tokens = torch.cat([roots, tree.tokens], dim=1)
-        output = self.target.forward(tokens, Block.tree(tree.shape), self._cache, hidden=self.drafter.wants_hidden)
+        output = self.target.forward(tokens, Block.tree(tree.shape), self._cache, hidden=self.drafter.hidden)
         self._lap("target")
         return output.logits, output.hidden
 
@@ -372,7 +379,12 @@ class Engine:
         """A conversation as token ids, in the model's chat template, ready for the answer."""
         return self._encoder.chat(messages)
 
-    def _request(self, prompt: Prompt, params: Any) -> Request:
+    def request(self, prompt: Prompt, params: Any = None) -> Request:
+        """A prompt, with its `SamplingParams`, made ready for `submit`.
+
+        Raises:
+            RequestError: the prompt or a parameter is wrong.
+        """
         params = SamplingParams() if params is None else params
         ids = self._encoder.encode(prompt, params)
         return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)

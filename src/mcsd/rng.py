@@ -115,6 +115,8 @@ class Stream:
 
     def sample_without_replacement(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
         """By a race of exponential clocks with rates ``weights``: their order (Efraimidis, Spirakis 2006)."""
+        if count == 1:
+            return self.sample(weights, 1, rows)
         a, n, s = weights.shape
         clocks = -self.uniform(n * s, rows).view(a, n, s).log() / weights.to(torch.float64)
         arrivals, order = clocks.topk(min(count, s), dim=-1, largest=False)

@@ -48,7 +48,7 @@ def test_tree_logits_equal_path_logits(family: str, tree: str | list[int]) -> No
     model, shape = TransformersModel(tiny(family)), TreeShape.parse(tree)
     prompts = texts(PROMPTS)
     nodes = torch.tensor(texts([1 + len(shape)] * len(prompts)))
-    output = model.forward(nodes, Block.tree(shape), started(model, prompts), hidden=True)
+    output = model.forward(nodes, Block.tree(shape), started(model, prompts), hidden=(-1,))
     assert output.hidden is not None
     assert output.hidden.shape == (3, 1 + len(shape), 32)
     for row, prompt in enumerate(prompts):
@@ -134,7 +134,7 @@ def test_long_prompts_are_read_in_pieces() -> None:
     model = TransformersModel(tiny("gpt2"))
     prompt = texts([200])[0] + texts([50])[0]
     cache = model.new_cache(1, CHUNK + 64)
-    hidden = prefill(model, cache, cache.add(), prompt, hidden=True)
+    hidden = prefill(model, cache, cache.add(), prompt, hidden=(-1,))
     assert hidden is not None
     assert hidden.shape == (1, 250, 32)
     logits = model.forward(torch.tensor([[5]]), Block.chain(1), cache).logits

@@ -1,7 +1,8 @@
 """Where candidates come from."""
 
 from mcsd.drafters.base import Drafter
+from mcsd.drafters.head import HeadDrafter
 from mcsd.drafters.model import ModelDrafter
 from mcsd.drafters.ngram import NgramDrafter
 
-__all__ = ["Drafter", "ModelDrafter", "NgramDrafter"]
+__all__ = ["Drafter", "HeadDrafter", "ModelDrafter", "NgramDrafter"]

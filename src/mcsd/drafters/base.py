@@ -14,19 +14,19 @@ from mcsd.tree import TreeShape
 class Drafter(ABC):
     """Proposes a tree of candidates for each row. Rows are numbered as in `mcsd.models.Cache`.
 
-    The target's last hidden states are handed over for committed tokens: of all but the prompt's last token at
-    `add`, and of the root and the accepted path at `commit`. So a drafter has them for every token but the newest.
+    The target's hidden states are handed over for committed tokens: of all but the prompt's last token at `add`, and
+    of the root and the accepted path at `commit`. So a drafter has them for every token but the newest.
     """
 
     name: str
-    wants_hidden: ClassVar[bool] = False
-    """Whether hidden states are to be kept and handed over at all."""
+    hidden: tuple[int, ...] = ()
+    """The layers of the target whose hidden states are handed over, numbered as in `mcsd.models.Output`."""
     draws: ClassVar[bool] = True
     """Whether candidates are drawn from a q. If not, only a scheme that needs no q can judge them."""
 
     @abstractmethod
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
-        """A row begins: its prompt, and the hidden states ``[1, len(prompt) - 1, H]`` if wanted and not empty."""
+        """A row begins: its prompt, and the hidden states ``[1, len(prompt) - 1, F]`` if wanted and not empty."""
 
     @abstractmethod
     def draft(
@@ -48,7 +48,7 @@ class Drafter(ABC):
 
         Args:
             path: int64 ``[B, depth]``, accepted nodes, padded with -1; accepted: int64 ``[B]``, how many.
-            hidden: ``[B, 1 + depth, H]``, of the root and the path, if wanted.
+            hidden: ``[B, 1 + depth, F]``, of the root and the path, if wanted.
         """
 
     @abstractmethod

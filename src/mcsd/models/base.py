@@ -4,6 +4,7 @@ A model is weights and nothing else; what has been read so far lives in a cache,
 A forward adds *in-flight* tokens behind the committed tokens of each row; ``commit`` keeps some of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -47,7 +48,8 @@ class Output:
 
     Attributes:
         logits: ``[B, n, V]``; only the last column where logits were not asked for.
-        hidden: ``[B, n, H]``, the last hidden states the logits are made of, when asked for.
+        hidden: ``[B, n, F]``, the hidden states asked for, one layer behind the other: 0 names the embeddings, i what
+            layer i gives, and -1 the last states, which the logits are made of.
     """
 
     logits: Tensor
@@ -137,7 +139,7 @@ class LanguageModel(Protocol):
         cache: Cache,
         rows: slice = slice(None),
         logits: bool = True,
-        hidden: bool = False,
+        hidden: Sequence[int] = (),
     ) -> Output:
         """Read in-flight tokens.
 
@@ -148,6 +150,6 @@ class LanguageModel(Protocol):
             cache: of this model.
             rows: which rows B stands for, all in use by default.
             logits: whether logits are wanted for every column.
-            hidden: whether the last hidden states are wanted.
+            hidden: layers whose hidden states are wanted, as `Output` gives them.
         """
         ...

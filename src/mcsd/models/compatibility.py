@@ -4,6 +4,7 @@ from typing import Any
 
 from mcsd.errors import UnsupportedModel, VocabularyMismatch
 from mcsd.models.base import LanguageModel
+from mcsd.models.head import BoundHead
 from mcsd.models.transformers import TransformersModel
 
 _HINT = "choose a draft with the target's tokenizer, or draft='ngram'"
@@ -22,6 +23,16 @@ def as_model(model: Any) -> LanguageModel:
     raise UnsupportedModel(
         f"{type(model).__name__} is not a language model", "give a transformers model or an mcsd.models.LanguageModel"
     )
+
+
+def check_bound(target: LanguageModel, head: BoundHead) -> None:
+    """A head drafts for the model that it is bound to.
+
+    Raises:
+        UnsupportedModel: that is another one.
+    """
+    if not isinstance(target, TransformersModel) or target.network is not head.target.network:
+        raise UnsupportedModel(f"draft {head.name} is bound to another model than {target.name}", "bind it to this one")
 
 
 def check_vocabularies(target: LanguageModel, draft: LanguageModel, tokenizer: Any | None) -> None:

@@ -1,5 +1,6 @@
 """From a name, folder, GGUF file or hub id to a model and its tokenizer. Safetensors and GGUF only, no remote code."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from mcsd.catalog import Location, locate
 from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
+from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
 from mcsd.models.packing import pack, packable
 from mcsd.models.transformers import TransformersModel
 
@@ -72,6 +74,32 @@ def load(model: str | Path, device: torch.device, dtype: torch.dtype) -> Loaded:
     if packable(device, dtype):
         pack(network)
     return Loaded(TransformersModel(network, str(model)), _tokenizer(location))
+
+
+def is_head(draft: str | Path) -> bool:
+    """Whether a draft is a head rather than a language model.
+
+    Raises:
+        UnknownModel: nothing is there.
+    """
+    location = locate(draft)
+    if location.kind != "folder":
+        return False
+    try:
+        config = json.loads((Path(location.source) / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False  # Whoever loads it as a model says what is wrong with it.
+    return isinstance(config, dict) and config.get("model_type") == HEAD_TYPE
+
+
+def load_head(draft: str | Path, target: TransformersModel) -> BoundHead:
+    """Load a head for its target.
+
+    Raises:
+        UnknownModel, WeightsCorrupt, VocabularyMismatch, UnsupportedModel: it is not there, cannot be read, or belongs
+            to another target.
+    """
+    return BoundHead(DraftHead.load(Path(locate(draft).source)), target, str(draft))
 
 
 def _read(model: str | Path, location: Location, dtype: torch.dtype) -> Any:

@@ -37,13 +37,19 @@ def packable(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def pack(model: Any) -> None:
-    """Replace the linear layers of a model in place, one by one, freeing each weight.
+def pack(model: nn.Module) -> None:
+    """Replace the linear layers of a model in bfloat16 on the CPU in place, one by one, freeing each weight.
 
-    A matrix that is tied to the embedding stays: packing it would keep it in memory twice.
+    An output matrix that is tied to the embedding is then in memory twice. It is worth it: a fifth of a small model's
+    weights, and twice as fast for the few rows of a tree.
     """
-    shared = {id(model.get_input_embeddings().weight)}
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Linear and id(child.weight) not in shared:
+            if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))
+
+
+def dense_weight(linear: Any) -> Tensor:
+    """The weight ``[out, in]`` of a linear layer, packed or not."""
+    weight: Tensor = linear.weight.detach()
+    return weight.to_dense() if weight.is_mkldnn else weight

@@ -1,5 +1,7 @@
 """Reading a text into a cache, in pieces that keep the memory of a forward small."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,13 @@ CHUNK = 256
 """Tokens a forward reads at most: past this a product is bound by arithmetic, and more only costs memory."""
 
 
-def prefill(model: LanguageModel, cache: Cache, row: int, tokens: list[int], hidden: bool = False) -> Tensor | None:
+def prefill(
+    model: LanguageModel, cache: Cache, row: int, tokens: list[int], hidden: Sequence[int] = ()
+) -> Tensor | None:
     """Read and commit ``tokens`` in one row.
 
     Returns:
-        The last hidden states ``[1, len(tokens), H]`` if asked for, else None.
+        The hidden states ``[1, len(tokens), F]`` of the layers asked for, None if there are none.
     """
     states = []
     rows = slice(row, row + 1)

@@ -1,6 +1,7 @@
 """Any causal language model of Hugging Face transformers, behind `mcsd.models.LanguageModel`."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from mcsd.errors import UnsupportedModel
 from mcsd.models.base import Block, Cache, Output
 from mcsd.models.cache import KeyValueCache
+from mcsd.models.masks import additive, visible
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _KNOWN_ATTENTION = {"eager", "sdpa"}
@@ -37,8 +39,8 @@ class TransformersModel:
             )
         self.network = model.eval()
         """The model itself."""
-        self._config = config
         self.name = name or config.name_or_path or type(model).__name__
+        self.layers: int = config.num_hidden_layers
         self.vocab_size: int = config.vocab_size
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self.device: torch.device = model.device
@@ -48,7 +50,7 @@ class TransformersModel:
 
     def new_cache(self, rows: int, slots: int) -> KeyValueCache:
         """An empty cache; see `LanguageModel.new_cache`."""
-        return KeyValueCache(self._config.num_hidden_layers, rows, slots, self.device)
+        return KeyValueCache(self.layers, rows, slots, self.device)
 
     @torch.no_grad()
     def forward(
@@ -58,7 +60,7 @@ class TransformersModel:
         cache: Cache,
         rows: slice = slice(None),
         logits: bool = True,
-        hidden: bool = False,
+        hidden: Sequence[int] = (),
     ) -> Output:
         """One forward; see `LanguageModel.forward`."""
         assert isinstance(cache, KeyValueCache)
@@ -77,33 +79,26 @@ class TransformersModel:
             past_key_values=cache.view(rows, block.before, tokens.shape[1], longest),
             use_cache=True,
             logits_to_keep=0 if logits else 1,
-            output_hidden_states=hidden,
+            output_hidden_states=bool(hidden),
         )
-        return Output(out.logits, out.hidden_states[-1] if hidden else None)
+        states = [out.hidden_states[layer] for layer in hidden]
+        return Output(out.logits, torch.cat(states, dim=-1) if states else None)
 
     def _masks(self, block: Block, lengths: Tensor, positions: Tensor, longest: int) -> Tensor | dict[str, Tensor]:
-        """Additive masks ``[B, 1, n, longest]``: zero where a token may look, the least finite value elsewhere."""
-        column = torch.arange(longest, device=self.device) - lengths[:, None]
-        known = block.mask.shape[1]
-        # Columns outside the in-flight part read the last, false, entry.
-        padded = torch.nn.functional.pad(block.mask.to(self.device), (0, 1), value=False)
-        in_flight = padded[:, torch.where((column >= 0) & (column < known), column, known)].transpose(0, 1)
-        full = in_flight | (column < 0)[:, None]
+        """Additive masks ``[B, 1, n, longest]``, one for each kind of layer where there are several."""
+        dtype = self.network.dtype
+        full = visible(block, lengths, longest)
         if self._window is None or self._layer_types == ["full_attention"]:
-            return self._additive(full)
+            return additive(full, dtype)
         # Committed columns stand at their slot, in-flight ones where their offset says.
+        known = block.mask.shape[1]
         places = torch.arange(longest + known, device=self.device).expand(len(lengths), -1).clone()
         places.scatter_(1, lengths[:, None] + torch.arange(known, device=self.device), positions)
         near = places[:, None, :longest] > positions[:, block.before :, None] - self._window
-        sliding = self._additive(full & near)
+        sliding = additive(full & near, dtype)
         if "full_attention" in self._layer_types:
-            return {"full_attention": self._additive(full), "sliding_attention": sliding}
+            return {"full_attention": additive(full, dtype), "sliding_attention": sliding}
         return {"sliding_attention": sliding} if self._layer_types else sliding
-
-    def _additive(self, allowed: Tensor) -> Tensor:
-        dtype = self.network.dtype
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
-        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def _unsupported(model: Any, config: Any) -> str | None:

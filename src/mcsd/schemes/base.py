@@ -5,6 +5,7 @@ randomness goes through `mcsd.rng.Randomness`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -174,6 +175,12 @@ class Scheme(ABC):
                 logits = logits.to(shaped.dtype)
                 logits[i] = shaped
         return probabilities(logits, settings)
+
+
+def likeliest_where(greedy: Tensor, q: Tensor, count: int, draw: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """`likeliest` for greedy rows and ``draw(q, count)`` for the others; where there are no others it is not called."""
+    best = likeliest(q, count)
+    return best if greedy.all() else torch.where(greedy[:, None, None], best, draw(q, count))
 
 
 def likeliest(q: Tensor, count: int) -> Tensor:

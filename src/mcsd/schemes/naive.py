@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node, Scheme, likeliest
+from mcsd.schemes.base import Node, Scheme, likeliest, likeliest_where
 
 
 class _SampleThenLook(Scheme):
@@ -27,7 +27,7 @@ class Naive(_SampleThenLook):
 
     def draw(self, q: Tensor, count: int, greedy: Tensor, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return torch.where(greedy[:, None, None], likeliest(q, count), random.sample_without_replacement(q, count))
+        return likeliest_where(greedy, q, count, random.sample_without_replacement)
 
 
 class TopK(_SampleThenLook):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node, Scheme, likeliest
+from mcsd.schemes.base import Node, Scheme, likeliest_where
 
 
 class _Recursive(Scheme):
@@ -51,7 +51,7 @@ class Mcss(_Recursive):
 
     def draw(self, q: Tensor, count: int, greedy: Tensor, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return torch.where(greedy[:, None, None], likeliest(q, count), random.sample(q, count))
+        return likeliest_where(greedy, q, count, random.sample)
 
 
 class McssWithoutReplacement(_Recursive):
@@ -62,7 +62,7 @@ class McssWithoutReplacement(_Recursive):
 
     def draw(self, q: Tensor, count: int, greedy: Tensor, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return torch.where(greedy[:, None, None], likeliest(q, count), random.sample_without_replacement(q, count))
+        return likeliest_where(greedy, q, count, random.sample_without_replacement)
 
 
 def _sample_residual(r: Tensor, outside: Tensor, node: Node, random: Randomness) -> Tensor:

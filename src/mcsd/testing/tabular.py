@@ -1,5 +1,7 @@
 """A first-order language model given by a table, so that the law of a whole engine can be computed by hand."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,7 +42,7 @@ class TabularModel:
         cache: Cache,
         rows: slice = slice(None),
         logits: bool = True,
-        hidden: bool = False,
+        hidden: Sequence[int] = (),
     ) -> Output:
         """Look the rows up; the hidden state is the one-hot of the token."""
         states = torch.nn.functional.one_hot(tokens, self.vocab_size).to(self._logits.dtype)

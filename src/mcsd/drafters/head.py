@@ -1,0 +1,86 @@
+"""A head on the target's own hidden states as draft: one small forward a level of the tree."""
+
+import torch
+from torch import Tensor
+
+from mcsd.drafters.levels import Level, LevelDrafter, unread
+from mcsd.models import Block
+from mcsd.models.head import BoundHead
+from mcsd.models.prefill import CHUNK
+
+
+class HeadDrafter(LevelDrafter):
+    """Drafts with a head.
+
+    The head reads token t together with the target's states at t-1. In a tree it has its own states instead; what it
+    read so is not kept, and is read again with the target's states once it is committed.
+
+    Args:
+        head: bound to the target.
+        rows, slots: size of the cache; slots must hold the longest text and a tree.
+    """
+
+    def __init__(self, head: BoundHead, rows: int, slots: int) -> None:
+        super().__init__(head.device, head.vocabulary, len(head.vocabulary))
+        self.name = head.name
+        self.hidden = head.config.states
+        self.head = head
+        self._cache = head.new_cache(rows, slots)
+        self._states: list[Tensor] = []
+        """For each row ``[c, F]``: the target's states before each of its c unread tokens."""
+        self._drafted = torch.empty(0)
+        """``[B, N, H]``: the head's own states at the last level it read."""
+
+    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
+        """See `Drafter.add`."""
+        row = self._cache.add()
+        size = len(self.hidden) * self.head.config.hidden_size
+        states = torch.zeros(1, 1, size, device=self._device)
+        if hidden is not None:
+            states = torch.cat([states.to(hidden.dtype), hidden], dim=1)
+        rows = slice(row, row + 1)
+        for start in range(0, len(prompt) - 1, CHUNK):
+            piece = torch.tensor([prompt[start : min(start + CHUNK, len(prompt) - 1)]], device=self._device)
+            length = piece.shape[1]
+            block = Block.chain(length)
+            self.head.forward(piece, states[:, start : start + length], block, self._cache, rows, logits=False)
+            keep = torch.arange(length, device=self._device)[None]
+            self._cache.commit(keep, torch.tensor([length], device=self._device), rows)
+        self._states.append(states[0, -1:])
+
+    def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
+        """See `Drafter.commit`."""
+        assert hidden is not None
+        # Behind the root and the path comes the target's own token: as many unread tokens as there are states.
+        counts = (accepted + 1).tolist()
+        self._states = [states[:count] for states, count in zip(hidden, counts, strict=True)]
+
+    def remove(self, row: int) -> None:
+        """See `Drafter.remove`."""
+        self._cache.remove(row)
+        self._states[row] = self._states[-1]
+        self._states.pop()
+
+    def clear(self) -> None:
+        """See `Drafter.clear`."""
+        self._cache.clear()
+        self._states.clear()
+
+    def _root(self, texts: list[list[int]]) -> Tensor:
+        tokens, counts = unread(texts, self._cache.lengths.tolist(), self._device)
+        states = torch.nn.utils.rnn.pad_sequence(self._states, batch_first=True)
+        longest = tokens.shape[1]
+        each = torch.arange(len(texts), device=self._device)
+        output = self.head.forward(tokens, states, Block.chain(longest), self._cache)
+        self._cache.commit(torch.arange(longest, device=self._device).expand(len(texts), -1), counts)
+        assert output.hidden is not None
+        self._drafted = output.hidden[each, counts - 1][:, None]
+        return output.logits[each, counts - 1][:, None]
+
+    def _level(self, tokens: Tensor, level: Level) -> Tensor:
+        assert level.block is not None
+        states = self._drafted[:, level.above]
+        output = self.head.forward(tokens, states, level.block, self._cache, own=True)
+        assert output.hidden is not None
+        self._drafted = output.hidden
+        return output.logits
