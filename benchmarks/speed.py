@@ -1,9 +1,13 @@
-"""Speed against transformers on the same weights: generate, assisted generation, mcsd plain, mcsd.
+"""Speed of mcsd's trees against plain decoding in the same engine, and against transformers on the same weights.
 
 All systems answer the same prompts in one process, interleaved prompt by prompt, so that a machine whose speed drifts
 drifts for all alike. Figures are ratios of total tokens per second, with the range of the ratios by prompt.
 
     python benchmarks/speed.py --prompts FILE.jsonl [FILE.jsonl ...] --each 3
+    python benchmarks/speed.py --target smollm2-135m --drafts smollm2-135m-head --trees chain:3 2x1 --against none ...
+
+A tree runs with each draft. ``--against`` names what ratios are to: generate, assisted (with the first draft, which
+must be a model then), none (mcsd plain).
 
 A prompts file holds a JSON object a line with a field "prompt"; answers are asked for in the chat template.
 """
@@ -14,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +28,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 
 import mcsd
 from mcsd.catalog import locate
-from mcsd.drafters import ModelDrafter
-from mcsd.models import TransformersModel
+from mcsd.drafters import HeadDrafter, ModelDrafter
 
 
 class Run(NamedTuple):
@@ -39,8 +43,9 @@ def main() -> None:
     """Time the systems and print a table; the JSON goes to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--draft", default="qwen2.5-coder-0.5b")
-    parser.add_argument("--tree", default="2x2x1")
+    parser.add_argument("--drafts", nargs="+", default=["qwen2.5-coder-0.5b"])
+    parser.add_argument("--trees", nargs="+", default=["2x2x1"])
+    parser.add_argument("--against", nargs="+", default=["generate", "assisted", "none"])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--each", type=int, default=3, help="prompts of each file, evenly spaced")
@@ -51,35 +56,57 @@ def main() -> None:
 
     torch.set_grad_enabled(False)
     prompts = [prompt for path in args.prompts for prompt in spaced(path, args.each)]
-    target, draft = (reference(name, args.dtype) for name in (args.target, args.draft))
-    load = {"target": args.target, "draft": args.draft, "dtype": args.dtype, "max_batch": 1}
-    engine = mcsd.Engine.load(tree=args.tree, **load)
-    assert isinstance(engine.target, TransformersModel)
-    plain = mcsd.Engine(TransformersModel(engine.target.network), tokenizer=engine.tokenizer, tree="none", max_batch=1)
-    timer = ForwardTimer(engine)
+    peer, helper = (
+        reference(name, args.dtype) if wanted in args.against else None
+        for name, wanted in ((args.target, "generate"), (args.drafts[0], "assisted"))
+    )
+    plain, engines = systems_of(args.target, args.drafts, args.trees, args.dtype)
+    timers = {name: ForwardTimer(engine) for name, engine in engines.items()}
 
     rows: list[dict[str, Any]] = []
     for temperature in args.temperatures:
         at = {"temperature": temperature, "new": args.new}
-        systems: dict[str, Callable[..., Run]] = {
-            "generate": partial(hf, target, **at),
-            "assisted": partial(hf, target, assistant_model=draft, **at),
-            "mcsd none": partial(ours, plain, **at),
-            f"mcsd {args.tree}": partial(ours, engine, **at),
-        }
-        ids = engine.chat_tokens([{"role": "user", "content": prompts[0]}])
+        systems: dict[str, Callable[..., Run]] = {}
+        if peer:
+            systems["generate"] = partial(hf, peer, **at)
+        if peer and helper:
+            systems["assisted"] = partial(hf, peer, assistant_model=helper, **at)
+        systems["none"] = partial(ours, plain, **at)
+        systems |= {name: partial(ours, engine, **at) for name, engine in engines.items()}
+        ids = plain.chat_tokens([{"role": "user", "content": prompts[0]}])
         for run in systems.values():
             run(ids, 0)
-        timer.seconds = 0.0
+        for timer in timers.values():
+            timer.seconds = 0.0
         results: dict[str, list[Run]] = {name: [] for name in systems}
         for number, prompt in enumerate(prompts):
-            ids = engine.chat_tokens([{"role": "user", "content": prompt}])
+            ids = plain.chat_tokens([{"role": "user", "content": prompt}])
             for name, run in systems.items():
                 results[name].append(run(ids, number))
             print(f"T={temperature:g} prompt {number + 1}/{len(prompts)}", file=sys.stderr)
-        rows += table(temperature, results, timer.seconds)
+        forwards = {name: timer.seconds for name, timer in timers.items()}
+        rows += table(temperature, results, [name for name in args.against if name in results], forwards)
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1))
+
+
+def systems_of(
+    target: str, drafts: list[str], trees: list[str], dtype: str
+) -> tuple[mcsd.Engine, dict[str, mcsd.Engine]]:
+    """A plain engine, and one for each draft and tree. All share the weights and none the wrappers, which are timed."""
+    plain: mcsd.Engine | None = None
+    engines = {}
+    for draft in drafts:
+        loaded = mcsd.Engine.load(target, draft, tree=trees[0], dtype=dtype, max_batch=1)
+        plain = plain or mcsd.Engine(copy(loaded.target), tokenizer=loaded.tokenizer, tree="none", max_batch=1)
+        assert isinstance(loaded.drafter, HeadDrafter | ModelDrafter)
+        proposer = loaded.drafter.head if isinstance(loaded.drafter, HeadDrafter) else loaded.drafter.model
+        for tree in trees:
+            engines[f"{draft} {tree}"] = mcsd.Engine(
+                copy(plain.target), copy(proposer), plain.tokenizer, tree=tree, max_batch=1
+            )
+    assert plain
+    return plain, engines
 
 
 class ForwardTimer:
@@ -87,8 +114,9 @@ class ForwardTimer:
 
     def __init__(self, engine: mcsd.Engine) -> None:
         self.seconds = 0.0
-        assert isinstance(engine.drafter, ModelDrafter)
-        for model in (engine.target, engine.drafter.model):
+        assert isinstance(engine.drafter, HeadDrafter | ModelDrafter)
+        draft = engine.drafter.head if isinstance(engine.drafter, HeadDrafter) else engine.drafter.model
+        for model in (engine.target, draft):
             setattr(model, "forward", self._timed(model.forward))  # noqa: B010 (mypy will not have a method assigned)
 
     def _timed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,36 +171,38 @@ def ours(engine: mcsd.Engine, ids: list[int], seed: int, *, temperature: float, 
     return Run(len(done.token_ids), time.perf_counter() - start, done)
 
 
-def table(temperature: float, results: dict[str, list[Run]], forwards: float) -> list[dict[str, Any]]:
-    """Print and return a row a system."""
+def table(
+    temperature: float, results: dict[str, list[Run]], against: list[str], forwards: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Print and return a row a system; the range is that of the ratios to the first of ``against``, by prompt."""
     rows = []
-    base = results["generate"]
+    base = results[against[0]]
     print(f"\ntemperature {temperature:g}: {len(base)} prompts")
-    print(f"{'system':<14}{'ms/token':>9}{'x generate':>11}{'by prompt':>15}{'x assisted':>11}{'accepted':>9}")
+    print(
+        f"{'system':<32}{'ms/token':>9}" + "".join(f"{'x ' + name:>11}" for name in against) + "   by prompt  accepted"
+    )
     for name, runs in results.items():
-        speed = rate(runs)
         each = sorted(rate([run]) / rate([other]) for run, other in zip(runs, base, strict=True))
         row: dict[str, Any] = {
             "temperature": temperature,
             "system": name,
-            "ms_per_token": 1e3 / speed,
-            "times_generate": speed / rate(base),
-            "times_assisted": speed / rate(results["assisted"]),
-            "times_generate_by_prompt": [each[0], statistics.median(each), each[-1]],
+            "ms_per_token": 1e3 / rate(runs),
+            "times": {other: rate(runs) / rate(results[other]) for other in against},
+            "by_prompt": [each[0], statistics.median(each), each[-1]],
         }
         done = [run.completion for run in runs if run.completion]
         if done:
             calls = sum(completion.stats.target_calls for completion in done)
             row["mean_acceptance_length"] = sum(run.tokens for run in runs) / calls
             row["seconds"] = {part: sum(c.stats.seconds[part] for c in done) for part in done[0].stats.seconds}
-        if done and not name.endswith("none"):
-            row["outside_forwards"] = 1 - forwards / sum(run.seconds for run in runs)
+        if name in forwards:
+            row["outside_forwards"] = 1 - forwards[name] / sum(run.seconds for run in runs)
         rows.append(row)
         print(
-            f"{name:<14}{row['ms_per_token']:>9.1f}{row['times_generate']:>11.2f}"
-            f"{each[0]:>7.2f}–{each[-1]:.2f}   {row['times_assisted']:>8.2f}"
-            f"{row.get('mean_acceptance_length', 1):>9.2f}"
-            + (f"   outside forwards {row['outside_forwards']:.1%}" if "outside_forwards" in row else "")
+            f"{name:<32}{row['ms_per_token']:>9.1f}"
+            + "".join(f"{ratio:>11.2f}" for ratio in row["times"].values())
+            + f"{each[0]:>7.2f}–{each[-1]:.2f}{row.get('mean_acceptance_length', 1):>9.2f}"
+            + (f"   outside forwards {row['outside_forwards']:.1%}" if name in forwards else "")
         )
     return rows
 

@@ -28,7 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),
         *("request", "catalog"),
     },
-    "cli": {"engine", "errors", "params", "catalog", "options", "tree"},
+    "distill": {
+        *("engine", "errors", "params", "rng", "sampling", "schemes", "tree", "models", "drafters", "request"),
+        "catalog",
+    },
+    "cli": {"distill", "engine", "errors", "params", "catalog", "options", "tree"},
 }
 
 

@@ -7,6 +7,8 @@
     + VocabularyMismatch       draft and target do not share a vocabulary
     + WeightsCorrupt           a broken, truncated or altered weight file
     + DownloadFailed           the index or hub could not deliver
+  x OutputFailed               a file could not be written
+  x DataError                  text to learn from is missing, empty or unreadable
   x OptionError                a setting of the engine
     + UnknownScheme
     + InvalidTree
@@ -70,6 +72,16 @@ class DownloadFailed(ModelError):
     """The package index or the hub could not deliver the weights."""
 
     exit_code = 1
+
+
+class OutputFailed(McsdError):
+    """A file could not be written: a full disk, a folder without the right to write."""
+
+    exit_code = 1
+
+
+class DataError(McsdError):
+    """Text to learn from is missing, empty or unreadable."""
 
 
 class OptionError(McsdError):

@@ -1,7 +1,7 @@
 """The shared options: same names and defaults as in Python, and `-md` is one option."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 import pytest
@@ -9,7 +9,9 @@ import typer
 from typer.main import get_command
 
 from mcsd.cli import app
+from mcsd.cli.distill import DistillOptions
 from mcsd.cli.options import EngineOptions, Json, SamplingOptions, command
+from mcsd.distill import Options
 from mcsd.engine import Engine
 from mcsd.errors import InvalidParameter
 from mcsd.params import SamplingParams
@@ -34,6 +36,12 @@ def parsed(*words: str) -> dict[str, Any]:
     with get_command(probe_app).make_context("probe", list(words)) as context:
         context.command.invoke(context)
     return got
+
+
+def test_defaults_of_distill_are_those_of_python() -> None:
+    python = {field.name: field.default for field in fields(Options)}
+    shell = {field.name: field.default for field in fields(DistillOptions)}
+    assert {**shell, "target": MISSING} == python
 
 
 @pytest.mark.parametrize("name", ["generate", "chat"])

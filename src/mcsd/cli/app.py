@@ -9,6 +9,7 @@ import typer
 from typer.main import get_command
 
 from mcsd.cli.chat import chat
+from mcsd.cli.distill import distill
 from mcsd.cli.generate import generate
 from mcsd.cli.models import models
 from mcsd.cli.output import debugging, report
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(distill)
 app.command()(models)
 app.command()(pull)
 

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -131,7 +131,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     for parameter in inspect.signature(function).parameters.values():
         if is_dataclass(parameter.annotation):
             groups[parameter.name] = parameter.annotation
-            parameters += [_option(f.name, f.type, f.default) for f in fields(parameter.annotation)]
+            parameters += [_option(f.name, f.type, _default(f)) for f in fields(parameter.annotation)]
         else:
             parameters.append(_option(parameter.name, parameter.annotation, parameter.default))
     parameters.append(_option("debug", Debug, False))
@@ -151,3 +151,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _default(field: Field[Any]) -> Any:
+    return inspect.Parameter.empty if field.default is MISSING else field.default

@@ -150,6 +150,31 @@ def fetch(name: str) -> Path:
         return pull(name, lambda written, size: bar.update(task, completed=written))
 
 
+class Gauge:
+    """How long work stands, on stderr: a line that changes, if that is a terminal, and lines that stay."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=sys.stderr, highlight=False)
+        self._status = self._console.status("starting")
+
+    def show(self, line: str) -> None:
+        """Change the line that changes."""
+        self._status.update(line)
+
+    def say(self, line: str) -> None:
+        """Add a line that stays."""
+        self._console.print(line, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the work goes on; the libraries' own bars are kept off the terminal."""
+        status = self._status if self._console.is_terminal else nullcontext()
+        with status, nullcontext() if debugging.get() else redirect_stderr(io.StringIO()):
+            yield
+
+
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """Show on stderr, if that is a terminal, that something takes its time, in place of the libraries' own bars."""

@@ -1,0 +1,102 @@
+"""Files that are whole or absent, and the settings that say what a folder was made with."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mcsd.errors import InvalidOption, OutputFailed, WeightsCorrupt
+
+SAVE_SECONDS = 30.0
+"""Time between two writings of what has been done: what a break loses at most, a step or two more."""
+
+
+def unwritable(path: Path, error: Exception) -> OutputFailed:
+    """What to tell a user whose disk is full or whose folder cannot be written."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return OutputFailed(f"cannot write {path}: {reason}", "free space there or choose another folder, and run it again")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well, and is gone otherwise.
+
+    Raises:
+        OutputFailed: the disk is full, or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OutputFailed: see `replacing`.
+    """
+    with replacing(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, dict(metadata or {}))
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text file.
+
+    Raises:
+        OutputFailed: see `replacing`.
+    """
+    with replacing(path) as part:
+        part.write_text(text)
+
+
+@contextmanager
+def tensors_of(path: Path) -> Iterator[Any]:
+    """An open safetensors file; whatever is wrong with what the block reads of it is named.
+
+    Raises:
+        WeightsCorrupt: it cannot be read, or lacks what is looked for.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        # Tensors or metadata are missing or misshapen.
+        raise WeightsCorrupt(
+            f"{path} cannot be read: {error!r:.200}", "delete it, and run the command again"
+        ) from error
+
+
+def same_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a piece of work, or check that they are those it was begun with.
+
+    Raises:
+        InvalidOption: they are not.
+        OutputFailed: see `replacing`.
+    """
+    try:
+        old = dict(json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        save_text(path, json.dumps(dict(settings), indent=1) + "\n")
+        return
+    except (OSError, TypeError, ValueError) as error:
+        raise WeightsCorrupt(f"{path} cannot be read: {error}", "delete the folder, or choose another") from error
+    differing = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+    if differing:
+        name = differing[0]
+        raise InvalidOption(
+            f"{path.parent} was begun with {name}={old.get(name)!r:.60}, not {settings.get(name)!r:.60}",
+            "give the same options to go on with it, or another --out",
+        )

@@ -1,0 +1,206 @@
+"""The training loop: a schedule, a checkpoint twice a minute, acceptance on text that is held out."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mcsd.distill.batches import Batch, Batches
+from mcsd.distill.files import SAVE_SECONDS, save_tensors, tensors_of
+from mcsd.distill.teacher import Teacher
+
+_MEASURING = 0.05
+"""The most of the time that goes into measuring acceptance."""
+
+_WARM_UP = 0.03
+"""Share of the budget in which the learning rate rises to its full size; it falls linearly to zero from there."""
+
+_CLIP = 1.0
+
+
+class Learner(Protocol):
+    """A draft in training."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """One for each kind of parameter, at its full learning rate."""
+        ...
+
+    def loss(self, batch: Batch) -> Tensor:
+        """What to make small."""
+        ...
+
+    def draft(self, batch: Batch) -> list[Tensor]:
+        """For each step ahead, log-probabilities ``[N, K]`` at the batch's positions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: ``steps``, or ``seconds`` where it is None."""
+
+    steps: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """On held-out text, a number for each step ahead.
+
+    Attributes:
+        sampled: at temperature 1, the chance that one candidate is accepted: the mean of sum(min(p, q)).
+        greedy: at temperature 0, the share of positions where the target's token is the draft's first.
+        greedy4: where it is among the draft's first four.
+    """
+
+    sampled: tuple[float, ...]
+    greedy: tuple[float, ...]
+    greedy4: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where training stands.
+
+    Attributes:
+        share: of the budget that is used.
+        step: steps done; seconds: of training, over all sittings.
+        loss: mean since the last report; None where no step was left to do.
+        acceptance: on held-out text.
+    """
+
+    share: float
+    step: int
+    seconds: float
+    loss: float | None
+    acceptance: Acceptance
+
+
+def train(
+    learner: Learner,
+    batches: Batches,
+    held_out: Batch,
+    teacher: Teacher,
+    budget: Budget,
+    checkpoint: Path,
+    progress: Callable[[Report], None],
+) -> Report:
+    """Train until the budget is used, from the checkpoint on if there is one.
+
+    Args:
+        learner: is trained in place.
+        batches: what each step reads.
+        held_out: what acceptance is measured on.
+        teacher: of the held-out text.
+        budget: in steps or seconds.
+        checkpoint: a file; written twice a minute.
+        progress: told as often, or less often where measuring acceptance takes long.
+
+    Returns:
+        The last report.
+
+    Raises:
+        OutputFailed, WeightsCorrupt: the checkpoint cannot be written or read.
+    """
+    held_out = held_out.to(teacher.device)
+    optimizers = learner.optimizers()
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    step, seconds = restore(checkpoint, learner.network, optimizers)
+    law = teacher.law(held_out)
+    losses: list[float] = []
+    saved = measured = time.monotonic()
+    start, pause = saved - seconds, SAVE_SECONDS
+    report: Report | None = None
+    while (share := _share(budget, step, seconds)) < 1:
+        rate = min(1.0, max(share, 1e-3) / _WARM_UP) * (1 - share)
+        for optimizer, full in zip(optimizers, rates, strict=True):
+            for group, lr in zip(optimizer.param_groups, full, strict=True):
+                group["lr"] = lr * rate
+        loss = learner.loss(batches[step].to(teacher.device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(learner.network.parameters(), _CLIP)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+        step, seconds = step + 1, time.monotonic() - start
+        done = _share(budget, step, seconds) >= 1
+        if done or time.monotonic() - saved > SAVE_SECONDS:
+            save(checkpoint, learner.network, optimizers, step, seconds)
+            saved = time.monotonic()
+        if done or time.monotonic() - measured > pause:
+            begun = time.monotonic()
+            accepted = acceptance(learner, held_out, law, teacher.vocabulary)
+            measured = time.monotonic()
+            pause = max(SAVE_SECONDS, (measured - begun) / _MEASURING)
+            report = Report(_share(budget, step, seconds), step, seconds, sum(losses) / len(losses), accepted)
+            losses.clear()
+            progress(report)
+    return report or Report(1.0, step, seconds, None, acceptance(learner, held_out, law, teacher.vocabulary))
+
+
+def _share(budget: Budget, step: int, seconds: float) -> float:
+    return seconds / budget.seconds if budget.steps is None else step / budget.steps
+
+
+@torch.no_grad()
+def acceptance(learner: Learner, held_out: Batch, law: tuple[Tensor, Tensor], vocabulary: Tensor) -> Acceptance:
+    """Measure on held-out text; ``law`` is the teacher's `Teacher.law` of it, ``vocabulary`` its tokens that count."""
+    p, best = law
+    sampled, greedy, greedy4 = [], [], []
+    for draft in learner.draft(held_out):
+        sampled.append(torch.minimum(p, draft.exp()).sum(-1).mean().item())
+        first = vocabulary[draft.topk(min(4, draft.shape[-1]), dim=-1).indices] == best[:, None]
+        greedy.append(first[:, 0].float().mean().item())
+        greedy4.append(first.any(-1).float().mean().item())
+    return Acceptance(tuple(sampled), tuple(greedy), tuple(greedy4))
+
+
+def save(
+    path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, seconds: float
+) -> None:
+    """Write a checkpoint: weights, the optimizers' states, where training stands."""
+    tensors = {f"network.{name}": tensor for name, tensor in _trained(network).items()}
+    for number, optimizer in enumerate(optimizers):
+        for parameter, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{parameter}.{name}": tensor for name, tensor in state.items()}
+    save_tensors(path, tensors, {"step": str(step), "seconds": str(seconds)})
+
+
+def restore(path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, float]:
+    """Read a checkpoint into network and optimizers.
+
+    Returns:
+        Steps and seconds of training so far; zeros if there is no checkpoint.
+    """
+    if not path.exists():
+        return 0, 0.0
+    with tensors_of(path) as file:
+        metadata: Mapping[str, str] = file.metadata()
+        states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
+        weights: dict[str, Tensor] = {}
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            kind, _, rest = key.partition(".")
+            if kind == "network":
+                weights[rest] = file.get_tensor(key)
+            else:
+                number, parameter, name = rest.split(".")
+                states[int(number)].setdefault(int(parameter), {})[name] = file.get_tensor(key).clone()
+        if weights.keys() != _trained(network).keys():
+            raise ValueError("it holds other weights")
+        network.load_state_dict(weights, strict=False)
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        return int(metadata["step"]), float(metadata["seconds"])
+
+
+def _trained(network: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
