@@ -15,6 +15,7 @@ import pytest
 
 from mcsd.catalog import (
     CATALOG,
+    DRAFTS,
     Entry,
     Location,
     is_pulled,
@@ -74,7 +75,7 @@ def test_catalog_names_its_own_entries_and_drafts() -> None:
     for name, entry in CATALOG.items():
         assert entry.name == name
         assert len(bytes.fromhex(entry.sha256)) == 32
-        assert entry.draft is None or entry.draft in CATALOG
+        assert entry.draft is None or entry.draft in CATALOG or (DRAFTS[entry.draft] / "config.json").is_file()
     assert CATALOG["qwen2.5-coder-1.5b"].draft == "qwen2.5-coder-0.5b"
     assert [len(entry.wheels) for entry in CATALOG.values()] == [1, 6, 22]
 

@@ -61,6 +61,7 @@ _ENTRIES = (
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size=98_362_432,
         description="SmolLM2-135M-Instruct: 135 M parameters, GGUF Q4_1, Apache-2.0",
+        draft="smollm2-135m-head",
     ),
     Entry(
         name="qwen2.5-coder-0.5b",
@@ -83,6 +84,11 @@ _ENTRIES = (
 
 CATALOG: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 """Every model that `pull` can fetch, by name."""
+
+DRAFTS: Mapping[str, Path] = MappingProxyType(
+    {name: Path(__file__).parent / "weights" / name for name in ("smollm2-135m-head",)}
+)
+"""Drafts that come with the package, by name: folders."""
 
 
 def models_folder() -> Path:
@@ -220,7 +226,8 @@ def locate(model: str | Path, fetch: bool = True) -> Location:
     """Tell where a model is, by catalog name, path, or hub id, tried in this order.
 
     Args:
-        model: a catalog name; a GGUF file; a folder with config.json; or a hub id ``org/name``, which is not looked up.
+        model: a catalog name; a draft of the package; a GGUF file; a folder with config.json; or a hub id ``org/name``,
+            which is not looked up.
         fetch: pull a catalog model that is not on disk yet.
 
     Raises:
@@ -232,6 +239,8 @@ def locate(model: str | Path, fetch: bool = True) -> Location:
         if not fetch and not is_pulled(model):
             raise UnknownModel(f"model {model!r} is not on disk", f"fetch it: mcsd pull {model}")
         return _gguf(pull(model))
+    if isinstance(model, str) and model in DRAFTS:
+        return Location("folder", str(DRAFTS[model]))
     # os.path, because it answers False, rather than raise, for names that no file can have.
     path = os.path.expanduser(name)
     if os.path.isfile(path):

@@ -33,6 +33,7 @@ from mcsd.schemes import SCHEMES, CandidateTree, Scheme, Texts, Verdict
 from mcsd.tree import TreeShape
 
 AUTO_TREE = "2x2x1"
+AUTO_TREE_HEAD = "2x1"
 AUTO_TREE_NGRAM = "2x1x1x1"
 
 
@@ -72,7 +73,7 @@ class Engine:
         self.max_length = min(max_length, self.target.max_length or max_length)
         looks_up = draft is None or draft == "ngram"
         if tree == "auto":
-            tree = AUTO_TREE_NGRAM if looks_up else AUTO_TREE
+            tree = AUTO_TREE_NGRAM if looks_up else AUTO_TREE_HEAD if isinstance(draft, BoundHead) else AUTO_TREE
         self.tree = TreeShape.parse(tree)
         # A draft reads up to two tokens of a text before the candidates.
         slots = self.max_length + 2 + len(self.tree)

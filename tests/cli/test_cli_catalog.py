@@ -42,7 +42,7 @@ def test_models_lists_them(run: Run, on_disk: Path) -> None:
     assert head.split() == ["NAME", "SIZE", "ON", "DISK", "DRAFT", "DESCRIPTION"]
     cells = {row.split()[0]: row for row in rows}
     assert list(cells) == list(CATALOG)
-    assert cells[NAME].split()[1:5] == ["98", "MB", "yes", "ngram"]
+    assert cells[NAME].split()[1:5] == ["98", "MB", "yes", "smollm2-135m-head"]
     assert cells["qwen2.5-coder-1.5b"].split()[1:5] == ["1117", "MB", "no", "qwen2.5-coder-0.5b"]
     assert all(cells[name].endswith(entry.description) for name, entry in CATALOG.items())
 

@@ -20,7 +20,7 @@ def test_loading_by_name_generates() -> None:
     done = loaded.generate([PROMPT, "1, 2, 3, 4, 5, 6, 7, 8,"], mcsd.SamplingParams(temperature=0, max_new_tokens=24))
     assert done[1].text.startswith(" 9, 10, 11")
     assert done[1].stats.accepted_tokens > 0
-    assert (loaded.draft_name, loaded.scheme_name) == ("ngram", "top-k")
+    assert (loaded.draft_name, loaded.scheme_name) == ("smollm2-135m-head", "mcss-wor")
 
 
 def test_text_is_what_the_tokenizer_says(engine: mcsd.Engine) -> None:
