@@ -110,18 +110,34 @@ def test_reading_ends_in_time(smollm2: Loaded, tmp_path: Path) -> None:
     assert corpus.tokens == 0
 
 
-def test_a_text_that_is_cut_off_is_kept_and_replaced_by_its_whole(tmp_path: Path) -> None:
-    """Saved while it runs, loaded, and once more when it is longer: one text, the longest part of it."""
+def text_of(index: int, length: int) -> Record:
+    return Record(index, torch.full((length,), index, dtype=torch.int32), torch.zeros(length, 4), 1)
+
+
+def test_a_text_that_is_never_finished_counts_as_far_as_it_is(tmp_path: Path) -> None:
+    """Saved while it runs, again when it is longer, then whole; another breaks off with the process."""
+    corpus = Corpus(tmp_path, {"target": "tiny"})
+    corpus.save([text_of(0, 2), text_of(1, 3)])
+    corpus.save([text_of(0, 4), text_of(1, 5)])
+    corpus.add(text_of(0, 6))
+    corpus.save([text_of(1, 7)])
+    for _ in range(2):
+        again = Corpus(tmp_path, {"target": "tiny"})
+        assert [(record.index, len(record.tokens)) for record in again.records()] == [(0, 6), (1, 7)]
+        assert again.tokens == 13
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_writing_that_runs_out_of_time_keeps_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, recorder = recording(TransformersModel(tiny("llama")))
     corpus = Corpus(tmp_path, {"target": "tiny"})
-    write(engine, recorder, invented(engine, 3, 60), corpus, 100, 0.5, silent)
-    cut = {record.index: record for record in Corpus(tmp_path, {"target": "tiny"}).records()}
-    assert cut
-    for record in cut.values():
-        corpus.add(Record(record.index, record.tokens[:3], record.states[:3], 1))
-    corpus.save()
-    shorter = Corpus(tmp_path, {"target": "tiny"})
-    assert shorter.tokens == 3 * len(cut) == sum(len(record.tokens) for record in shorter.records())
+    clock = iter(range(10**6))
+    monkeypatch.setattr(writer.time, "monotonic", lambda: float(next(clock)))
+    write(engine, recorder, invented(engine, 3, 150), corpus, 10**6, 50.0, silent)
+    monkeypatch.undo()
+    lengths = [len(record.tokens) for record in Corpus(tmp_path, {"target": "tiny"}).records()]
+    assert len(lengths) == 4
+    assert all(1 < length < 150 for length in lengths)
 
 
 def test_a_shard_that_was_deleted_costs_no_other(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcsd.distill.files import same_settings, save_tensors, tensors_of
+from mcsd.distill.files import same_settings, save_tensors, tensors_of, unwritable
 from mcsd.errors import DataError
 
-_SETTINGS = "settings.json"
+_SETTINGS, _RUNNING = "settings.json", "running.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,14 @@ class Corpus:
         self.folder = folder
         self._unsaved: list[Record] = []
         same_settings(folder / _SETTINGS, settings)
-        self.shards = sorted(folder.glob("*.safetensors"))
+        self.shards = sorted(folder.glob("[0-9]*.safetensors"))
+        self._running = folder / _RUNNING
+        if self._running.exists():
+            # A sitting was broken off: what it had begun is text like any other.
+            try:
+                self.shards.append(self._running.rename(self._next()))
+            except OSError as error:
+                raise unwritable(folder, error) from error
         self.lengths: dict[int, int] = {}
         """Tokens of each text, by its index."""
         self.seconds = 0.0
@@ -83,24 +90,45 @@ class Corpus:
             ) from error
         if (writer, shown) != (target, list(states)):
             raise DataError(
-                f"the text in {folder} is of {writer!r:.80}, not {target!r:.80}", "write some: leave --data out"
+                f"the text in {folder} is of {writer!r:.80} and its layers {shown!r:.40}, not of {target!r:.80} and "
+                f"{list(states)}",
+                "write some: leave --data out",
             )
         return cls(folder, settings)
 
     def add(self, record: Record) -> None:
-        """Take a text in; it is on disk after the next `save`. It replaces an earlier, shorter part of itself."""
+        """Take a text in; it is on disk after the next `save`."""
         self._unsaved.append(record)
         self.lengths[record.index] = len(record.tokens)
 
-    def save(self) -> None:
+    def save(self, running: Sequence[Record] = ()) -> None:
         """Write what is unsaved as a shard of its own.
+
+        Args:
+            running: texts that are being written, as far as they are; they count if they are never finished.
 
         Raises:
             OutputFailed: no room, or no right, to write it; nothing half-written stays.
         """
-        if not self._unsaved:
-            return
-        records, self._unsaved = self._unsaved, []
+        now = time.monotonic()
+        if self._unsaved:
+            records, self._unsaved = self._unsaved, []
+            path = self._next()
+            self._write(path, records, now - self._since)
+            self.shards.append(path)
+            self.seconds += now - self._since
+            self._since = now
+        if running:
+            self._write(self._running, running, now - self._since)
+        else:
+            self._running.unlink(missing_ok=True)
+
+    def _next(self) -> Path:
+        number = int(self.shards[-1].stem) + 1 if self.shards else 0
+        return self.folder / f"{number:05d}.safetensors"
+
+    @staticmethod
+    def _write(path: Path, records: Sequence[Record], seconds: float) -> None:
         lengths = torch.tensor([len(record.tokens) for record in records])
         tensors = {
             "index": torch.tensor([record.index for record in records]),
@@ -109,13 +137,7 @@ class Corpus:
             "tokens": torch.cat([record.tokens for record in records]),
             "states": torch.cat([record.states for record in records]),
         }
-        number = int(self.shards[-1].stem) + 1 if self.shards else 0
-        path = self.folder / f"{number:05d}.safetensors"
-        now = time.monotonic()
-        save_tensors(path, tensors, {"seconds": str(now - self._since)})
-        self.seconds += now - self._since
-        self._since = now
-        self.shards.append(path)
+        save_tensors(path, tensors, {"seconds": str(seconds)})
 
     def records(self) -> list[Record]:
         """All texts on disk, in order of index; states are mapped into memory, not read."""

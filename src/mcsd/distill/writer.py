@@ -138,16 +138,21 @@ def write(
                 if follows:
                     running.append(follows)
                     engine.submit(follows.request)
-                barren = 0 if follows or _record(job, recorder, corpus) else barren + 1
+                record = _record(job, recorder)
+                if record:
+                    corpus.add(record)
+                barren = 0 if follows or record else barren + 1
             recorder.forget()
             if barren > _BARREN:
                 raise DataError(f"{engine.target_name} wrote nothing {barren} times in a row", "are its weights whole?")
             if time.monotonic() - saved > SAVE_SECONDS:
-                _save(running, recorder, corpus)
+                corpus.save(_begun(running, recorder))
                 saved = time.monotonic()
             progress(corpus.tokens)
     finally:
-        _save(running, recorder, corpus)
+        for record in _begun(running, recorder):
+            corpus.add(record)
+        corpus.save()
         for job in running:
             engine.cancel(job.request)
 
@@ -201,21 +206,18 @@ def _follows(job: Job) -> Job | None:
     return job.then(job.request) if job.then and job.request.completion else None
 
 
-def _record(job: Job, recorder: Recorder, corpus: Corpus) -> bool:
-    """Keep what is written of a text; false if there is nothing to keep."""
+def _record(job: Job, recorder: Recorder) -> Record | None:
+    """What is written of a text, if there is something to keep."""
     text = job.request.all_tokens
     # The last token has been emitted and not been read.
     if job.then or job.request.error or len(text) < len(job.request.prompt) + 2:
-        return False
+        return None
     states = recorder.states(text).to("cpu", torch.bfloat16)
-    corpus.add(Record(job.index, torch.tensor(text[:-1], dtype=torch.int32), states, len(job.request.prompt)))
-    return True
+    return Record(job.index, torch.tensor(text[:-1], dtype=torch.int32), states, len(job.request.prompt))
 
 
-def _save(running: list[Job], recorder: Recorder, corpus: Corpus) -> None:
-    for job in running:
-        _record(job, recorder, corpus)
-    corpus.save()
+def _begun(running: list[Job], recorder: Recorder) -> list[Record]:
+    return [record for job in running if (record := _record(job, recorder))]
 
 
 def _sampling(i: int, seed: int, length: int, temperatures: Sequence[float] = TEMPERATURES) -> SamplingParams:
