@@ -114,14 +114,16 @@ class Stream:
         return torch.searchsorted(cumulative, u * cumulative[..., -1:], right=True)
 
     def sample_without_replacement(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
-        """By a race of exponential clocks with rates ``weights``: their order (Efraimidis, Spirakis 2006)."""
-        if count == 1:
-            return self.sample(weights, 1, rows)
-        a, n, s = weights.shape
-        clocks = -self.uniform(n * s, rows).view(a, n, s).log() / weights.to(torch.float64)
-        arrivals, order = clocks.topk(min(count, s), dim=-1, largest=False)
-        order = order.masked_fill(arrivals.isinf(), -1)
-        return torch.nn.functional.pad(order, (0, count - order.shape[-1]), value=-1)
+        """One `sample` after the other, each token that was drawn left out: a number for each draw."""
+        size = weights.shape[-1]
+        left = weights.to(torch.float64)
+        drawn = []
+        for _ in range(count):
+            # Where nothing is left all sums are 0, and the index runs off the end.
+            pick = self.sample(left, 1, rows)
+            drawn.append(pick.masked_fill(pick == size, -1))
+            left = left.scatter(2, pick.clamp(max=size - 1), 0.0)
+        return torch.cat(drawn, dim=-1)
 
     def accept(self, probability: Tensor, rows: Tensor | None = None) -> Tensor:
         """A uniform number below the probability."""
