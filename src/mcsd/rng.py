@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MULTIPLIERS = torch.tensor([0xD2511F53, 0xCD9E8D57])
+_WEYL = torch.tensor([0x9E3779B9, 0xBB67AE85])
 _ROUNDS = 10
 _BLOCK = 16
 
@@ -24,17 +24,26 @@ DRAW, JUDGE = 0, 1
 """The two streams of a request: noise that chose a candidate must never judge it."""
 
 
-def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
-    """Philox4x32-10: four int64 tensors holding 32-bit words and two such keys, to four words of 32 random bits."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32-10, vectorised.
+
+    Args:
+        counter: int64 ``[..., 4]`` holding 32-bit words; key: ``[..., 2]``.
+
+    Returns:
+        int64 ``[..., 4]``, words of 32 random bits.
+    """
+    device = counter.device
+    weyl = torch.arange(_ROUNDS, device=device)[:, None] * _WEYL.to(device)
+    keys = ((key[..., None, :] + weyl) & _MASK).unbind(-2)
+    multipliers = _MULTIPLIERS.to(device)
+    even, odd = counter[..., 0::2], counter[..., 1::2]
+    for round_key in keys:
         # The products wrap around in int64; their 64 bits are right all the same, and the masks take them apart.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, ((p0 >> 32) & _MASK) ^ c3 ^ k1
-        c1, c3 = p1 & _MASK, p0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return [c0, c1, c2, c3]
+        product = even * multipliers
+        even = ((product >> 32) & _MASK).flip(-1) ^ odd ^ round_key
+        odd = (product & _MASK).flip(-1)
+    return torch.stack([even, odd], dim=-1).flatten(-2)
 
 
 class Randomness(Protocol):
@@ -75,9 +84,9 @@ class Stream:
     """
 
     def __init__(self, seeds: Tensor, positions: Tensor, stream: int) -> None:
-        self._key = [(seeds & _MASK)[:, None], ((seeds >> 32) & _MASK)[:, None]]
-        self._positions = positions[:, None]
-        self._stream = torch.full_like(self._positions, stream)
+        self._key = torch.stack([seeds & _MASK, (seeds >> 32) & _MASK], dim=-1)[:, None]
+        self._positions = positions
+        self._stream = stream
         self._numbers = torch.empty(len(seeds), 0, dtype=torch.float64, device=seeds.device)
         self._made = self._used = 0
 
@@ -95,15 +104,16 @@ class Stream:
 
     def _more(self, count: int) -> Tensor:
         blocks = (count + 1) // 2
-        index = torch.arange(self._made, self._made + blocks, device=self._positions.device)[None].expand(
-            len(self._positions), -1
-        )
+        counter = self._positions.new_zeros(len(self._positions), blocks, 4)
+        counter[..., 0] = torch.arange(self._made, self._made + blocks, device=counter.device)
+        counter[..., 2] = self._positions[:, None]
+        counter[..., 3] = self._stream
         self._made += blocks
         # A block makes two numbers. The sequence is the same in whatever portions it is asked for.
-        w = philox([index, torch.zeros_like(index), self._positions, self._stream], self._key)
-        pair = [((w[i] << 16) ^ (w[i + 1] >> 16)).to(torch.float64) for i in (0, 2)]
+        words = philox(counter, self._key)
         # 48 bits, so that u·total is always below total after rounding and inversion never runs off the end.
-        return (torch.stack(pair, dim=2).flatten(1) + 0.5) * 2.0**-48
+        bits = (words[..., 0::2] << 16) ^ (words[..., 1::2] >> 16)
+        return (bits.to(torch.float64).flatten(1) + 0.5) * 2.0**-48
 
     def sample(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
         """By inversion, in float64 so that no token of a large vocabulary falls between two sums."""
