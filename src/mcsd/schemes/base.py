@@ -140,6 +140,7 @@ class Scheme(ABC):
         path = torch.full((batch, tree.shape.depth), -1, dtype=torch.int64, device=device)
         column, accepted, token = torch.zeros(3, batch, dtype=torch.int64, device=device)
         failed = tree.failed.clone()
+        greedy = bool(settings.greedy.all())
         rows = (~failed).nonzero()[:, 0]
         for depth in range(tree.shape.depth + 1):
             at = column[rows]
@@ -153,7 +154,9 @@ class Scheme(ABC):
             own = rows[:, None]
             valid = (kids >= 0) & tree.valid[own, nodes] if len(tree.shape) else kids >= 0
             tokens, choice = (tree.tokens[own, nodes], tree.choice[own, nodes]) if len(tree.shape) else (kids, kids)
-            picked, emitted = self.judge_node(Node(p, tokens, valid, choice, q, rows), random)
+            node = Node(p, tokens, valid, choice, q, rows)
+            # Every scheme comes to this where p is one-hot; here it costs no random numbers.
+            picked, emitted = look(node, p.argmax(-1)) if greedy else self.judge_node(node, random)
             stay = picked < 0
             token[rows[stay]] = emitted[stay]
             rows, child = rows[~stay], kids[~stay].gather(1, picked[~stay, None])[:, 0]
@@ -175,6 +178,13 @@ class Scheme(ABC):
                 logits = logits.to(shaped.dtype)
                 logits[i] = shaped
         return probabilities(logits, settings)
+
+
+def look(node: Node, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Accept the first child that is ``token``, int64 ``[A]``; see `Scheme.judge_node` for what is returned."""
+    hit = (node.tokens == token[:, None]) & node.valid
+    first = torch.nn.functional.pad(hit, (0, 1), value=True).to(torch.int8).argmax(-1)
+    return first.masked_fill(first == hit.shape[1], -1), token
 
 
 def likeliest_where(greedy: Tensor, q: Tensor, count: int, draw: Callable[[Tensor, int], Tensor]) -> Tensor:

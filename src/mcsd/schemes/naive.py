@@ -1,10 +1,9 @@
 """Schemes that sample the target first and look whether a candidate was right. They never read q."""
 
-import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node, Scheme, likeliest, likeliest_where
+from mcsd.schemes.base import Node, Scheme, likeliest, likeliest_where, look
 
 
 class _SampleThenLook(Scheme):
@@ -14,10 +13,7 @@ class _SampleThenLook(Scheme):
 
     def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
         """See `Scheme.judge_node`."""
-        token = random.sample(node.p[:, None], 1, node.rows)[:, 0, 0]
-        hit = (node.tokens == token[:, None]) & node.valid
-        first = torch.nn.functional.pad(hit, (0, 1), value=True).to(torch.int8).argmax(-1)
-        return first.masked_fill(first == hit.shape[1], -1), token
+        return look(node, random.sample(node.p[:, None], 1, node.rows)[:, 0, 0])
 
 
 class Naive(_SampleThenLook):
