@@ -117,6 +117,7 @@ def test_training_goes_on_where_it_was_broken_off(
 ) -> None:
     """With a checkpoint at every step: the draft is that of a run in one go, to the last bit."""
     monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(trainer, "_SAVING", float("inf"))
     monkeypatch.setattr(trainer, "_MEASURING", float("inf"))
     wanted = options(target, tmp_path / "out", data=made[0])
     with pytest.raises(StopError):
@@ -198,16 +199,30 @@ def test_a_pruned_model(target: str, made: tuple[Path, Report], tmp_path: Path) 
     assert done.stats.accepted_tokens > 0
 
 
-def test_a_given_model_is_tuned_further(target: str, made: tuple[Path, Report], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def given(made: tuple[Path, Report], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options for a draft that begins as the target with noise on its weights."""
     draft = tiny("llama")
     torch.manual_seed(1)
     for parameter in draft.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter) * parameter.data.std().nan_to_num()
-    draft.save_pretrained(tmp_path / "init")
-    given = {"kind": "model", "init": str(tmp_path / "init"), "data": made[0]}
+    folder = tmp_path_factory.mktemp("init")
+    draft.save_pretrained(folder)
+    return {"kind": "model", "init": str(folder), "data": made[0]}
+
+
+def test_a_given_model_is_tuned_further(target: str, given: dict[str, Any], tmp_path: Path) -> None:
     before = distill(options(target, tmp_path / "before", steps=1, **given), SILENT)
     after = distill(options(target, tmp_path / "after", **given), SILENT)
     assert after.acceptance.sampled[0] > before.acceptance.sampled[0]
+    assert mcsd.Engine.load(target, tmp_path / "after").drafter.model.layers == 2  # type: ignore[attr-defined]
+
+
+def test_a_given_model_is_pruned(target: str, given: dict[str, Any], tmp_path: Path) -> None:
+    distill(options(target, tmp_path / "pruned", steps=1, layers=1, **given), SILENT)
+    assert mcsd.Engine.load(target, tmp_path / "pruned").drafter.model.layers == 1  # type: ignore[attr-defined]
+    with pytest.raises(InvalidOption, match="layers=2"):
+        distill(options(target, tmp_path / "out", layers=2, **given), SILENT)
 
 
 @pytest.mark.parametrize("loss", ["tv", "reverse-kl"])

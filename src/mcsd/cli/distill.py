@@ -19,7 +19,7 @@ _text = functools.partial(typer.Option, rich_help_panel="Text")
 
 Out = Annotated[Path, typer.Option("--out", help="The folder to put it in; run again to go on after a break.")]
 Kind = Annotated[str, _draft("--kind", help="head: on the target's states. model: a small model.")]
-Layers = Annotated[int | None, _draft("--layers", help="Of the draft.", show_default="1, or an eighth")]
+Layers = Annotated[int | None, _draft("--layers", help="Of the draft.", show_default="1, all of --init, or an eighth")]
 Init = Annotated[str | None, _draft("--init", help="A model to begin with, for --kind model.")]
 Vocab = Annotated[int, _draft("--vocab", help="Tokens that a head can propose.")]
 Loss = Annotated[str, _draft("--loss", help="kl, reverse-kl or tv.")]

@@ -91,5 +91,5 @@ def layers_of(network: Any, fewer: int) -> tuple[nn.Module, str, nn.ModuleList]:
             f"{type(network).__name__}: the layers to prune cannot be told", "give a draft to begin with: --init"
         )
     if fewer >= total:
-        raise InvalidOption(f"layers={fewer}, and the target has {total}", f"give at most {total - 1}")
+        raise InvalidOption(f"layers={fewer} of a model that has {total}", f"give at most {total - 1}")
     return stacks[0]

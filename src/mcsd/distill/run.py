@@ -36,9 +36,13 @@ KINDS = ("head", "model")
 TEXT = "text"
 """The folder, in that of a draft, of the text it learned from."""
 
-_ROWS, _POSITIONS = 8, 64
-"""Texts that a step of training reads, and positions of each whose next token it learns. For a head, as many for each
-512 of the hidden size, since the optimizer's own work for a step grows with that."""
+_MODEL_ROWS, _MODEL_POSITIONS = 8, 64
+"""Texts that a step of training a model reads, and positions of each whose next token it learns: logits of a whole
+vocabulary take memory."""
+
+_HEAD_ROWS, _HEAD_SIZE = 16, 768
+"""Texts that a step of training a head reads, for each so much of the hidden size: the optimizer's own work for a step
+grows with that. The head learns every position that the target wrote."""
 
 _SETTINGS, _CHECKPOINT = "distill.json", "checkpoint.safetensors"
 
@@ -68,8 +72,8 @@ class Options:
         target: whose draft.
         out: the folder it goes to.
         kind: "head" or "model".
-        layers: of the draft; None: 1 for a head, an eighth of the target's for a pruned model.
-        init: a model to begin with, instead of a pruned target.
+        layers: of the draft; None: 1 for a head, all of ``init``, an eighth of the target's without one.
+        init: a model to begin with, instead of the target; pruned if ``layers`` are given.
         vocab: tokens a head can propose.
         minutes: for text and training together; steps: of training, in place of minutes.
         tokens: of text, at most.
@@ -110,8 +114,8 @@ class Options:
                 raise InvalidOption(f"{name}={value} is outside {least} to {bound}", f"give such a {name}")
         if not 0 < self.minutes <= 1e6:
             raise InvalidOption(f"minutes={self.minutes} is outside 0 to 1e6", "give the minutes it may take")
-        if self.init and (self.kind == "head" or self.layers):
-            raise InvalidOption("init is a model to begin with", "give it with --kind model and without --layers")
+        if self.init and self.kind == "head":
+            raise InvalidOption("init is a model to begin with", "give it with --kind model")
         if self.prompts and self.data:
             raise InvalidOption("prompts and data exclude each other", "give one")
 
@@ -172,8 +176,10 @@ def distill(options: Options, events: Events) -> Report:
         check_vocabularies(target.model, initial.model, target.tokenizer)
         check_tokenizers(target.model, target.tokenizer, initial.model, initial.tokenizer)
     check_teachable(target.model)
-    if options.kind == "model" and not initial:
-        layers_of(target.model.network, _layers(options, target.model))
+    beginning = (initial or target).model
+    layers = _layers(options, beginning)
+    if options.kind == "model" and layers:
+        layers_of(beginning.network, layers)
     states = states_of(target.model)
     if earlier:
         corpus = Corpus.of(earlier, options.target, states)
@@ -185,10 +191,12 @@ def distill(options: Options, events: Events) -> Report:
     records = corpus.records()
     held_out, learned = _split(records)
     learner, teacher = _learner(options, target, initial, learned)
-    rows = _ROWS * (max(1, teacher.hidden_size // 512) if options.kind == "head" else 1)
+    rows, positions = _MODEL_ROWS, _MODEL_POSITIONS
+    if options.kind == "head":
+        rows, positions = _HEAD_ROWS * max(1, teacher.hidden_size // _HEAD_SIZE), _LENGTH
     report = train(
         learner,
-        Batches(learned, rows, rows * _POSITIONS, AHEAD - 1, options.seed),
+        Batches(learned, rows, rows * positions, AHEAD - 1, options.seed),
         collate(held_out, _HELD_POSITIONS, AHEAD - 1, torch.Generator().manual_seed(options.seed)),
         teacher,
         Budget(options.steps, max(1.0, options.minutes * 60 - (0 if earlier else corpus.seconds))),
@@ -263,17 +271,17 @@ def _learner(
         )
         return HeadLearner(config, teacher, loss, records), teacher
     # Of models that differ in padding, the tokens of both.
-    known = min(model.vocab_size, (initial or target).model.vocab_size)
-    teacher = Teacher(model, torch.arange(known, dtype=torch.int32))
-    if initial:
-        return ModelLearner(initial.model.network, teacher, loss, _RATE_GIVEN), teacher
-    prune(model.network, _layers(options, model))
-    return ModelLearner(model.network, teacher, loss, _RATE_PRUNED), teacher
+    beginning = (initial or target).model
+    teacher = Teacher(model, torch.arange(min(model.vocab_size, beginning.vocab_size), dtype=torch.int32))
+    layers = _layers(options, beginning)
+    if layers:
+        prune(beginning.network, layers)
+    return ModelLearner(beginning.network, teacher, loss, _RATE_PRUNED if layers else _RATE_GIVEN), teacher
 
 
-def _layers(options: Options, target: TransformersModel) -> int:
-    """Of a pruned model: an eighth of the target's, unless told otherwise."""
-    return options.layers or max(1, target.layers // 8)
+def _layers(options: Options, beginning: TransformersModel) -> int | None:
+    """How many layers a model that drafts is pruned to; None: it is taken as it is."""
+    return options.layers or (None if options.init else max(1, beginning.layers // 8))
 
 
 def _save(out: Path, learner: Learner, source: Loaded) -> None:

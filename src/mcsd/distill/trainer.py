@@ -1,4 +1,4 @@
-"""The training loop: a schedule, a checkpoint twice a minute, acceptance on text that is held out."""
+"""The training loop: a schedule, checkpoints, acceptance on text that is held out."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,8 @@ from mcsd.distill.batches import Batch, Batches
 from mcsd.distill.files import SAVE_SECONDS, save_tensors, tensors_of
 from mcsd.distill.teacher import Teacher
 
-_MEASURING = 0.05
-"""The most of the time that goes into measuring acceptance."""
+_SAVING, _MEASURING = 0.1, 0.05
+"""The most of the time that goes into checkpoints (of a large model they take long), and into measuring acceptance."""
 
 _WARM_UP = 0.03
 """Share of the budget in which the learning rate rises to its full size; it falls linearly to zero from there."""
@@ -101,7 +101,7 @@ def train(
         held_out: what acceptance is measured on.
         teacher: of the held-out text.
         budget: in steps or seconds.
-        checkpoint: a file; written twice a minute.
+        checkpoint: a file; written twice a minute, or less often where that takes long.
         progress: told as often, or less often where measuring acceptance takes long.
 
     Returns:
@@ -116,8 +116,8 @@ def train(
     step, seconds = restore(checkpoint, learner.network, optimizers)
     law = teacher.law(held_out)
     losses: list[float] = []
-    saved = measured = time.monotonic()
-    start, pause = saved - seconds, SAVE_SECONDS
+    saving, measuring = _Rhythm(_SAVING), _Rhythm(_MEASURING)
+    start = time.monotonic() - seconds
     report: Report | None = None
     while (share := _share(budget, step, seconds)) < 1:
         rate = min(1.0, max(share, 1e-3) / _WARM_UP) * (1 - share)
@@ -133,18 +133,36 @@ def train(
         losses.append(loss.item())
         step, seconds = step + 1, time.monotonic() - start
         done = _share(budget, step, seconds) >= 1
-        if done or time.monotonic() - saved > SAVE_SECONDS:
-            save(checkpoint, learner.network, optimizers, step, seconds)
-            saved = time.monotonic()
-        if done or time.monotonic() - measured > pause:
-            begun = time.monotonic()
-            accepted = acceptance(learner, held_out, law, teacher.vocabulary)
-            measured = time.monotonic()
-            pause = max(SAVE_SECONDS, (measured - begun) / _MEASURING)
+        if done or saving.due():
+            with saving:
+                save(checkpoint, learner.network, optimizers, step, seconds)
+        if done or measuring.due():
+            with measuring:
+                accepted = acceptance(learner, held_out, law, teacher.vocabulary)
             report = Report(_share(budget, step, seconds), step, seconds, sum(losses) / len(losses), accepted)
             losses.clear()
             progress(report)
     return report or Report(1.0, step, seconds, None, acceptance(learner, held_out, law, teacher.vocabulary))
+
+
+class _Rhythm:
+    """When to do again what takes time: twice a minute, or less often where that would take more than ``share``."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._ended = time.monotonic()
+        self._pause = SAVE_SECONDS
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() - self._ended > self._pause
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = time.monotonic()
+        self._pause = max(SAVE_SECONDS, (self._ended - self._begun) / self._share)
 
 
 def _share(budget: Budget, step: int, seconds: float) -> float:
