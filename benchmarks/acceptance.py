@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from torch import Tensor
 import mcsd
 from mcsd.drafters import Drafter
 from mcsd.models import Block
+from mcsd.models.loading import choose_dtype, load
 from mcsd.rng import DRAW, JUDGE, Stream
 from mcsd.sampling import Settings
 from mcsd.schemes import SCHEMES, Texts
-from speed import spaced
+from speed import CPU, proposer_of, spaced
 
 WIDTHS = (1, 2, 4)
 DRAWN = ("mcss", "mcss-wor")
@@ -55,9 +57,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_grad_enabled(False)
-    load: dict[str, Any] = {"dtype": args.dtype, "max_batch": args.each, "max_length": 1024}
-    plain = mcsd.Engine.load(args.target, tree="none", **load)
-    engines = {draft: mcsd.Engine.load(args.target, draft, tree="1", **load) for draft in args.drafts}
+    target = load(args.target, CPU, choose_dtype(args.dtype, CPU))
+    engine_of = partial(mcsd.Engine, target.model, tokenizer=target.tokenizer, max_batch=args.each, max_length=1024)
+    plain = engine_of(tree="none")
+    engines = {draft: engine_of(proposer_of(draft, target, args.dtype), tree="1") for draft in args.drafts}
     costs = {draft: share_of_a_target_forward(engine) for draft, engine in engines.items()}
     rows: list[dict[str, Any]] = []
     for path in args.prompts:
@@ -107,7 +110,7 @@ def acceptance(engine: mcsd.Engine, answers: list[Answer], params: mcsd.Sampling
         count = len(running)
         ends = [answer.prompt + step for answer in running]
         texts = [answer.tokens[:end] for answer, end in zip(running, ends, strict=True)]
-        settings = Settings.of([params] * count, torch.device("cpu"))
+        settings = Settings.of([params] * count, CPU)
         seeds, place = torch.arange(count), torch.full((count,), step)
         tree = drafter.draft(texts, shape, judge, settings, Stream(seeds, place, DRAW))
         logits = torch.stack([answer.logits[end - 1] for answer, end in zip(running, ends, strict=True)])
@@ -139,7 +142,7 @@ def share_of_a_target_forward(engine: mcsd.Engine, tokens: int = 200) -> float:
     states = target.forward(torch.tensor([text]), Block.chain(tokens), cache, hidden=drafter.hidden).hidden
     drafter.add(text, None if states is None else states[:, :-1])
     cache.commit(torch.arange(tokens)[None], torch.tensor([tokens]))
-    settings = Settings.of([mcsd.SamplingParams()], torch.device("cpu"))
+    settings = Settings.of([mcsd.SamplingParams()], CPU)
     shape, scheme = mcsd.TreeShape.parse("1"), SCHEMES["mcss-wor"]()
     drafting, forwards = [], []
     last = None if states is None else states[:, -1:]

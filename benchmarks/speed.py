@@ -29,6 +29,9 @@ from transformers import AutoModelForCausalLM, GgufConfig
 import mcsd
 from mcsd.catalog import locate
 from mcsd.drafters import HeadDrafter, ModelDrafter
+from mcsd.models.loading import Loaded, choose_dtype, is_head, load, load_head
+
+CPU = torch.device("cpu")
 
 
 class Run(NamedTuple):
@@ -94,19 +97,24 @@ def systems_of(
     target: str, drafts: list[str], trees: list[str], dtype: str
 ) -> tuple[mcsd.Engine, dict[str, mcsd.Engine]]:
     """A plain engine, and one for each draft and tree. All share the weights and none the wrappers, which are timed."""
-    plain: mcsd.Engine | None = None
+    loaded = load(target, CPU, choose_dtype(dtype, CPU))
     engines = {}
     for draft in drafts:
-        loaded = mcsd.Engine.load(target, draft, tree=trees[0], dtype=dtype, max_batch=1)
-        plain = plain or mcsd.Engine(copy(loaded.target), tokenizer=loaded.tokenizer, tree="none", max_batch=1)
-        assert isinstance(loaded.drafter, HeadDrafter | ModelDrafter)
-        proposer = loaded.drafter.head if isinstance(loaded.drafter, HeadDrafter) else loaded.drafter.model
+        proposer = proposer_of(draft, loaded, dtype)
         for tree in trees:
             engines[f"{draft} {tree}"] = mcsd.Engine(
-                copy(plain.target), copy(proposer), plain.tokenizer, tree=tree, max_batch=1
+                copy(loaded.model), copy(proposer), loaded.tokenizer, tree=tree, max_batch=1
             )
-    assert plain
-    return plain, engines
+    return mcsd.Engine(copy(loaded.model), tokenizer=loaded.tokenizer, tree="none", max_batch=1), engines
+
+
+def proposer_of(draft: str, target: Loaded, dtype: str) -> Any:
+    """What an engine drafts with."""
+    if draft == "ngram":
+        return draft
+    if is_head(draft):
+        return load_head(draft, target.model)
+    return load(draft, CPU, choose_dtype(dtype, CPU)).model
 
 
 class ForwardTimer:
