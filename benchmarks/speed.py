@@ -114,7 +114,7 @@ def proposer_of(draft: str, target: Loaded, dtype: str) -> Any:
         return draft
     if is_head(draft):
         return load_head(draft, target.model)
-    return load(draft, CPU, choose_dtype(dtype, CPU)).model
+    return load(draft, CPU, choose_dtype(dtype, CPU), draft=True).model
 
 
 class ForwardTimer:

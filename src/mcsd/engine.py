@@ -153,7 +153,7 @@ class Engine:
         if drafts and is_head(draft):
             proposer = load_head(draft, loaded.model)
         elif drafts:
-            proposal = load(draft, where, kind)
+            proposal = load(draft, where, kind, draft=True)
             check_tokenizers(loaded.model, loaded.tokenizer, proposal.model, proposal.tokenizer)
             proposer = proposal.model
         return cls(loaded.model, proposer, loaded.tokenizer, shape, scheme, max_batch, max_length)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,6 +224,42 @@ def test_a_given_model_is_pruned(target: str, given: dict[str, Any], tmp_path: P
     assert mcsd.Engine.load(target, tmp_path / "pruned").drafter.model.layers == 1  # type: ignore[attr-defined]
     with pytest.raises(InvalidOption, match="layers=2"):
         distill(options(target, tmp_path / "out", layers=2, **given), SILENT)
+
+
+def test_a_trimmed_model(target: str, given: dict[str, Any], tmp_path: Path) -> None:
+    """It proposes its tokens and no others; what it cannot propose the target says all the same."""
+    out = tmp_path / "trimmed"
+    distill(options(target, out, vocab=20, **given | {"steps": 1}), SILENT)
+    tokens = load_file(out / "vocabulary.safetensors")["vocabulary"].tolist()
+    assert len(tokens) == 20
+    engine = mcsd.Engine.load(target, out, tree="4x2", dtype="float32")
+    proposed: list[int] = []
+    draft = engine.drafter.draft
+
+    def watched(*args: Any) -> Any:
+        tree = draft(*args)
+        proposed.extend(tree.tokens.flatten().tolist())
+        return tree
+
+    engine.drafter.draft = watched  # type: ignore[method-assign]
+    prompts, params = [[3], [7, 9, 11]], mcsd.SamplingParams(temperature=0, max_new_tokens=40)
+    texts = [done.token_ids for done in engine.generate(prompts, params)]
+    assert set(proposed) <= set(tokens)
+    assert len(set(proposed)) > 5
+    plain = mcsd.Engine.load(target, tree="none", dtype="float32").generate(prompts, params)
+    assert texts == [done.token_ids for done in plain]
+    assert set().union(*texts) - set(tokens)
+    # As a target, or as a model to begin with, it is whole.
+    assert mcsd.Engine.load(out, tree="none").generate([[3]], params)[0].token_ids
+
+
+@pytest.mark.parametrize("ids", [[], [3, 2], [5, 5], [-1, 4], [0, 96]])
+def test_a_wrong_vocabulary_is_named(target: str, given: dict[str, Any], tmp_path: Path, ids: list[int]) -> None:
+    folder = tmp_path / "draft"
+    shutil.copytree(given["init"], folder)
+    save_file({"vocabulary": torch.tensor(ids, dtype=torch.int32)}, folder / "vocabulary.safetensors")
+    with pytest.raises(WeightsCorrupt, match=r"vocabulary\.safetensors"):
+        mcsd.Engine.load(target, folder)
 
 
 @pytest.mark.parametrize("loss", ["tv", "reverse-kl"])

@@ -21,7 +21,9 @@ Out = Annotated[Path, typer.Option("--out", help="The folder to put it in; run a
 Kind = Annotated[str, _draft("--kind", help="head: on the target's states. model: a small model.")]
 Layers = Annotated[int | None, _draft("--layers", help="Of the draft.", show_default="1, all of --init, or an eighth")]
 Init = Annotated[str | None, _draft("--init", help="A model to begin with, for --kind model.")]
-Vocab = Annotated[int, _draft("--vocab", help="Tokens that a head can propose.")]
+Vocab = Annotated[
+    int | None, _draft("--vocab", help="Tokens that it can propose.", show_default="8192 for a head, all for a model")
+]
 Loss = Annotated[str, _draft("--loss", help="kl, reverse-kl or tv.")]
 Minutes = Annotated[float, typer.Option("--minutes", help="For text and training; at most two fifths go into text.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Of training, in place of --minutes.")]
@@ -41,7 +43,7 @@ class DistillOptions:
     kind: Kind = "head"
     layers: Layers = None
     init: Init = None
-    vocab: Vocab = 8192
+    vocab: Vocab = None
     minutes: Minutes = 60.0
     steps: Steps = None
     tokens: Tokens = 1_000_000

@@ -9,6 +9,7 @@ from mcsd.distill.batches import Batch
 from mcsd.distill.losses import Loss
 from mcsd.distill.teacher import Teacher
 from mcsd.errors import InvalidOption, UnsupportedModel
+from mcsd.models.trimming import rows_of
 
 
 class ModelLearner:
@@ -16,7 +17,7 @@ class ModelLearner:
 
     Args:
         network: a ``PreTrainedModel`` in float32, not packed.
-        teacher: the target's two matrices; the tokens that count are all that both models have.
+        teacher: the target's two matrices, and the tokens that count.
         loss: what to make small.
         rate: the learning rate: small for a model that drafts well already, larger for a pruned one.
     """
@@ -28,6 +29,7 @@ class ModelLearner:
         self._rate = rate
         for matrix in (network.get_input_embeddings(), network.get_output_embeddings()):
             matrix.requires_grad_(False)
+        self._output = rows_of(network.get_output_embeddings(), teacher.vocabulary)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW."""
@@ -39,13 +41,12 @@ class ModelLearner:
         return self._loss(self._teacher.log_probabilities(batch), self.draft(batch)[0])
 
     def draft(self, batch: Batch) -> list[Tensor]:
-        """Log-probabilities ``[N, V]`` at the batch's positions."""
+        """Log-probabilities ``[N, K]`` at the batch's positions."""
         tokens = batch.tokens
         states = self.network.base_model(
             input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False
         ).last_hidden_state
-        logits = self.network.get_output_embeddings()(states.flatten(0, 1)[batch.positions])
-        return [logits[:, : len(self._teacher.vocabulary)].float().log_softmax(-1)]
+        return [self._output(states.flatten(0, 1)[batch.positions]).log_softmax(-1)]
 
 
 def prune(network: Any, layers: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from mcsd.catalog import locate
 from mcsd.distill.batches import Batches, collate
@@ -30,23 +31,29 @@ from mcsd.models.compatibility import check_tokenizers, check_vocabularies
 from mcsd.models.head import CONFIG, WEIGHTS, HeadConfig
 from mcsd.models.loading import Loaded, choose_device, load
 from mcsd.models.transformers import TransformersModel
+from mcsd.models.trimming import VOCABULARY
 
 KINDS = ("head", "model")
 
 TEXT = "text"
 """The folder, in that of a draft, of the text it learned from."""
 
-_MODEL_ROWS, _MODEL_POSITIONS = 8, 64
-"""Texts that a step of training a model reads, and positions of each whose next token it learns: logits of a whole
-vocabulary take memory."""
+_MODEL_ROWS = 8
+"""Texts that a step of training a model reads."""
 
 _HEAD_ROWS, _HEAD_SIZE = 16, 768
 """Texts that a step of training a head reads, for each so much of the hidden size: the optimizer's own work for a step
-grows with that. The head learns every position that the target wrote."""
+grows with that."""
+
+_LOGITS = 80_000_000
+"""The most logits of a step. Every position that the target wrote is learned if there is memory for it."""
+
+_VOCABULARY = 8192
+"""Tokens that a head can propose, unless told otherwise; a model can propose all."""
 
 _SETTINGS, _CHECKPOINT = "distill.json", "checkpoint.safetensors"
 
-_RATE_GIVEN, _RATE_PRUNED = 3e-5, 1e-3
+_RATE_GIVEN, _RATE_PRUNED = 5e-6, 1e-3
 """Learning rates of a model that drafts well already, and of one that has lost most of its layers."""
 
 _WRITING = 0.4
@@ -74,7 +81,7 @@ class Options:
         kind: "head" or "model".
         layers: of the draft; None: 1 for a head, all of ``init``, an eighth of the target's without one.
         init: a model to begin with, instead of the target; pruned if ``layers`` are given.
-        vocab: tokens a head can propose.
+        vocab: tokens the draft can propose; None: 8192 for a head, all for a model.
         minutes: for text and training together; steps: of training, in place of minutes.
         tokens: of text, at most.
         prompts: a file of prompts to answer; data: text to read, or the folder of an earlier run, whose text is taken.
@@ -92,7 +99,7 @@ class Options:
     kind: str = "head"
     layers: int | None = None
     init: str | None = None
-    vocab: int = 8192
+    vocab: int | None = None
     minutes: float = 60.0
     steps: int | None = None
     tokens: int = 1_000_000
@@ -191,19 +198,21 @@ def distill(options: Options, events: Events) -> Report:
     records = corpus.records()
     held_out, learned = _split(records)
     learner, teacher = _learner(options, target, initial, learned)
-    rows, positions = _MODEL_ROWS, _MODEL_POSITIONS
-    if options.kind == "head":
-        rows, positions = _HEAD_ROWS * max(1, teacher.hidden_size // _HEAD_SIZE), _LENGTH
+    tokenizer = (initial or target).tokenizer
+    # What neither draft nor teacher holds of the target makes room for training.
+    del target, initial, beginning
+    rows = _MODEL_ROWS if options.kind == "model" else _HEAD_ROWS * max(1, teacher.hidden_size // _HEAD_SIZE)
+    positions = min(rows * _LENGTH, max(1, _LOGITS // len(teacher.vocabulary)))
     report = train(
         learner,
-        Batches(learned, rows, rows * positions, AHEAD - 1, options.seed),
+        Batches(learned, rows, positions, AHEAD - 1, options.seed),
         collate(held_out, _HELD_POSITIONS, AHEAD - 1, torch.Generator().manual_seed(options.seed)),
         teacher,
         Budget(options.steps, max(1.0, options.minutes * 60 - (0 if earlier else corpus.seconds))),
         options.out / _CHECKPOINT,
         events.training,
     )
-    _save(options.out, learner, initial or target)
+    _save(options.out, learner, teacher.vocabulary if options.vocab else None, tokenizer)
     parameters = sum(p.numel() for p in learner.network.parameters() if p.requires_grad)
     settings = {name: value for name, value in asdict(options).items() if value is not None}
     save_text(options.out / "README.md", card(options.target, options.command(), settings, report, corpus, parameters))
@@ -260,7 +269,8 @@ def _learner(
     torch.manual_seed(options.seed)
     loss = LOSSES[options.loss]
     if options.kind == "head":
-        teacher = Teacher(model, frequent(records, options.vocab, model.vocab_size, model.eos_token_ids))
+        likely = frequent(records, options.vocab or _VOCABULARY, model.vocab_size, model.eos_token_ids)
+        teacher = Teacher(model, likely)
         config = HeadConfig(
             target=options.target,
             target_vocab_size=model.vocab_size,
@@ -272,7 +282,8 @@ def _learner(
         return HeadLearner(config, teacher, loss, records), teacher
     # Of models that differ in padding, the tokens of both.
     beginning = (initial or target).model
-    teacher = Teacher(model, torch.arange(min(model.vocab_size, beginning.vocab_size), dtype=torch.int32))
+    known = min(model.vocab_size, beginning.vocab_size)
+    teacher = Teacher(model, frequent(records, options.vocab or known, known, model.eos_token_ids))
     layers = _layers(options, beginning)
     if layers:
         prune(beginning.network, layers)
@@ -284,7 +295,7 @@ def _layers(options: Options, beginning: TransformersModel) -> int | None:
     return options.layers or (None if options.init else max(1, beginning.layers // 8))
 
 
-def _save(out: Path, learner: Learner, source: Loaded) -> None:
+def _save(out: Path, learner: Learner, vocabulary: Tensor | None, tokenizer: Any | None) -> None:
     """The draft in bfloat16; its configuration last, so that a folder with one is whole."""
     if isinstance(learner, HeadLearner):
         head = learner.network
@@ -296,11 +307,13 @@ def _save(out: Path, learner: Learner, source: Loaded) -> None:
         save_text(out / CONFIG, head.config_json())
         return
     network: Any = learner.network
+    if vocabulary is not None:
+        save_tensors(out / VOCABULARY, {"vocabulary": vocabulary})
     try:
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as part:
             network.to(torch.bfloat16).save_pretrained(part)
-            if source.tokenizer is not None:
-                source.tokenizer.save_pretrained(part)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(part)
             for file in sorted(Path(part).iterdir(), key=lambda file: file.name == CONFIG):
                 os.replace(file, out / file.name)
     except (OSError, SafetensorError) as error:

@@ -9,7 +9,7 @@ from mcsd.distill.batches import Batch
 from mcsd.distill.corpus import Record
 from mcsd.errors import UnsupportedModel
 from mcsd.models import Block, TransformersModel
-from mcsd.models.packing import dense_weight
+from mcsd.models.trimming import rows_of
 
 
 def frequent(records: Sequence[Record], size: int, vocab_size: int, always: frozenset[int]) -> Tensor:
@@ -19,7 +19,7 @@ def frequent(records: Sequence[Record], size: int, vocab_size: int, always: froz
     """
     counts = torch.zeros(vocab_size, dtype=torch.int64)
     for record in records:
-        counts += record.tokens.long().bincount(minlength=vocab_size)
+        counts += record.tokens.long().bincount(minlength=vocab_size)[:vocab_size]
     counts[sorted(always)] = counts.max() + 1
     order = counts.argsort(descending=True, stable=True)[: min(size, vocab_size)]
     return order.sort().values.to(torch.int32)
@@ -58,22 +58,18 @@ class Teacher:
         self.device = target.device
         self.vocabulary = vocabulary.to(self.device)
         self.embed: nn.Module = target.network.get_input_embeddings().requires_grad_(False)
-        output = target.network.get_output_embeddings()
-        self._weight = dense_weight(output).float()
-        self._bias = None if output.bias is None else output.bias.detach().float()
-        self._trimmed = self._weight, self._bias
-        if len(vocabulary) < len(self._weight):
-            chosen = self.vocabulary.long()
-            self._trimmed = self._weight[chosen], None if self._bias is None else self._bias[chosen]
+        self._whole: nn.Linear = target.network.get_output_embeddings().requires_grad_(False)
+        self._trimmed = rows_of(self._whole, self.vocabulary)
 
     def output(self, states: Tensor) -> Tensor:
         """Logits ``[N, K]`` of the tokens that count."""
-        return nn.functional.linear(states, *self._trimmed)
+        logits: Tensor = self._trimmed(states)
+        return logits
 
     @property
     def hidden_size(self) -> int:
         """Of the target's states."""
-        return self._weight.shape[1]
+        return self._whole.weight.shape[1]
 
     @torch.no_grad()
     def log_probabilities(self, batch: Batch) -> Tensor:
@@ -83,8 +79,8 @@ class Teacher:
     @torch.no_grad()
     def law(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The target's probabilities ``[N, K]`` of the tokens that count, of a sum up to 1; its argmax ``[N]``."""
-        logits = nn.functional.linear(self._last(batch), self._weight, self._bias)
+        logits = self._whole(self._last(batch))
         return logits.softmax(-1)[:, self.vocabulary.long()], logits.argmax(-1)
 
     def _last(self, batch: Batch) -> Tensor:
-        return batch.states.flatten(0, 1)[batch.positions, -self._weight.shape[1] :]
+        return batch.states.flatten(0, 1)[batch.positions, -self.hidden_size :]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mcsd.drafters.levels import Level, LevelDrafter, unread
-from mcsd.models import Block, LanguageModel
+from mcsd.models import Block, LanguageModel, TransformersModel
 from mcsd.models.prefill import prefill
 from mcsd.rng import Randomness
 from mcsd.sampling import Settings
@@ -24,7 +24,8 @@ class ModelDrafter(LevelDrafter):
     """
 
     def __init__(self, model: LanguageModel, vocab_size: int, rows: int, slots: int) -> None:
-        super().__init__(model.device, None, vocab_size)
+        trimmed = model.vocabulary if isinstance(model, TransformersModel) else None
+        super().__init__(model.device, trimmed, vocab_size)
         self.name = model.name
         self.model = model
         self._cache = model.new_cache(rows, slots)

@@ -23,6 +23,7 @@ from mcsd.models.cache import KeyValueCache
 from mcsd.models.masks import additive, visible
 from mcsd.models.packing import PackedLinear, dense_weight, pack, packable
 from mcsd.models.transformers import TransformersModel
+from mcsd.models.trimming import check_ids, rows_of
 
 HEAD_TYPE = "mcsd-head"
 """``model_type`` in the configuration of a head."""
@@ -137,9 +138,7 @@ class DraftHead(nn.Module):
             fields.pop("model_type")
             head = cls(HeadConfig(**fields | {"states": tuple(fields["states"])}))
             head.load_state_dict(load_file(folder / WEIGHTS))
-            ids = head.vocabulary.tolist()
-            if ids != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= head.config.target_vocab_size:
-                raise ValueError("its vocabulary is not one of ascending token ids of the target")
+            check_ids(head.vocabulary, head.config.target_vocab_size)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise WeightsCorrupt(f"draft head {folder} cannot be read: {error!s:.200}", again) from error
         return head
@@ -192,13 +191,11 @@ class BoundHead:
         self.vocabulary: Tensor = head.vocabulary.to(self.device, torch.int64)
         """int64 ``[K]``, which token each logit stands for."""
         self._table = table
-        self._output: nn.Module = nn.Linear(1, 1, bias=output.bias is not None)
-        self._output.weight = nn.Parameter(weight[self.vocabulary], requires_grad=False)
-        if output.bias is not None:
-            self._output.bias = nn.Parameter(output.bias.detach()[self.vocabulary], requires_grad=False)
+        chosen = rows_of(output, self.vocabulary)
+        self._output: nn.Module = chosen
         if packable(self.device, self._dtype):
             pack(self._head)
-            self._output = PackedLinear(self._output)
+            self._output = PackedLinear(chosen)
 
     def new_cache(self, rows: int, slots: int) -> KeyValueCache:
         """An empty cache; see `LanguageModel.new_cache`."""

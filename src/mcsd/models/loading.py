@@ -12,6 +12,7 @@ from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel
 from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
 from mcsd.models.packing import pack, packable
 from mcsd.models.transformers import TransformersModel
+from mcsd.models.trimming import load_vocabulary, trim
 
 _AGAIN = "fetch the weights again; safetensors and GGUF files are read"
 
@@ -56,13 +57,14 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def load(model: str | Path, device: torch.device, dtype: torch.dtype) -> Loaded:
+def load(model: str | Path, device: torch.device, dtype: torch.dtype, draft: bool = False) -> Loaded:
     """Load a model for generation.
 
     Args:
         model: a name of the catalogue, a folder, a GGUF file or a hub id.
         device: where to.
         dtype: of the weights; bfloat16 on a CPU is packed for its kernels.
+        draft: whether it is to draft: then it may be trimmed to the tokens that its folder names.
 
     Raises:
         UnknownModel: nothing is there.
@@ -71,9 +73,15 @@ def load(model: str | Path, device: torch.device, dtype: torch.dtype) -> Loaded:
     """
     location = locate(model)
     network = _read(model, location, dtype).to(device)
+    vocabulary = None
+    if draft and location.kind == "folder":
+        vocabulary = load_vocabulary(Path(location.source), network.config.get_text_config().vocab_size)
+    if vocabulary is not None:
+        vocabulary = vocabulary.to(device)
+        trim(network, vocabulary)
     if packable(device, dtype):
         pack(network)
-    return Loaded(TransformersModel(network, str(model)), _tokenizer(location))
+    return Loaded(TransformersModel(network, str(model), vocabulary), _tokenizer(location))
 
 
 def is_head(draft: str | Path) -> bool:

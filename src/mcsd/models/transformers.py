@@ -24,13 +24,15 @@ class TransformersModel:
     Args:
         model: a causal language model with a key-value cache.
         name: for people; by default the path it was loaded from.
+        vocabulary: int64 ``[K]``, the token that each logit stands for, where its output matrix is trimmed; such a
+            model can draft and not be drafted for.
 
     Raises:
         UnsupportedModel: it has an encoder, layers without keys and values, positions or attention that a mask and
             position ids do not govern.
     """
 
-    def __init__(self, model: Any, name: str | None = None) -> None:
+    def __init__(self, model: Any, name: str | None = None, vocabulary: Tensor | None = None) -> None:
         config = model.config.get_text_config()
         if why := _unsupported(model, config):
             raise UnsupportedModel(
@@ -40,6 +42,7 @@ class TransformersModel:
         self.network = model.eval()
         """The model itself."""
         self.name = name or config.name_or_path or type(model).__name__
+        self.vocabulary = vocabulary
         self.layers: int = config.num_hidden_layers
         self.vocab_size: int = config.vocab_size
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)

@@ -1,4 +1,5 @@
-"""Same law with a head as draft, on a real network: states that pass from verification to the draft bias nothing.
+"""Same law with drafts that know some tokens only, on a real network: a head, whose states pass from verification to
+the draft and bias nothing, and a model that is trimmed.
 
 Odds and power as in `test_engine_law`: 10⁻³ for the file, Bonferroni, on sequences of 3 tokens, 4·10⁴ a case. The last
 test shows what the others see: the same engine with a judgement that is 5 % off is rejected.
@@ -15,11 +16,13 @@ from test_engine_law import Broken
 import mcsd
 from mcsd.models import BoundHead, DraftHead, TransformersModel
 from mcsd.models.head import HeadConfig
+from mcsd.models.trimming import trim
 
 SEQUENCES = 40_000
 VOCABULARY = 6
 CASES = [(scheme, "3x2", 1.0) for scheme in sorted(mcsd.SCHEMES)] + [("mcss-wor", "2x1", 0.7)]
-LEVEL = 1e-3 / (len(CASES) + 1)
+TRIMMED = ["mcss", "mcss-wor"]
+LEVEL = 1e-3 / (len(CASES) + len(TRIMMED) + 1)
 
 
 def engine(tree: str, scheme: str = "mcss-wor") -> mcsd.Engine:
@@ -40,6 +43,20 @@ def engine(tree: str, scheme: str = "mcss-wor") -> mcsd.Engine:
     return mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=2048, max_length=8)
 
 
+def trimmed(tree: str, scheme: str = "mcss-wor") -> mcsd.Engine:
+    """The same target, and a random model that cannot say two of its six tokens."""
+    target = engine(tree).target
+    assert isinstance(target, TransformersModel)
+    network = transformers.LlamaForCausalLM(target.network.config)
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.3)
+    chosen = torch.tensor([0, 2, 3, 5])
+    trim(network, chosen)
+    draft = TransformersModel(network, "trimmed", chosen)
+    return mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=2048, max_length=8)
+
+
 def law(subject: mcsd.Engine, temperature: float) -> dict[tuple[int, ...], float]:
     """The target's own probability of every sequence, from transformers alone."""
     sequences = list(product(range(VOCABULARY), repeat=3))
@@ -52,7 +69,15 @@ def law(subject: mcsd.Engine, temperature: float) -> dict[tuple[int, ...], float
 
 @pytest.mark.parametrize(("scheme", "tree", "temperature"), CASES)
 def test_law(scheme: str, tree: str, temperature: float) -> None:
-    subject = engine(tree, scheme)
+    check(engine(tree, scheme), temperature)
+
+
+@pytest.mark.parametrize("scheme", TRIMMED)
+def test_law_of_a_trimmed_model(scheme: str) -> None:
+    check(trimmed("3x2", scheme), 1.0)
+
+
+def check(subject: mcsd.Engine, temperature: float) -> None:
     params = mcsd.SamplingParams(temperature=temperature, max_new_tokens=3)
     (seen,) = sample(subject, [params], SEQUENCES, 31)
     assert seen.total() == SEQUENCES
