@@ -51,7 +51,7 @@ def test_same_text_as_generate(
 def test_acceptance_length(
     smollm2: Loaded, head: BoundHead, prompts: list[list[int]], temperature: float, least: float
 ) -> None:
-    """Tokens a call of the target on a wide tree; at temperature 0 these questions gave 1.95 when the draft was made.
+    """Tokens a call of the target on a wide tree; at temperature 0 these questions gave 1.95 with the first such draft.
 
     The floors are to catch a draft that came apart (states of a wrong token or layer), not one a little worse.
     """
