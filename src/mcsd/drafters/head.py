@@ -35,9 +35,9 @@ class HeadDrafter(LevelDrafter):
         """See `Drafter.add`."""
         row = self._cache.add()
         size = len(self.hidden) * self.head.config.hidden_size
-        states = torch.zeros(1, 1, size, device=self._device)
+        states = torch.zeros(1, 1, size, dtype=self.head.dtype, device=self._device)
         if hidden is not None:
-            states = torch.cat([states.to(hidden.dtype), hidden], dim=1)
+            states = torch.cat([states, hidden], dim=1)
         rows = slice(row, row + 1)
         for start in range(0, len(prompt) - 1, CHUNK):
             piece = torch.tensor([prompt[start : min(start + CHUNK, len(prompt) - 1)]], device=self._device)

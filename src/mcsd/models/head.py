@@ -186,14 +186,14 @@ class BoundHead:
         self.target = target
         self.device = target.device
         self.config = config
-        self._dtype = target.network.dtype
-        self._head = head.to(self.device, self._dtype).eval()
+        self.dtype: torch.dtype = target.network.dtype
+        self._head = head.to(self.device, self.dtype).eval()
         self.vocabulary: Tensor = head.vocabulary.to(self.device, torch.int64)
         """int64 ``[K]``, which token each logit stands for."""
         self._table = table
         chosen = rows_of(output, self.vocabulary)
         self._output: nn.Module = chosen
-        if packable(self.device, self._dtype):
+        if packable(self.device, self.dtype):
             pack(self._head)
             self._output = PackedLinear(chosen)
 
@@ -231,7 +231,7 @@ class BoundHead:
         hidden = self._head(
             states if own else self._head.fused(states),
             self._table(tokens),
-            additive(visible(block, lengths, longest), self._dtype),
+            additive(visible(block, lengths, longest), self.dtype),
             positions,
             cache.view(rows, block.before, tokens.shape[1], longest),
         )
