@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PROMPT ?= "The three most important rules for writing a test are"
 
-.PHONY: demo test lint slow large bench clean
+.PHONY: demo test lint slow laws mutants large bench clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -21,6 +21,14 @@ lint: $(READY)
 # What takes minutes: same text on all prompts for every tree and batch.
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Exact laws of ten thousand random instances, and a million sequences for each statistical case: some hours.
+laws: $(READY)
+	MCSD_LAW_INSTANCES=130 MCSD_LAW_SEQUENCES=1000000 $(BIN)/python -m pytest tests/laws --numprocesses 2
+
+# Plants faults in copies of the source and writes down which law catches each: docs/mutants.md.
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py
 
 # Needs 1.6 GB of weights and 12 GB of memory.
 large: $(READY)

@@ -57,6 +57,8 @@ def test_options(options: dict[str, Any], error: type[errors.McsdError], word: s
         ({"compile": True}, errors.InvalidOption, "compile"),
         ({"scheme": "x"}, errors.UnknownScheme, "x"),
         ({"tree": "x"}, errors.InvalidTree, "x"),
+        ({"tree": "2x1", "scheme": "block"}, errors.InvalidTree, "2x1"),
+        ({"tree": "2x3", "scheme": "spechub"}, errors.InvalidTree, "2x3"),
     ],
 )
 def test_loading_options(options: dict[str, Any], error: type[errors.McsdError], word: str) -> None:

@@ -27,10 +27,11 @@ def cycle(length: int = 6) -> TabularModel:
 @pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
 def test_the_same_seed_gives_the_same_text_alone_and_in_a_batch(scheme: str) -> None:
     params = [mcsd.SamplingParams(temperature=0.9, max_new_tokens=20 + 3 * i, seed=i) for i in range(8)]
-    together = engine(scheme=scheme).generate(PROMPTS, params)
-    three = engine(scheme=scheme, batch=3).generate(PROMPTS, params)
+    tree = "chain:3" if mcsd.SCHEMES[scheme].widest == 1 else "2x2x1"
+    together = engine(tree, scheme=scheme).generate(PROMPTS, params)
+    three = engine(tree, 3, scheme=scheme).generate(PROMPTS, params)
     for prompt, one, expected, other in zip(PROMPTS, params, together, three, strict=True):
-        (alone,) = engine(scheme=scheme, batch=1).generate([prompt], one)
+        (alone,) = engine(tree, 1, scheme=scheme).generate([prompt], one)
         assert alone.token_ids == expected.token_ids == other.token_ids
 
 

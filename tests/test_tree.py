@@ -150,6 +150,12 @@ def test_tensors_tell_of_the_same_tree(listed: list[int]) -> None:
     families = [[node for node in range(n) if shape.parents[node] == column - 1] for column in range(1 + n)]
     assert shape.children.dtype == torch.int64
     assert shape.children.shape == (1 + n, max(map(len, families)))
+    assert shape.paths.shape == (1 + n, shape.depth)
+    for node, path in enumerate(shape.paths.tolist(), start=-1):
+        nodes = [] if node < 0 else [node]
+        while nodes and shape.parents[nodes[0]] >= 0:
+            nodes.insert(0, shape.parents[nodes[0]])
+        assert path == nodes + [-1] * (shape.depth - len(nodes))
     for row, kids in zip(shape.children.tolist(), families, strict=True):
         assert row == kids + [-1] * (len(row) - len(kids))
 

@@ -35,6 +35,7 @@ from mcsd.tree import TreeShape
 AUTO_TREE = "2x2x1"
 AUTO_TREE_HEAD = "2x1"
 AUTO_TREE_NGRAM = "2x1x1x1"
+AUTO_CHAIN = "chain:3"
 
 
 class Engine:
@@ -66,15 +67,15 @@ class Engine:
         max_batch: int = 8,
         max_length: int = 2048,
     ) -> None:
-        check_options(scheme, max_batch, max_length)
+        shape = check_options(scheme, tree, max_batch, max_length)
         self.target = as_model(target)
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.max_length = min(max_length, self.target.max_length or max_length)
         looks_up = draft is None or draft == "ngram"
-        if tree == "auto":
-            tree = AUTO_TREE_NGRAM if looks_up else AUTO_TREE_HEAD if isinstance(draft, BoundHead) else AUTO_TREE
-        self.tree = TreeShape.parse(tree)
+        if shape is None:
+            shape = TreeShape.parse(_auto_tree(looks_up, isinstance(draft, BoundHead), SCHEMES[scheme]))
+        self.tree = shape
         # A draft reads up to two tokens of a text before the candidates.
         slots = self.max_length + 2 + len(self.tree)
         self._cache = self.target.new_cache(max_batch, slots)
@@ -141,11 +142,10 @@ class Engine:
         where = choose_device(device)
         kind = choose_dtype(dtype, where)
         # What is wrong with the options is said before the weights are read.
-        check_options(scheme, max_batch, max_length)
-        shape = tree if tree == "auto" else TreeShape.parse(tree)
+        shape = check_options(scheme, tree, max_batch, max_length)
         if draft is None:
             draft = (CATALOG[str(target)].draft if target in CATALOG else None) or "ngram"
-        drafts = draft != "ngram" and (isinstance(shape, str) or len(shape) > 0)
+        drafts = draft != "ngram" and (shape is None or len(shape) > 0)
         for model in (target, draft) if drafts else (target,):
             locate(model)
         loaded = load(target, where, kind)
@@ -156,7 +156,9 @@ class Engine:
             proposal = load(draft, where, kind, draft=True)
             check_tokenizers(loaded.model, loaded.tokenizer, proposal.model, proposal.tokenizer)
             proposer = proposal.model
-        return cls(loaded.model, proposer, loaded.tokenizer, shape, scheme, max_batch, max_length)
+        return cls(
+            loaded.model, proposer, loaded.tokenizer, "auto" if shape is None else shape, scheme, max_batch, max_length
+        )
 
     @property
     def scheme_name(self) -> str:
@@ -389,3 +391,11 @@ class Engine:
         params = SamplingParams() if params is None else params
         ids = self._encoder.encode(prompt, params)
         return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)
+
+
+def _auto_tree(looks_up: bool, head: bool, scheme: type[Scheme]) -> str:
+    if looks_up:
+        return AUTO_TREE_NGRAM
+    if scheme.widest == 1:
+        return AUTO_CHAIN
+    return AUTO_TREE_HEAD if head else AUTO_TREE

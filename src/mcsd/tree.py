@@ -141,6 +141,15 @@ class TreeShape:
         return torch.tensor(table, dtype=torch.int64).view(1 + len(self), widest)
 
     @cached_property
+    def paths(self) -> Tensor:
+        """int64 ``[1 + n, depth]``: the nodes from the root to each column, its own included, padded with -1."""
+        paths = torch.full((1 + len(self), self.depth), -1, dtype=torch.int64)
+        for node, parent in enumerate(self.parents):
+            paths[1 + node] = paths[1 + parent]
+            paths[1 + node, self.depths[node] - 1] = node
+        return paths
+
+    @cached_property
     def mask(self) -> Tensor:
         """bool ``[1 + n, 1 + n]``: entry (i, j) says that column j is i or an ancestor of i."""
         mask = torch.eye(1 + len(self), dtype=torch.bool)

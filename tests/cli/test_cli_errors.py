@@ -15,6 +15,7 @@ from mcsd.catalog import Location
         ("generate x --target no/such.gguf", "no file 'no/such.gguf'"),
         ("generate x --tree 2y", "2y"),
         ("generate x --tree 99x99", "99x99"),
+        ("generate x --tree 2x1 --scheme block", "scheme block judges chains"),
         ("generate x --dtype int7", "int7"),
         ("generate x --device abacus", "abacus"),
         ("generate x --quantize nope", "nope"),

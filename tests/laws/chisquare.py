@@ -5,6 +5,7 @@ transformers' own warpers for temperature, top-k, top-p and min-p.
 """
 
 import gc
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,18 +21,32 @@ import mcsd
 from mcsd.schemes import Scheme
 from mcsd.testing import TabularModel
 
+SEED = int(os.environ.get("MCSD_LAW_SEED", "0"))
+"""Moves every seed of the laws; the planted faults must be caught whatever it is."""
+
 START = 0
 PORTION = 10_000
 
 
 def table(vocabulary: int, seed: int, sharpness: float = 1.0) -> Tensor:
     """A random table: row 0 and 1 ordinary, row 2 with zeros, row 3 nearly one-hot, the others ordinary."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 10_000 * SEED)
     rows = torch.rand(vocabulary, vocabulary, generator=generator, dtype=torch.float64) ** (2 * sharpness) + 0.02
     rows[2, torch.randperm(vocabulary, generator=generator)[: vocabulary // 2]] = 0.0
     rows[3] = 1e-3 / (vocabulary - 1)
     rows[3, seed % vocabulary] = 1.0
     return rows / rows.sum(-1, keepdim=True)
+
+
+def runnable(*trees: str) -> list[tuple[str, str]]:
+    """Every scheme with each of the trees that it can judge."""
+    shapes = {tree: mcsd.TreeShape.parse(tree) for tree in trees}
+    return [
+        (name, tree)
+        for name, scheme in sorted(mcsd.SCHEMES.items())
+        for tree, shape in shapes.items()
+        if scheme.widest is None or shape.children.shape[1] <= scheme.widest
+    ]
 
 
 def warped(rows: Tensor, params: mcsd.SamplingParams) -> Tensor:
@@ -82,7 +97,7 @@ def sample(
     try:
         for start in range(0, count, PORTION):
             numbers = [(i, one) for i in range(start, min(start + PORTION, count)) for one in settings]
-            params = [replace(one, seed=seed * 1_000_000_007 + i) for i, one in numbers]
+            params = [replace(one, seed=(seed + 10_000 * SEED) * 1_000_000_007 + i) for i, one in numbers]
             done = engine.generate([[START]] * len(params), params)
             for which, counter in enumerate(seen):
                 counter.update(completion.token_ids for completion in done[which :: len(settings)])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chisquare import engine_of, table
+from chisquare import engine_of, runnable, table
 
 import mcsd
 
@@ -10,8 +10,7 @@ NEW = 7
 COLD, WARM = mcsd.SamplingParams(temperature=0, max_new_tokens=NEW), mcsd.SamplingParams(max_new_tokens=NEW)
 
 
-@pytest.mark.parametrize("tree", ["chain:3", "3x2", "2x2x1"])
-@pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
+@pytest.mark.parametrize(("scheme", "tree"), runnable("chain:3", "3x2", "2x2x1"))
 def test_the_likeliest_text_whoever_else_is_in_the_batch(scheme: str, tree: str) -> None:
     target, draft = table(7, seed=4), table(7, seed=11, sharpness=0.5)
     engine = engine_of(target, draft, tree, scheme)

@@ -76,12 +76,9 @@ class EngineOptions:
         with working(f"loading {self.target}"):
             from mcsd.engine import Engine
             from mcsd.options import check_options
-            from mcsd.tree import TreeShape
 
         # A wrong word is told before a gigabyte is fetched for it.
-        check_options(self.scheme, max_batch, self.max_length)
-        if self.tree != "auto":
-            TreeShape.parse(self.tree)
+        check_options(self.scheme, self.tree, max_batch, self.max_length)
         for name in self._models():
             if name in CATALOG:
                 fetch(name)

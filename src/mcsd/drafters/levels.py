@@ -68,7 +68,7 @@ class LevelDrafter(Drafter):
             named = q.support if self._vocabulary is None else self._vocabulary[q.support]
             weights[:, level.inner] = level_q
             support[:, level.inner] = named.view(batch, inner, -1)
-            drawn = scheme.draw(level_q, level.count, settings.greedy, random)[:, level.parent, level.place]
+            drawn = scheme.draw(level_q, level.counts, settings.greedy, random)[:, level.parent, level.place]
             choice[:, level.kids] = drawn.clamp(min=0)
             tokens[:, level.kids] = support[:, level.inner[level.parent]].gather(2, choice[:, level.kids, None])[..., 0]
             parents = level.inner[level.parent] - 1
@@ -92,7 +92,7 @@ class Level:
     Attributes:
         inner: int64 ``[N]``, the inner nodes of this depth.
         above: int64 ``[N]``, the place of each one's parent in ``inner`` of the level before; empty for the root.
-        count: the most children any of them has.
+        counts: how many children each of them has.
         kids: int64 ``[K]``, all their children, as nodes; parent, place: int64 ``[K]``, index of the parent in
             ``inner`` and of the child among its siblings.
         block: how the inner nodes stand to those of earlier levels; None for the root, which is committed by then.
@@ -100,7 +100,7 @@ class Level:
 
     inner: Tensor
     above: Tensor
-    count: int
+    counts: tuple[int, ...]
     kids: Tensor
     parent: Tensor
     place: Tensor
@@ -122,5 +122,7 @@ def levels_of(shape: TreeShape) -> tuple[Level, ...]:
             block = Block(shape.offsets[known] - 1, shape.mask[inner][:, known])
         table = shape.children[inner]
         parent, place = (table >= 0).nonzero(as_tuple=True)
-        levels.append(Level(inner, above, int(place.max()) + 1, table[parent, place], parent, place, block))
+        levels.append(
+            Level(inner, above, tuple((table >= 0).sum(-1).tolist()), table[parent, place], parent, place, block)
+        )
     return tuple(levels)

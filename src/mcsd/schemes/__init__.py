@@ -2,10 +2,18 @@
 
 from collections.abc import Mapping
 
-from mcsd.schemes.base import CandidateTree, Node, Scheme, Texts, Verdict
+from mcsd.schemes.base import CandidateTree, Scheme, Texts, Verdict
+from mcsd.schemes.block import Block
+from mcsd.schemes.greedy_draft import GreedyDraft
+from mcsd.schemes.kseq import KSeq
 from mcsd.schemes.naive import Naive, TopK
 from mcsd.schemes.recursive import Mcss, McssWithoutReplacement
+from mcsd.schemes.spechub import SpecHub
+from mcsd.schemes.traversal import Traversal
 
-SCHEMES: Mapping[str, type[Scheme]] = {scheme.name: scheme for scheme in (McssWithoutReplacement, Mcss, Naive, TopK)}
+SCHEMES: Mapping[str, type[Scheme]] = {
+    scheme.name: scheme
+    for scheme in (McssWithoutReplacement, Mcss, Naive, TopK, GreedyDraft, KSeq, SpecHub, Block, Traversal)
+}
 
-__all__ = ["SCHEMES", "CandidateTree", "Node", "Scheme", "Texts", "Verdict"]
+__all__ = ["SCHEMES", "CandidateTree", "Scheme", "Texts", "Verdict"]

@@ -5,13 +5,14 @@ randomness goes through `mcsd.rng.Randomness`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mcsd.errors import InvalidTree
 from mcsd.rng import Randomness
 from mcsd.sampling import Settings, SparseDistributions, probabilities, shape_logits
 from mcsd.tree import TreeShape
@@ -48,15 +49,18 @@ class Node:
         p: ``[A, V]``, the target's distribution after the node.
         tokens: int64 ``[A, k]``, the candidates in draw order.
         valid: bool ``[A, k]``.
-        choice: int64 ``[A, k]``, their places in the support; q: ``[A, S]`` as in `CandidateTree`.
+        count: int64 ``[A]``, children that the tree's shape gives the node, valid or not; the first ones of the k.
+        choice: int64 ``[A, k]``, their places in the support; q: ``[A, S]`` as in `CandidateTree`, of no tokens where
+            candidates were not drawn.
         rows: int64 ``[A]``, which rows of the batch these are.
     """
 
     p: Tensor
     tokens: Tensor
     valid: Tensor
+    count: Tensor
     choice: Tensor
-    q: SparseDistributions | None
+    q: SparseDistributions
     rows: Tensor
 
 
@@ -96,95 +100,180 @@ class Scheme(ABC):
     name: ClassVar[str]
     needs_q: ClassVar[bool] = True
     """Whether the judgement reads q. A scheme that does not can judge candidates that were not drawn at all."""
+    widest: ClassVar[int | None] = None
+    """The most children of a node that it can judge; None: any number."""
+
+    @classmethod
+    def check(cls, shape: TreeShape) -> None:
+        """Whether the scheme can run a tree.
+
+        Raises:
+            InvalidTree: a node has more children than the scheme knows how to judge.
+        """
+        width = shape.children.shape[1]
+        if cls.widest is not None and width > cls.widest:
+            what = "chains" if cls.widest == 1 else f"up to {cls.widest} candidates for a position"
+            raise InvalidTree(
+                f"scheme {cls.name} judges {what}, and tree {shape!s:.80} has up to {width}",
+                f"give a narrower tree, such as {'chain:4' if cls.widest == 1 else '2x2x1'}, or another scheme",
+            )
 
     @abstractmethod
-    def draw(self, q: Tensor, count: int, greedy: Tensor, random: Randomness) -> Tensor:
+    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         """Choose candidates.
 
         Args:
             q: ``[B, N, S]``, the draft's distribution at N nodes of each row.
-            count: children for each node.
+            counts: how many children each of the N nodes has.
             greedy: bool ``[B]``, rows at temperature 0, whose candidates are the likeliest ones.
             random: the drawing stream.
 
         Returns:
-            int64 ``[B, N, count]`` indices into the support in draw order, -1 where there is no candidate.
-        """
-
-    @abstractmethod
-    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
-        """Accept one child, or none.
-
-        Asks ``random`` for the same numbers of decisions whatever the outcome, so that each row's later decisions
-        do not depend on the other rows.
-
-        Returns:
-            int64 ``[A]``: the accepted child's place among the children, or -1; and int64 ``[A]``: the token to emit
-            where it is -1.
+            int64 ``[B, N, max(counts)]`` indices into the support in draw order, -1 where there is no candidate. What
+            stands beyond a node's own count is not used.
         """
 
     def judge(
         self, tree: CandidateTree, logits: Tensor, settings: Settings, texts: Texts, random: Randomness
     ) -> Verdict:
-        """Walk down from the root, level by level; softmax only for nodes that are reached.
+        """Accept a path, and emit a token after it.
 
         Args:
             tree: the candidates.
             logits: ``[B, 1 + n, V]`` of the target, root first.
             settings: of the B rows.
             texts: what penalties need.
-            random: the judging stream.
+            random: the judging stream. It is asked for the same numbers of decisions whatever the outcome, so that
+                each row's later decisions do not depend on the other rows.
         """
-        batch, device = len(logits), logits.device
-        children = tree.shape.children.to(device)
-        path = torch.full((batch, tree.shape.depth), -1, dtype=torch.int64, device=device)
-        column, accepted, token = torch.zeros(3, batch, dtype=torch.int64, device=device)
-        failed = tree.failed.clone()
-        greedy = bool(settings.greedy.all())
-        rows = (~failed).nonzero()[:, 0]
-        for depth in range(tree.shape.depth + 1):
-            at = column[rows]
-            p = self._target(logits[rows, at], settings.select(rows), tree, path, texts, rows)
-            broken = ~(p.sum(-1) - 1).abs().lt(1e-3)
-            failed[rows[broken]] = True
-            rows, at, p = rows[~broken], at[~broken], p[~broken]
-            kids = children[at]
-            nodes = kids.clamp(min=0)
-            q = tree.q and SparseDistributions(tree.q.support[rows, at], tree.q.weights[rows, at])
-            own = rows[:, None]
-            valid = (kids >= 0) & tree.valid[own, nodes] if len(tree.shape) else kids >= 0
-            tokens, choice = (tree.tokens[own, nodes], tree.choice[own, nodes]) if len(tree.shape) else (kids, kids)
-            node = Node(p, tokens, valid, choice, q, rows)
+        target = Target(tree, logits, settings, texts)
+        if settings.greedy.all():
             # Every scheme comes to this where p is one-hot; here it costs no random numbers.
-            picked, emitted = look(node, p.argmax(-1)) if greedy else self.judge_node(node, random)
-            stay = picked < 0
-            token[rows[stay]] = emitted[stay]
-            rows, child = rows[~stay], kids[~stay].gather(1, picked[~stay, None])[:, 0]
-            if not len(rows):
-                break
-            path[rows, depth] = child
-            column[rows] = child + 1
-            accepted[rows] += 1
-        return Verdict(path, accepted, token, failed)
+            return walk(target, lambda node: look(node, node.p.argmax(-1)))
+        if tree.q is None:
+            return walk(target, lambda node: sample_then_look(node, random))
+        return self._judge(target, tree.q, random)
 
-    @staticmethod
-    def _target(
-        logits: Tensor, settings: Settings, tree: CandidateTree, path: Tensor, texts: Texts, rows: Tensor
-    ) -> Tensor:
+    @abstractmethod
+    def _judge(self, target: "Target", q: SparseDistributions, random: Randomness) -> Verdict:
+        """`judge`, where not all rows are greedy and candidates were drawn from ``q``."""
+
+
+class NodeScheme(Scheme):
+    """A scheme that judges node by node, from the root down."""
+
+    @abstractmethod
+    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
+        """Accept one child, or none.
+
+        Returns:
+            int64 ``[A]``: the accepted child's place among the children, or -1; and int64 ``[A]``: the token to emit
+            where it is -1.
+        """
+
+    def _judge(self, target: "Target", q: SparseDistributions, random: Randomness) -> Verdict:
+        greedy = target.settings.greedy
+
+        def decide(node: Node) -> tuple[Tensor, Tensor]:
+            picked, token = self.judge_node(node, random)
+            if not greedy.any():
+                return picked, token
+            # Candidates of greedy rows were not drawn but chosen, and p is one-hot.
+            cold = greedy[node.rows]
+            found, best = look(node, node.p.argmax(-1))
+            return torch.where(cold, found, picked), torch.where(cold, best, token)
+
+        return walk(target, decide)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a judgement knows: the candidates, and the target's distribution wherever it asks for it.
+
+    Attributes:
+        tree, logits, settings, texts: as in `Scheme.judge`.
+    """
+
+    tree: CandidateTree
+    logits: Tensor
+    settings: Settings
+    texts: Texts
+
+    def after(self, columns: Tensor, paths: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's distribution after some nodes, one for each of A rows.
+
+        Args:
+            columns: int64 ``[A]``, root 0, node i is 1 + i.
+            paths: int64 ``[A, depth]``, the nodes from the root to each of them, padded with -1.
+            rows: int64 ``[A]``, of the batch.
+
+        Returns:
+            ``[A, V]``, and bool ``[A]``: where there is no distribution, but NaN or nothing.
+        """
+        logits, settings = self.logits[rows, columns], self.settings.select(rows)
         for i, (row, params) in enumerate(zip(rows.tolist(), settings.params, strict=True)):
             if params.shapes_logits:
-                on_path = [int(tree.tokens[row, node]) for node in path[row].tolist() if node >= 0]
-                shaped = shape_logits(logits[i], params, texts.prompts[row], texts.texts[row] + on_path)
+                on_path = [int(self.tree.tokens[row, node]) for node in paths[i].tolist() if node >= 0]
+                shaped = shape_logits(logits[i], params, self.texts.prompts[row], self.texts.texts[row] + on_path)
                 logits = logits.to(shaped.dtype)
                 logits[i] = shaped
-        return probabilities(logits, settings)
+        p = probabilities(logits, settings)
+        return p, ~(p.sum(-1) - 1).abs().lt(1e-3)
+
+
+def walk(target: Target, decide: Callable[[Node], tuple[Tensor, Tensor]]) -> Verdict:
+    """Go down from the root, level by level; softmax only for nodes that are reached.
+
+    Args:
+        target: the candidates and the target's distributions.
+        decide: as `NodeScheme.judge_node`.
+    """
+    tree, logits = target.tree, target.logits
+    batch, device = len(logits), logits.device
+    children = tree.shape.children.to(device)
+    path = torch.full((batch, tree.shape.depth), -1, dtype=torch.int64, device=device)
+    column, accepted, token = torch.zeros(3, batch, dtype=torch.int64, device=device)
+    failed = tree.failed.clone()
+    rows = (~failed).nonzero()[:, 0]
+    for depth in range(tree.shape.depth + 1):
+        at = column[rows]
+        p, broken = target.after(at, path[rows], rows)
+        failed[rows[broken]] = True
+        rows, at, p = rows[~broken], at[~broken], p[~broken]
+        kids = children[at]
+        node = _node(tree, rows, at, kids, p)
+        picked, emitted = decide(node)
+        stay = picked < 0
+        token[rows[stay]] = emitted[stay]
+        rows, child = rows[~stay], kids[~stay].gather(1, picked[~stay, None])[:, 0]
+        if not len(rows):
+            break
+        path[rows, depth] = child
+        column[rows] = child + 1
+        accepted[rows] += 1
+    return Verdict(path, accepted, token, failed)
+
+
+def _node(tree: CandidateTree, rows: Tensor, at: Tensor, kids: Tensor, p: Tensor) -> Node:
+    count, there = (kids >= 0).sum(-1), kids >= 0
+    none = SparseDistributions(kids[:, :0], p[:, :0])
+    if not len(tree.shape):
+        return Node(p, kids, there, count, kids, none, rows)
+    own, nodes = rows[:, None], kids.clamp(min=0)
+    q = none if tree.q is None else SparseDistributions(tree.q.support[rows, at], tree.q.weights[rows, at])
+    return Node(p, tree.tokens[own, nodes], there & tree.valid[own, nodes], count, tree.choice[own, nodes], q, rows)
 
 
 def look(node: Node, token: Tensor) -> tuple[Tensor, Tensor]:
-    """Accept the first child that is ``token``, int64 ``[A]``; see `Scheme.judge_node` for what is returned."""
+    """Accept the first child that is ``token``, int64 ``[A]``; see `NodeScheme.judge_node` for what is returned."""
     hit = (node.tokens == token[:, None]) & node.valid
     first = torch.nn.functional.pad(hit, (0, 1), value=True).to(torch.int8).argmax(-1)
     return first.masked_fill(first == hit.shape[1], -1), token
+
+
+def sample_then_look(node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
+    """Sample y from the target and accept y if it is a child: right for candidates however they came about."""
+    return look(node, random.sample(node.p[:, None], 1, node.rows)[:, 0, 0])
 
 
 def likeliest_where(greedy: Tensor, q: Tensor, count: int, draw: Callable[[Tensor, int], Tensor]) -> Tensor:

@@ -1,19 +1,21 @@
 """Schemes that sample the target first and look whether a candidate was right. They never read q."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node, Scheme, likeliest, likeliest_where, look
+from mcsd.schemes.base import Node, NodeScheme, likeliest, likeliest_where, sample_then_look
 
 
-class _SampleThenLook(Scheme):
+class _SampleThenLook(NodeScheme):
     """Sample y from the target; if a candidate is y, go on from there."""
 
     needs_q = False
 
     def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
-        """See `Scheme.judge_node`."""
-        return look(node, random.sample(node.p[:, None], 1, node.rows)[:, 0, 0])
+        """See `NodeScheme.judge_node`."""
+        return sample_then_look(node, random)
 
 
 class Naive(_SampleThenLook):
@@ -21,9 +23,9 @@ class Naive(_SampleThenLook):
 
     name = "naive"
 
-    def draw(self, q: Tensor, count: int, greedy: Tensor, random: Randomness) -> Tensor:
+    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return likeliest_where(greedy, q, count, random.sample_without_replacement)
+        return likeliest_where(greedy, q, max(counts), random.sample_without_replacement)
 
 
 class TopK(_SampleThenLook):
@@ -31,6 +33,6 @@ class TopK(_SampleThenLook):
 
     name = "top-k"
 
-    def draw(self, q: Tensor, count: int, greedy: Tensor, random: Randomness) -> Tensor:
+    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return likeliest(q, count)
+        return likeliest(q, max(counts))

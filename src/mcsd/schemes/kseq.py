@@ -1,0 +1,68 @@
+"""K-SEQ (SpecTr: Sun et al. 2023, arXiv 2310.15141, section 5)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mcsd.rng import Randomness
+from mcsd.schemes.base import Node, NodeScheme, likeliest_where
+from mcsd.schemes.residual import at, on_support, sample_where_none
+
+_HALVINGS = 30
+"""Of the interval that holds ρ. Every ρ that satisfies the condition is lossless; the smallest accepts most."""
+
+
+class KSeq(NodeScheme):
+    """k independent draws, each accepted with probability min(1, p / (ρ q)) by the same p and q.
+
+    With β(ρ) = Σ min(p / ρ, q), the chance that one draw is accepted, ρ is the smallest number from 1 to k for which
+    1 - (1 - β)^k ≤ ρ β: then no token is emitted more often than p wants it. The residual is
+    p - min(p / ρ, q) · (1 - (1 - β)^k) / β.
+    """
+
+    name = "k-seq"
+
+    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
+        """See `Scheme.draw`."""
+        return likeliest_where(greedy, q, max(counts), random.sample)
+
+    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
+        """See `NodeScheme.judge_node`."""
+        q = node.q.weights
+        r, outside = on_support(node.p, node.q.support)
+        p, tries = r[:, :-1], node.valid.sum(-1, keepdim=True)
+        rho = smallest_rho(p, q, tries)
+        picked = torch.full_like(node.rows, -1)
+        for j in range(node.tokens.shape[1]):
+            choice = node.choice[:, j]
+            tried = node.valid[:, j] & (picked < 0)
+            yes = random.accept((at(p, choice) / (rho[:, 0] * at(q, choice))).where(tried, 0.0), node.rows)
+            picked = torch.where(yes, j, picked)
+        each = torch.minimum(p / rho, q)
+        beta = each.sum(-1, keepdim=True)
+        served = each * _times(beta, tries)
+        residual = torch.cat([(p - served).clamp(min=0), r[:, -1:]], dim=1)
+        # No mass left: a rejection had probability 0 and came of rounding.
+        r = torch.where(residual.sum(-1, keepdim=True) > 0, residual, r)
+        return picked, sample_where_none(picked, r, outside, node.q.support, node.rows, random)
+
+
+def smallest_rho(p: Tensor, q: Tensor, tries: Tensor) -> Tensor:
+    """ρ ``[A, 1]``, for p and q ``[A, S]`` and the number of tries ``[A, 1]``, by bisection from above."""
+    low = torch.ones_like(p[:, :1])
+    high = tries.to(p.dtype).clamp(min=1)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        enough = _times(torch.minimum(p / middle, q).sum(-1, keepdim=True), tries) <= middle
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return high
+
+
+def _times(beta: Tensor, tries: Tensor) -> Tensor:
+    """(1 - (1 - β)^k) / β, as a sum of powers: exact for small β too."""
+    total, power = torch.zeros_like(beta), torch.ones_like(beta)
+    for done in range(int(tries.max()) if len(tries) else 0):
+        total = total + power * (done < tries)
+        power = power * (1 - beta)
+    return total

@@ -1,0 +1,146 @@
+"""Exact laws of the whole engine over several steps: caches, masks, positions, commits and ends of texts included.
+
+A tiny network in float64 serves, another one or a head drafts, and every outcome of every random decision of whole
+texts is enumerated (see `enumeration`). The law of the texts comes from transformers alone, and the two agree to 1e-12.
+A fault in the bookkeeping of caches shows only from the second step on, so texts are longer than what a step emits.
+"""
+
+from collections import defaultdict
+from itertools import product
+
+import pytest
+import torch
+import transformers
+from chisquare import SEED, runnable
+from enumeration import Book, Enumerated, enumerate_all
+from torch import Tensor
+
+import mcsd
+import mcsd.engine
+from mcsd.models import BoundHead, DraftHead, TransformersModel
+from mcsd.models.head import HeadConfig
+
+PROMPT = [1]
+TOLERANCE = 1e-12
+Law = dict[tuple[int, ...], float]
+
+
+def network(vocabulary: int, seed: int, eos: int | None = None) -> transformers.PreTrainedModel:
+    """A random Llama in float64 whose distributions are far from even and from certain."""
+    torch.manual_seed(100 * SEED + seed)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        bos_token_id=None,
+        eos_token_id=eos,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+    )
+    model = transformers.LlamaForCausalLM(config).double()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.5)
+    model.lm_head.weight.data *= 0.4
+    return model
+
+
+def head(target: TransformersModel) -> BoundHead:
+    """A random head that knows all tokens but the last."""
+    torch.manual_seed(100 * SEED + 50)
+    known = target.vocab_size - 1
+    draft = DraftHead(HeadConfig("random", target.vocab_size, 16, states=(1, -1), layers=1, vocabulary=known))
+    draft.vocabulary.copy_(torch.arange(known))
+    for parameter in draft.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.5)
+    return BoundHead(draft, target, "head")
+
+
+def engine_law(engine: mcsd.Engine, params: mcsd.SamplingParams, monkeypatch: pytest.MonkeyPatch) -> Law:
+    """The law of the texts that an engine gives after `PROMPT`."""
+
+    def run(book: Book, start: Tensor) -> list[list[int]]:
+        monkeypatch.setattr(mcsd.engine, "Stream", lambda seeds, positions, stream: Enumerated(book, seeds))
+        each = [mcsd.SamplingParams(**{**vars(params), "seed": i}) for i in range(len(start))]
+        return [list(done.token_ids) for done in engine.generate([PROMPT] * len(start), each)]
+
+    law: Law = defaultdict(float)
+    for _, texts, chances in enumerate_all(1, run):
+        for text, chance in zip(texts, chances.tolist(), strict=True):
+            law[tuple(text)] += chance
+    return law
+
+
+def target_law(model: transformers.PreTrainedModel, length: int, temperature: float, eos: int | None = None) -> Law:
+    """The target's own probability of every text, from transformers alone."""
+    size = model.config.vocab_size
+    ids = torch.tensor([[*PROMPT, *text] for text in product(range(size), repeat=length)])
+    with torch.no_grad():
+        logits = model(ids, attention_mask=torch.ones_like(ids)).logits
+    steps = (logits[:, len(PROMPT) - 1 : -1] / temperature).softmax(-1).gather(2, ids[:, len(PROMPT) :, None])[..., 0]
+    law: Law = {}
+    for text, chances in zip(ids[:, len(PROMPT) :].tolist(), steps, strict=True):
+        end = text.index(eos) + 1 if eos in text else length
+        law[tuple(text[:end])] = float(chances[:end].prod())
+    return law
+
+
+def check(found: Law, expected: Law) -> None:
+    assert sum(found.values()) == pytest.approx(1.0, abs=TOLERANCE)
+    assert set(found) == set(expected)
+    assert max(abs(found[text] - expected[text]) for text in expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("scheme", "tree"), runnable("2", "chain:2", "2x1"))
+def test_law_of_texts(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, length = (2 if tree == "2x1" else 3), 3
+    target = network(size, 1)
+    engine = mcsd.Engine(target, network(size, 2), tree=tree, scheme=scheme, max_batch=512, max_length=16)
+    params = mcsd.SamplingParams(temperature=0.8, max_new_tokens=length)
+    check(engine_law(engine, params, monkeypatch), target_law(target, length, 0.8))
+
+
+@pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1")])
+def test_law_of_texts_with_penalties(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Penalties depend on the text, so at a node they count the candidates on the way to it."""
+    target = network(2, 6)
+    engine = mcsd.Engine(target, network(2, 7), tree=tree, scheme=scheme, max_batch=512, max_length=16)
+    params = mcsd.SamplingParams(
+        max_new_tokens=3, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.4, logit_bias={0: 0.3}
+    )
+    expected: Law = {}
+    for text in product(range(2), repeat=3):
+        chance = 1.0
+        for i, token in enumerate(text):
+            before = [*PROMPT, *text[:i]]
+            with torch.no_grad():
+                scores = target(torch.tensor([before])).logits[0, -1]
+            for known in set(before):
+                scores[known] = scores[known] / 1.3 if scores[known] > 0 else scores[known] * 1.3
+            for known in range(2):
+                scores[known] -= 0.5 * (known in text[:i]) + 0.4 * text[:i].count(known)
+            scores[0] += 0.3
+            chance *= float(scores.softmax(-1)[token])
+        expected[text] = chance
+    check(engine_law(engine, params, monkeypatch), expected)
+
+
+@pytest.mark.parametrize("scheme", ["mcss-wor", "traversal"])
+def test_law_of_texts_with_a_head(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = TransformersModel(network(3, 3))
+    engine = mcsd.Engine(target, head(target), tree="2x1", scheme=scheme, max_batch=512, max_length=16)
+    params = mcsd.SamplingParams(max_new_tokens=3)
+    check(engine_law(engine, params, monkeypatch), target_law(target.network, 3, 1.0))
+
+
+@pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1")])
+def test_law_of_texts_that_end_by_themselves(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end-of-sequence token may be drafted, accepted inside a path, or drawn by the target."""
+    target = network(2, 4, eos=1)
+    engine = mcsd.Engine(target, network(2, 5), tree=tree, scheme=scheme, max_batch=512, max_length=16)
+    params = mcsd.SamplingParams(max_new_tokens=3)
+    check(engine_law(engine, params, monkeypatch), target_law(target, 3, 1.0, eos=1))

@@ -1,0 +1,128 @@
+"""Exact laws: every outcome of the drafter and the judgement that ship, added up, is the target's law.
+
+A case is a scheme and a tree; an instance is a random pair of tables. Single nodes with up to 4 candidates among 5
+tokens, chains to depth 3, branching trees of depth 2 among 3 tokens, with zeros, one-hots, ties and p = q. What a step
+emits may have any length up to depth + 1; the target's own law completes it. No odds: the sums agree to 1e-12.
+"""
+
+import os
+
+import pytest
+import torch
+from chisquare import SEED, runnable
+from enumeration import Book, Enumerated, enumerate_all
+from torch import Tensor
+
+import mcsd
+from mcsd.drafters import ModelDrafter
+from mcsd.models import Block
+from mcsd.sampling import Settings
+from mcsd.schemes import CandidateTree, Texts
+from mcsd.testing import TabularModel
+
+INSTANCES = int(os.environ.get("MCSD_LAW_INSTANCES", "9"))
+"""Of each case; ``make laws`` asks for more."""
+
+TREES = {
+    **dict.fromkeys(("1", "2", "3", "4"), 5),
+    **dict.fromkeys(("chain:2", "chain:3", "2x1", "2x2", "3x1", "parents:-1,-1,0,0,1"), 3),
+}
+"""Vocabulary by tree."""
+
+CASES = runnable(*TREES)
+TOLERANCE = 1e-12
+
+
+def distributions(count: int, vocabulary: int, generator: torch.Generator) -> Tensor:
+    """``[count, V]``: ordinary ones, with zeros, one-hot, with ties, nearly one-hot."""
+
+    def random(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator, dtype=torch.float64)
+
+    kinds = torch.stack(
+        [
+            random(count, vocabulary) + 1e-3,
+            random(count, vocabulary) ** 6 + 1e-9,
+            random(count, vocabulary) * (random(count, vocabulary) < 0.5),
+            torch.nn.functional.one_hot(torch.randint(vocabulary, (count,), generator=generator), vocabulary).double(),
+            torch.randint(1, 3, (count, vocabulary), generator=generator).double(),
+            (random(count, vocabulary) < 0.6).double(),
+        ],
+        dim=1,
+    )
+    chosen = kinds[torch.arange(count), torch.randint(kinds.shape[1], (count,), generator=generator)]
+    chosen[chosen.sum(-1) == 0, 0] = 1.0
+    return chosen / chosen.sum(-1, keepdim=True)
+
+
+def instances(count: int, vocabulary: int, seed: int) -> tuple[Tensor, Tensor]:
+    """``[count, V, V]`` twice: target and draft by last token, now and then the same."""
+    generator = torch.Generator().manual_seed(seed)
+    target = distributions(count * vocabulary, vocabulary, generator)
+    draft = distributions(count * vocabulary, vocabulary, generator)
+    same = torch.rand(len(target), generator=generator) < 0.1
+    draft[same] = target[same]
+    return target.view(count, vocabulary, vocabulary), draft.view(count, vocabulary, vocabulary)
+
+
+def law_of_a_step(target: Tensor, draft: Tensor, tree: str, scheme: str, temperature: float = 1.0) -> Tensor:
+    """The law of the first depth + 1 tokens ``[count, V, ..., V]``, a step's tokens being completed by the target.
+
+    Instance i has tokens iV ... iV + V - 1 of one large vocabulary, so all run in the same batches.
+    """
+    count, size, _ = target.shape
+    models = [TabularModel(torch.block_diag(*tables)) for tables in (target, draft)]
+    shape, judge = mcsd.TreeShape.parse(tree), mcsd.SCHEMES[scheme]()
+    length = shape.depth + 1
+    mass = [torch.zeros(count, *[size] * n, dtype=torch.float64) for n in range(1, length + 1)]
+
+    def run(book: Book, start: Tensor) -> list[list[int]]:
+        runs = torch.arange(len(start))
+        texts = [[int(s) * size] for s in start]
+        drafter = ModelDrafter(models[1], count * size, len(start), 2 + length + len(shape))
+        for text in texts:
+            drafter.add(text, None)
+        random = Enumerated(book, runs)
+        params = mcsd.SamplingParams(temperature=temperature)
+        settings = Settings.of([params] * len(start), torch.device("cpu"))
+        drawn: CandidateTree = drafter.draft(texts, shape, judge, settings, random)
+        columns = torch.cat([start[:, None] * size, drawn.tokens], dim=1)
+        logits = models[0].forward(columns, Block.tree(shape), models[0].new_cache(len(start), 1)).logits
+        verdict = judge.judge(drawn, logits, settings, Texts(texts, [[]] * len(start)), random)
+        assert not verdict.failed.any()
+        path = drawn.tokens.gather(1, verdict.path.clamp(min=0)).tolist()
+        accepted, last = verdict.accepted.tolist(), verdict.token.tolist()
+        return [[*path[i][: accepted[i]], last[i]] for i in range(len(start))]
+
+    total = torch.zeros(count, dtype=torch.float64)
+    for start, emitted, chance in enumerate_all(count, run):
+        total.index_add_(0, start, chance)
+        for one, tokens, probability in zip(start.tolist(), emitted, chance.tolist(), strict=True):
+            assert all(token // size == one for token in tokens) or probability < TOLERANCE
+            mass[len(tokens) - 1][(one, *[token % size for token in tokens])] += probability
+    assert (total - 1).abs().max() < TOLERANCE
+    law = mass[0]
+    for longer in mass[1:]:
+        law = law[..., None] * _after(target, law.dim() - 1) + longer
+    return law
+
+
+def target_law(target: Tensor, length: int) -> Tensor:
+    """``[count, V, ..., V]``: of ``length`` tokens after token 0."""
+    law = target[:, 0]
+    for _ in range(length - 1):
+        law = law[..., None] * _after(target, law.dim() - 1)
+    return law
+
+
+def _after(target: Tensor, known: int) -> Tensor:
+    """``[count, 1, ..., V, V]``: the next token by the last of ``known`` tokens."""
+    count, size, _ = target.shape
+    return target.view(count, *[1] * (known - 1), size, size)
+
+
+@pytest.mark.parametrize(("scheme", "tree"), CASES)
+def test_law(scheme: str, tree: str) -> None:
+    target, draft = instances(INSTANCES, TREES[tree], seed=1000 * SEED + CASES.index((scheme, tree)))
+    law = law_of_a_step(target, draft, tree, scheme)
+    assert (law - target_law(target, law.dim() - 1)).abs().max() <= TOLERANCE
