@@ -15,14 +15,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tree": {"errors"},
     "rng": set(),
     "sampling": {"params"},
-    "schemes": {"rng", "sampling", "tree"},
+    "schemes": {"errors", "rng", "sampling", "tree"},
     "catalog": {"errors"},
     "models": {"errors", "tree", "catalog"},
     "drafters": {"models", "schemes", "rng", "sampling", "tree"},
     "text": set(),
     "request": {"errors", "params", "text"},
     "testing": {"models"},
-    "options": {"errors", "schemes"},
+    "options": {"errors", "schemes", "tree"},
     "encoding": {"errors", "params"},
     "engine": {
         *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),
@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("engine", "errors", "params", "rng", "sampling", "schemes", "tree", "models", "drafters", "request"),
         "catalog",
     },
-    "cli": {"distill", "engine", "errors", "params", "catalog", "options", "tree"},
+    "verify": {"engine", "encoding", "errors", "params", "sampling", "models"},
+    "cli": {"distill", "verify", "engine", "errors", "params", "catalog", "options", "tree"},
 }
 
 
@@ -65,4 +66,6 @@ def test_the_exported_names() -> None:
         *("__version__", "errors"),
     ]
     assert all(hasattr(mcsd, name) for name in mcsd.__all__)
-    assert sorted(mcsd.SCHEMES) == ["mcss", "mcss-wor", "naive", "top-k"]
+    assert sorted(mcsd.SCHEMES) == [
+        *("block", "greedy-draft", "k-seq", "mcss", "mcss-wor", "naive", "spechub", "top-k", "traversal")
+    ]

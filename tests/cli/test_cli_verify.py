@@ -1,0 +1,107 @@
+"""`mcsd verify` on the command line: exit codes, JSON, the table, words that are wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli.conftest import Run, assert_one_line_error
+from mcsd.cli.options import EngineOptions
+from mcsd.engine import Engine
+from mcsd.testing import TabularModel
+
+
+class Words:
+    """A tokenizer of twelve letters."""
+
+    eos_token_id = None
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) % 12 for letter in text[:3]]}
+
+    def __len__(self) -> int:
+        return 12
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(chr(97 + token) for token in ids)
+
+
+@pytest.fixture
+def tabular(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Engine]:
+    """In place of what is loaded: an engine of two tables, the same one each time."""
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.rand(2, 12, 12, generator=generator) ** 2 + 0.01
+    target, draft = map(TabularModel, rows / rows.sum(-1, keepdim=True))
+    engine = Engine(target, draft, Words(), tree="2x2", max_batch=256, max_length=64)
+    monkeypatch.setattr(EngineOptions, "load", lambda self, max_batch: engine)
+    return lambda: engine
+
+
+def test_a_right_engine_passes(run: Run, tabular: Callable[[], Engine]) -> None:
+    result = run("verify", "--samples", 500, "--contexts", 2, "-n", 8)
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert lines[0] == "target tabular (float32), draft tabular, tree 2x2, scheme mcss-wor"
+    assert lines[2].startswith("greedy: passed. 8 of 8 texts, 64 tokens: 0 ties")
+    assert any(line.startswith("sampled: passed. 2 of 2 contexts, 500 of 500 pairs") for line in lines)
+    assert lines[-1].startswith("passed in ")
+
+
+def test_json_is_one_object(run: Run, tabular: Callable[[], Engine], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("abc\nbcd\n\ncde\n")
+    result = run("verify", "--samples", 500, "--contexts", 2, "-n", 8, "--prompts", prompts, "--json")
+    assert (result.code, result.err) == (0, "")
+    (line,) = result.out.splitlines()
+    value = json.loads(line)
+    assert list(value) == [
+        *("target", "draft", "tree", "scheme", "dtype", "greedy", "sampled", "seconds", "passed"),
+    ]
+    assert value["passed"] is value["greedy"]["passed"] is value["sampled"]["passed"] is True
+    assert (value["greedy"]["texts"], value["greedy"]["tokens"]) == (3, 24)
+    assert [one["samples"] for one in value["sampled"]["contexts"]] == [500, 500]
+    assert value["sampled"]["rejected"] == [False] * 3
+
+
+def test_a_wrong_engine_fails(run: Run, tabular: Callable[[], Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tabular().target
+    right = target.forward
+
+    def wrong(tokens: Any, block: Any, *rest: Any, **named: Any) -> Any:
+        # Only in a tree: the plain forward of the check is left alone.
+        rows = tokens if block.mask.tril().equal(torch.ones_like(block.mask).tril()) else (tokens + 1) % 12
+        return right(rows, block, *rest, **named)
+
+    monkeypatch.setattr(target, "forward", wrong)
+    words = ["verify", "--samples", 500, "--contexts", 2, "-n", 8]
+    result = run(*words)
+    assert (result.code, result.err) == (1, "")
+    assert result.out.splitlines()[-1].startswith("FAILED in ")
+    assert "DIFFERENT" in result.out
+    result = run(*words, "--json")
+    assert result.code == 1
+    value = json.loads(result.out)
+    assert value["passed"] is value["greedy"]["passed"] is value["sampled"]["passed"] is False
+    assert all(not one["tie"] for one in value["greedy"]["divergences"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--temperature 0", "temperature=0"),
+        ("--samples 10", "samples=10"),
+        ("--contexts 0", "contexts=0"),
+        ("--minutes -1", "minutes=-1.0"),
+        ("--prompts no/such", "no/such"),
+        ("--top-p 2", "top_p=2.0"),
+    ],
+)
+def test_wrong_words(words: str, said: str, run: Run, tabular: Callable[[], Engine]) -> None:
+    assert_one_line_error(run("verify", *words.split()), 2, said)
+
+
+def test_an_engine_that_cannot_be(run: Run) -> None:
+    assert_one_line_error(run("verify", "--target", "smollm-135"), 2, "no model 'smollm-135'")
