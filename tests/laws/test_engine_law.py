@@ -4,7 +4,7 @@ Odds. Every case compares whole sequences of 3 tokens at 5·10⁴ sequences with
 of all cases in this file is 10⁻³, Bonferroni: a correct engine fails this file on one seed in a thousand at most,
 and since the seeds are fixed it fails always or never.
 
-Power (`test_a_broken_scheme_is_rejected`). A judgement that is wrong by 5 % had a p-value of 2·10⁻¹⁰ with 5·10⁴ sequences,
+Power (`test_a_broken_scheme_is_rejected`). A judgement wrong by 5 % had a p-value of 2·10⁻¹⁰ with 5·10⁴ sequences,
 by 2 % one of .09. Smaller errors are for exact enumeration to find; what enumeration cannot see, because it takes the
 place of the random numbers, is found here.
 """
