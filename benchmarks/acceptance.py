@@ -24,11 +24,11 @@ from torch import Tensor
 import mcsd
 from mcsd.drafters import Drafter
 from mcsd.models import Block
-from mcsd.models.loading import choose_dtype, load
+from mcsd.models.loading import choose_dtype, load, load_draft
 from mcsd.rng import DRAW, JUDGE, Stream
 from mcsd.sampling import Settings
 from mcsd.schemes import SCHEMES, Texts
-from speed import CPU, proposer_of, spaced
+from speed import CPU, spaced
 
 WIDTHS = (1, 2, 4)
 DRAWN = ("mcss", "mcss-wor")
@@ -60,7 +60,8 @@ def main() -> None:
     target = load(args.target, CPU, choose_dtype(args.dtype, CPU))
     engine_of = partial(mcsd.Engine, target.model, tokenizer=target.tokenizer, max_batch=args.each, max_length=1024)
     plain = engine_of(tree="none")
-    engines = {draft: engine_of(proposer_of(draft, target, args.dtype), tree="1") for draft in args.drafts}
+    proposers = {draft: draft if draft == "ngram" else load_draft(draft, target) for draft in args.drafts}
+    engines = {draft: engine_of(proposer, tree="1") for draft, proposer in proposers.items()}
     costs = {draft: share_of_a_target_forward(engine) for draft, engine in engines.items()}
     rows: list[dict[str, Any]] = []
     for path in args.prompts:

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 import mcsd
 from mcsd.catalog import locate
 from mcsd.drafters import HeadDrafter, ModelDrafter
-from mcsd.models.loading import Loaded, choose_dtype, is_head, load, load_head
+from mcsd.models.loading import choose_dtype, load, load_draft
 
 CPU = torch.device("cpu")
 
@@ -100,21 +100,12 @@ def systems_of(
     loaded = load(target, CPU, choose_dtype(dtype, CPU))
     engines = {}
     for draft in drafts:
-        proposer = proposer_of(draft, loaded, dtype)
+        proposer = draft if draft == "ngram" else load_draft(draft, loaded)
         for tree in trees:
             engines[f"{draft} {tree}"] = mcsd.Engine(
                 copy(loaded.model), copy(proposer), loaded.tokenizer, tree=tree, max_batch=1
             )
     return mcsd.Engine(copy(loaded.model), tokenizer=loaded.tokenizer, tree="none", max_batch=1), engines
-
-
-def proposer_of(draft: str, target: Loaded, dtype: str) -> Any:
-    """What an engine drafts with."""
-    if draft == "ngram":
-        return draft
-    if is_head(draft):
-        return load_head(draft, target.model)
-    return load(draft, CPU, choose_dtype(dtype, CPU), draft=True).model
 
 
 class ForwardTimer:

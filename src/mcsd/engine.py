@@ -22,7 +22,7 @@ from mcsd.errors import (
     RequestInterrupted,
 )
 from mcsd.models import Block, BoundHead
-from mcsd.models.compatibility import as_model, check_bound, check_tokenizers, check_vocabularies
+from mcsd.models.compatibility import as_model, check_bound, check_vocabularies
 from mcsd.models.prefill import prefill
 from mcsd.options import check_options
 from mcsd.params import Chunk, Completion, SamplingParams
@@ -133,7 +133,7 @@ class Engine:
             InvalidOption, InvalidTree, UnknownScheme: about the options.
         """
         from mcsd.catalog import CATALOG, locate
-        from mcsd.models.loading import choose_device, choose_dtype, is_head, load, load_head
+        from mcsd.models.loading import choose_device, choose_dtype, load, load_draft
 
         if quantize is not None:
             raise InvalidOption(f"quantize={quantize!r:.40}: no quantization is available", "leave it out")
@@ -149,13 +149,7 @@ class Engine:
         for model in (target, draft) if drafts else (target,):
             locate(model)
         loaded = load(target, where, kind)
-        proposer: Any = "ngram"
-        if drafts and is_head(draft):
-            proposer = load_head(draft, loaded.model)
-        elif drafts:
-            proposal = load(draft, where, kind, draft=True)
-            check_tokenizers(loaded.model, loaded.tokenizer, proposal.model, proposal.tokenizer)
-            proposer = proposal.model
+        proposer: Any = load_draft(draft, loaded) if drafts else "ngram"
         return cls(
             loaded.model, proposer, loaded.tokenizer, "auto" if shape is None else shape, scheme, max_batch, max_length
         )

@@ -177,16 +177,7 @@ def distill(options: Options, events: Events) -> Report:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(options.out, error) from error
-    target = load(options.target, choose_device(options.device), torch.float32)
-    initial = load(options.init, target.model.device, torch.float32) if options.init else None
-    if initial:
-        check_vocabularies(target.model, initial.model, target.tokenizer)
-        check_tokenizers(target.model, target.tokenizer, initial.model, initial.tokenizer)
-    check_teachable(target.model)
-    beginning = (initial or target).model
-    layers = _layers(options, beginning)
-    if options.kind == "model" and layers:
-        layers_of(beginning.network, layers)
+    target, initial = _models(options)
     states = states_of(target.model)
     if earlier:
         corpus = Corpus.of(earlier, options.target, states)
@@ -195,12 +186,11 @@ def distill(options: Options, events: Events) -> Report:
         same_settings(options.out / _SETTINGS, options.settings())
         corpus = Corpus(options.out / TEXT, {"target": options.target, "states": list(states), "seed": options.seed})
         _write(options, target, corpus, given, texts, events.writing)
-    records = corpus.records()
-    held_out, learned = _split(records)
+    held_out, learned = _split(corpus.records())
     learner, teacher = _learner(options, target, initial, learned)
     tokenizer = (initial or target).tokenizer
     # What neither draft nor teacher holds of the target makes room for training.
-    del target, initial, beginning
+    del target, initial
     rows = _MODEL_ROWS if options.kind == "model" else _HEAD_ROWS * max(1, teacher.hidden_size // _HEAD_SIZE)
     positions = min(rows * _LENGTH, max(1, _LOGITS // len(teacher.vocabulary)))
     report = train(
@@ -218,6 +208,21 @@ def distill(options: Options, events: Events) -> Report:
     save_text(options.out / "README.md", card(options.target, options.command(), settings, report, corpus, parameters))
     (options.out / _CHECKPOINT).unlink(missing_ok=True)
     return report
+
+
+def _models(options: Options) -> tuple[Loaded, Loaded | None]:
+    """The target, and what a model begins with if not with the target."""
+    target = load(options.target, choose_device(options.device), torch.float32)
+    initial = load(options.init, target.model.device, torch.float32) if options.init else None
+    if initial:
+        check_vocabularies(target.model, initial.model, target.tokenizer)
+        check_tokenizers(target.model, target.tokenizer, initial.model, initial.tokenizer)
+    check_teachable(target.model)
+    beginning = (initial or target).model
+    layers = _layers(options, beginning)
+    if options.kind == "model" and layers:
+        layers_of(beginning.network, layers)
+    return target, initial
 
 
 def states_of(target: TransformersModel) -> tuple[int, ...]:

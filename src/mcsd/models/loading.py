@@ -9,6 +9,7 @@ import torch
 
 from mcsd.catalog import Location, locate
 from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
+from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
 from mcsd.models.packing import pack, packable
 from mcsd.models.transformers import TransformersModel
@@ -82,6 +83,20 @@ def load(model: str | Path, device: torch.device, dtype: torch.dtype, draft: boo
     if packable(device, dtype):
         pack(network)
     return Loaded(TransformersModel(network, str(model), vocabulary), _tokenizer(location))
+
+
+def load_draft(draft: str | Path, target: Loaded) -> TransformersModel | BoundHead:
+    """Load what drafts for a target, in its dtype and where it is.
+
+    Raises:
+        UnknownModel, WeightsCorrupt, UnsupportedModel: as `load`.
+        VocabularyMismatch: it does not share the target's tokens.
+    """
+    if is_head(draft):
+        return load_head(draft, target.model)
+    loaded = load(draft, target.model.device, target.model.network.dtype, draft=True)
+    check_tokenizers(target.model, target.tokenizer, loaded.model, loaded.tokenizer)
+    return loaded.model
 
 
 def is_head(draft: str | Path) -> bool:
