@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "catalog",
     },
     "verify": {"engine", "encoding", "errors", "params", "sampling", "models"},
-    "cli": {"distill", "verify", "engine", "errors", "params", "catalog", "options", "tree"},
+    "cli": {"distill", "verify", "engine", "errors", "params", "catalog", "options"},
 }
 
 

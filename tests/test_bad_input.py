@@ -59,6 +59,7 @@ def test_options(options: dict[str, Any], error: type[errors.McsdError], word: s
         ({"tree": "x"}, errors.InvalidTree, "x"),
         ({"tree": "2x1", "scheme": "block"}, errors.InvalidTree, "2x1"),
         ({"tree": "2x3", "scheme": "spechub"}, errors.InvalidTree, "2x3"),
+        ({"tree": "chain:300", "scheme": "traversal"}, errors.InvalidTree, "chain:300"),
     ],
 )
 def test_loading_options(options: dict[str, Any], error: type[errors.McsdError], word: str) -> None:

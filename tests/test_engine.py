@@ -35,6 +35,18 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_a_batch(scheme: str) -> 
         assert alone.token_ids == expected.token_ids == other.token_ids
 
 
+@pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
+@pytest.mark.parametrize("target", [torch.float32, torch.float64], ids=["32", "64"])
+@pytest.mark.parametrize("draft", [torch.float32, torch.float64], ids=["32", "64"])
+def test_target_and_draft_may_differ_in_precision(scheme: str, target: torch.dtype, draft: torch.dtype) -> None:
+    tree = "chain:3" if mcsd.SCHEMES[scheme].widest == 1 else "2x2"
+    uniform = torch.full((4, 4), 0.25)
+    models = TabularModel(uniform.to(target)), TabularModel(uniform.to(draft))
+    done = mcsd.Engine(*models, tree=tree, scheme=scheme).generate([[0]] * 8, mcsd.SamplingParams(max_new_tokens=9))
+    assert all(len(one.token_ids) == 9 for one in done)
+    assert sum(one.stats.accepted_tokens for one in done) > 0
+
+
 def test_the_same_seed_on_real_weights(smollm2: Loaded) -> None:
     params = mcsd.SamplingParams(temperature=0.8, max_new_tokens=24, seed=11)
     texts = [

@@ -75,6 +75,7 @@ class Engine:
         looks_up = draft is None or draft == "ngram"
         if shape is None:
             shape = TreeShape.parse(_auto_tree(looks_up, isinstance(draft, BoundHead), SCHEMES[scheme]))
+            SCHEMES[scheme if not looks_up else "top-k"].check(shape)
         self.tree = shape
         # A draft reads up to two tokens of a text before the candidates.
         slots = self.max_length + 2 + len(self.tree)

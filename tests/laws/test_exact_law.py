@@ -121,6 +121,16 @@ def _after(target: Tensor, known: int) -> Tensor:
     return target.view(count, *[1] * (known - 1), size, size)
 
 
+@pytest.mark.parametrize(("scheme", "tree"), runnable("1", "2", "4", "chain:2"))
+@pytest.mark.parametrize("support", [2, 3])
+def test_law_with_a_sparse_q(scheme: str, tree: str, support: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draft knows fewer tokens than there are, and at times fewer than there are candidates."""
+    monkeypatch.setattr("mcsd.drafters.levels.SUPPORT", support)
+    target, draft = instances(INSTANCES, TREES[tree], seed=1000 * SEED + 500 + support)
+    law = law_of_a_step(target, draft, tree, scheme)
+    assert (law - target_law(target, law.dim() - 1)).abs().max() <= TOLERANCE
+
+
 @pytest.mark.parametrize(("scheme", "tree"), CASES)
 def test_law(scheme: str, tree: str) -> None:
     target, draft = instances(INSTANCES, TREES[tree], seed=1000 * SEED + CASES.index((scheme, tree)))

@@ -5,6 +5,7 @@ Odds and power as in `test_engine_law`: 10⁻³ for the file, Bonferroni, on seq
 test shows what the others see: the same engine with a judgement that is 5 % off is rejected.
 """
 
+import os
 from itertools import product
 
 import pytest
@@ -18,7 +19,7 @@ from mcsd.models import BoundHead, DraftHead, TransformersModel
 from mcsd.models.head import HeadConfig
 from mcsd.models.trimming import trim
 
-SEQUENCES = 40_000
+SEQUENCES = int(os.environ.get("MCSD_LAW_SEQUENCES", "40000"))
 VOCABULARY = 6
 WIDE = dict(runnable("chain:3", "2x1", "3x2"))
 """The widest tree for each scheme."""

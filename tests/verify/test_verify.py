@@ -190,9 +190,9 @@ def test_a_small_budget_does_less_and_says_so() -> None:
     prompts: list[Any] = [[i % 12] for i in range(40)]
     begun = time.monotonic()
     report = verify(engine(), prompts, GREEDY_LENGTH, Options(contexts=40, samples=100_000, minutes=0.05))
-    # Three seconds where the machine is idle.
+    # Three seconds where the machine is idle. How much was sampled is up to the clock, so the samples may be any.
     assert time.monotonic() - begun < 90
-    assert report.passed, report
+    assert report.greedy.passed, report
     assert 8 <= report.greedy.texts <= report.greedy.asked == 40
     assert 1 <= len(report.sampled.contexts) <= report.sampled.asked == 40
     assert len({one.samples for one in report.sampled.contexts}) == 1
@@ -211,7 +211,14 @@ def test_the_same_seed_finds_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("contexts", 0), ("contexts", 257), ("samples", 499), ("minutes", 0.0), ("minutes", float("nan"))],
+    [
+        ("contexts", 0),
+        ("contexts", 257),
+        ("contexts", 2.5),
+        ("samples", 499),
+        ("minutes", 0.0),
+        ("minutes", float("nan")),
+    ],
 )
 def test_options_outside_their_range(name: str, value: float) -> None:
     with pytest.raises(InvalidOption, match=f"{name}={value}"):

@@ -83,20 +83,24 @@ def verify(
     params = SamplingParams(**vars(sampling))
     with working("starting"):
         from mcsd.distill.sources import load_prompts
-        from mcsd.verify import Options, verify
+        from mcsd.verify import Options, check_params, verify
 
     options = Options(contexts, samples, minutes)
+    check_params(params)
     given = None if prompts is None else load_prompts(prompts)
     loaded = engine.load(_ROWS)
     gauge = Gauge()
     with gauge.running():
         report = verify(loaded, given, params, options, gauge.show)
-    if json:
-        print_json(as_object(report))
-    else:
-        print("\n".join(lines(report, loaded.tokenizer.decode if loaded.tokenizer else str)))
-    if not report.passed:
-        raise typer.Exit(1)
+    try:
+        if json:
+            print_json(as_object(report))
+        else:
+            print("\n".join(lines(report, loaded.tokenizer.decode if loaded.tokenizer else str)))
+    finally:
+        # Whether or not anybody still reads the report.
+        if not report.passed:
+            raise typer.Exit(1)
 
 
 def as_object(report: "Report") -> dict[str, Any]:

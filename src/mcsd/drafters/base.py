@@ -22,7 +22,7 @@ class Drafter(ABC):
     hidden: tuple[int, ...] = ()
     """The layers of the target whose hidden states are handed over, numbered as in `mcsd.models.Output`."""
     draws: ClassVar[bool] = True
-    """Whether candidates are drawn from a q. If not, only a scheme that needs no q can judge them."""
+    """Whether candidates are drawn from a q. If not, they are judged as scheme "top-k" judges."""
 
     @abstractmethod
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:

@@ -29,7 +29,7 @@ class CandidateTree:
         choice: int64 ``[B, n]``: index of the node's token in its parent's support; unused without ``q``.
         q: support and weights ``[B, 1 + n, S]`` by column (root first): for inner nodes the very tensors the
             candidates were drawn from, for leaves any support and zero weights. None for candidates that were not
-            drawn, which only a scheme that ignores q can judge.
+            drawn: they are judged by sampling the target and looking.
         failed: bool ``[B]``: rows for which the draft gave no distribution.
     """
 
@@ -102,14 +102,21 @@ class Scheme(ABC):
     """Whether the judgement reads q. A scheme that does not can judge candidates that were not drawn at all."""
     widest: ClassVar[int | None] = None
     """The most children of a node that it can judge; None: any number."""
+    deepest: ClassVar[int | None] = None
+    """The deepest tree that it can judge; None: any."""
 
     @classmethod
     def check(cls, shape: TreeShape) -> None:
         """Whether the scheme can run a tree.
 
         Raises:
-            InvalidTree: a node has more children than the scheme knows how to judge.
+            InvalidTree: a node has more children than the scheme knows how to judge, or the tree is too deep for it.
         """
+        if cls.deepest is not None and shape.depth > cls.deepest:
+            raise InvalidTree(
+                f"scheme {cls.name} judges trees of depth {cls.deepest}, and tree {shape!s:.80} has {shape.depth}",
+                "give a tree that is less deep, or another scheme",
+            )
         width = shape.children.shape[1]
         if cls.widest is not None and width > cls.widest:
             what = "chains" if cls.widest == 1 else f"up to {cls.widest} candidates for a position"

@@ -34,11 +34,10 @@ class Block(Scheme):
         kept = torch.zeros_like(every)
         on = ~tree.failed
         weight = torch.ones_like(q.weights[:, 0, 0])
-        lefts, outsides, breaks = [], [], []
+        lefts = []
         for column in range(length + 1):
             p, broken = target.after(torch.full_like(every, column), paths[column].expand(batch, -1), every)
-            r, outside = on_support(p.nan_to_num(0.0), q.support[:, column])
-            on = on & tree.valid[:, column - 1] if column else on
+            r, _ = on_support(p.nan_to_num(0.0), q.support[:, column])
             goes_on = on & ~broken & (tree.valid[:, column] if column < length else False)
             left, mass = subtract(weight[:, None] * r, q.weights[:, column])
             share = torch.where(weight < 1, mass / (mass + 1 - weight), 1.0)
@@ -46,22 +45,17 @@ class Block(Scheme):
                 chance = torch.where(goes_on, share, weight)
                 kept = torch.where(random.accept(chance.where(on, 0.0)), column, kept)
             lefts.append(left.where((goes_on & (mass > 0))[:, None], r))
-            outsides.append(outside)
-            breaks.append(broken)
             if column < length:
                 choice = tree.choice[:, column]
                 ratio = weight * at(r, choice) / at(q.weights[:, column], choice)
                 weight = ratio.clamp(max=1.0)
                 on = goes_on
-        failed = tree.failed | torch.stack(breaks)[kept, every]
-        fine = (~failed).nonzero()[:, 0]
-        at_end = kept[fine]
+        # p outside of the support is asked for once more, rather than kept for every place.
+        p, broken = target.after(kept, paths[kept], every)
+        failed = tree.failed | broken
+        rows = (~failed).nonzero()[:, 0]
+        support = q.support[rows, kept[rows]]
+        _, outside = on_support(p[rows], support)
         token = torch.zeros_like(kept)
-        token[fine] = sample_residual(
-            torch.stack(lefts)[at_end, fine],
-            torch.stack(outsides)[at_end, fine],
-            q.support[fine, at_end],
-            fine,
-            random,
-        )
+        token[rows] = sample_residual(torch.stack(lefts)[kept[rows], rows], outside, support, rows, random)
         return Verdict(paths[kept], kept, token, failed)

@@ -48,7 +48,9 @@ class SpecHub(NodeScheme):
         by_first = torch.minimum(p, spokes)
         by_second = torch.minimum(p - by_first, second).scatter(1, hub, 0.0).where(paired, 0.0)
         # What (a, x) and (x, a) have left for the hub, and how much of it the hub takes.
-        left_first, left_second = center - by_second.sum(-1, keepdim=True), (spokes - by_first).sum(-1, keepdim=True)
+        # Rounding must not bring it below 0, where the hub would be accepted however little it is wanted.
+        left_first = (center - by_second.sum(-1, keepdim=True)).clamp(min=0)
+        left_second = (spokes - by_first).sum(-1, keepdim=True)
         hub_by_first = torch.minimum(wanted, left_first)
         hub_by_second = torch.minimum(wanted - hub_by_first, left_second)
 

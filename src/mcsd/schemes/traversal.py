@@ -21,6 +21,7 @@ class Traversal(Scheme):
     """
 
     name = "traversal"
+    deepest = 256
 
     def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
@@ -58,7 +59,8 @@ class _Walk:
         self._children = [[kid for kid in kids if kid >= 0] for kids in target.tree.shape.children.tolist()]
         self._paths = target.tree.shape.paths.to(q.weights.device)
         self.column = torch.zeros(batch, dtype=torch.int64, device=q.weights.device)
-        self.left = q.weights.new_zeros(batch, size + 1)
+        dtype = torch.promote_types(q.weights.dtype, target.logits.dtype)
+        self.left = torch.zeros(batch, size + 1, dtype=dtype, device=q.weights.device)
         self.changed = torch.zeros_like(self.column, dtype=torch.bool)
 
     def visit(self, column: int, rows: Tensor, alpha: Tensor) -> Tensor:
@@ -94,6 +96,7 @@ class _Walk:
             if column:
                 alpha = torch.where(there & (alpha < 1), mass / (mass + 1 - alpha), alpha)
         yes = self._random.accept(alpha, rows)
-        self.column[rows[yes]], self.left[rows[yes]], self.changed[rows[yes]] = column, left[yes], changed[yes]
+        self.column[rows[yes]], self.changed[rows[yes]] = column, changed[yes]
+        self.left[rows[yes]] = left[yes].to(self.left.dtype)
         accepted[open_] = yes
         return accepted

@@ -74,4 +74,4 @@ def _moved(again: Tensor, top: Tensor) -> float:
     """The most that the lead of the likeliest token over the next one moved; of two logits a position, ``[n, 2]``."""
     change = (again.diff(dim=-1) - top.diff(dim=-1)).abs()
     # Where only one token is possible the lead is infinite, and stays so.
-    return float(change.nan_to_num(0.0).max())
+    return float(change.nan_to_num(0.0, posinf=float("inf")).max())

@@ -32,9 +32,10 @@ class Options:
     def __post_init__(self) -> None:
         bounds = {"contexts": (1, _MOST_CONTEXTS), "samples": (FEWEST, _MOST_SAMPLES)}
         for name, (low, high) in bounds.items():
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise InvalidOption(
-                    f"{name}={getattr(self, name)} is not a whole number from {low} to {high}", f"give such {name}"
+                    f"{name}={value!r:.40} is not a whole number from {low} to {high}", f"give such {name}"
                 )
         if not (isfinite(self.minutes) and self.minutes > 0):
             raise InvalidOption(f"minutes={self.minutes} is not a number above 0", "give the minutes that it may take")

@@ -20,6 +20,18 @@ _GREEDY, _SAMPLING = 0.4, 0.95
 """Shares of the budget after which no further greedy texts, and no further samples, are begun."""
 
 
+def check_params(params: SamplingParams) -> None:
+    """Whether there is a law to sample.
+
+    Raises:
+        InvalidParameter: the temperature is 0.
+    """
+    if params.temperature == 0:
+        raise InvalidParameter(
+            "temperature=0: texts at temperature 0 are checked in any case", "give a temperature to sample at"
+        )
+
+
 def verify(
     engine: Engine,
     prompts: Sequence[Prompt] | None = None,
@@ -43,10 +55,7 @@ def verify(
     """
     begun = time.monotonic()
     params, options = params or SamplingParams(max_new_tokens=64), options or Options()
-    if params.temperature == 0:
-        raise InvalidParameter(
-            "temperature=0: texts at temperature 0 are checked in any case", "give a temperature to sample at"
-        )
+    check_params(params)
     if prompts is not None and not len(prompts):
         raise EmptyPrompt("the list of prompts is empty", "give one, or None for the built-in ones")
     ids = built_in(engine) if prompts is None else [engine.request(prompt).prompt for prompt in prompts]

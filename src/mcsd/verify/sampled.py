@@ -98,7 +98,7 @@ def _sample(
         if not used:
             # The time that is left decides, never what was seen: choosing by that would bias the test.
             pace = portion / (time.monotonic() - begun)
-            fit = int(pace * (until - begun) / min(FEWEST, samples))
+            fit = int(pace * (until - begun) / FEWEST)
             counts = counts[: max(1, fit)]
             each = max(1, engine.max_batch // len(counts))
         used += portion
