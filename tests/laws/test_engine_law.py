@@ -92,7 +92,11 @@ class NewQ(McssWithoutReplacement):
 
 @pytest.mark.parametrize("scheme", [Broken(), NewQ()], ids=lambda scheme: type(scheme).__name__)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_broken_scheme_is_rejected(scheme: McssWithoutReplacement, seed: int) -> None:
+def test_a_broken_scheme_is_rejected(
+    scheme: McssWithoutReplacement, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The power is that on these tables, wherever the laws' seeds are moved.
+    monkeypatch.setattr("chisquare.SEED", 0)
     target, draft = table(5, seed=3), table(5, seed=1003, sharpness=0.5)
     (seen,) = sample(engine_of(target, draft, "3x2", scheme), [PLAIN], SEQUENCES, seed)
     assert p_value(seen, sequence_law(target, 3)) < LEVEL

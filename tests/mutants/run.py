@@ -75,6 +75,7 @@ def caught(fault: Fault | None, seed: int) -> str | None:
             "MCSD_LAW_SEED": str(seed),
             "MCSD_LAW_INSTANCES": "4",
             "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",  # pytest cuts what it says of a failure to this width.
         }
         laws = [f"tests/laws/{law}.py" for law in LAWS]
         words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *laws]
