@@ -65,8 +65,12 @@ def instances(count: int, vocabulary: int, seed: int) -> tuple[Tensor, Tensor]:
     return target.view(count, vocabulary, vocabulary), draft.view(count, vocabulary, vocabulary)
 
 
-def law_of_a_step(target: Tensor, draft: Tensor, tree: str, scheme: str, temperature: float = 1.0) -> Tensor:
-    """The law of the first depth + 1 tokens ``[count, V, ..., V]``, a step's tokens being completed by the target.
+def law_of_a_step(target: Tensor, draft: Tensor, tree: str, scheme: str) -> tuple[Tensor, Tensor]:
+    """One step of every instance.
+
+    Returns:
+        The law of the first depth + 1 tokens ``[count, V, ..., V]``, a step's tokens being completed by the target; and
+        how many tokens the step emits on average ``[count]``.
 
     Instance i has tokens iV ... iV + V - 1 of one large vocabulary, so all run in the same batches.
     """
@@ -83,8 +87,7 @@ def law_of_a_step(target: Tensor, draft: Tensor, tree: str, scheme: str, tempera
         for text in texts:
             drafter.add(text, None)
         random = Enumerated(book, runs)
-        params = mcsd.SamplingParams(temperature=temperature)
-        settings = Settings.of([params] * len(start), torch.device("cpu"))
+        settings = Settings.of([mcsd.SamplingParams()] * len(start), torch.device("cpu"))
         drawn: CandidateTree = drafter.draft(texts, shape, judge, settings, random)
         columns = torch.cat([start[:, None] * size, drawn.tokens], dim=1)
         logits = models[0].forward(columns, Block.tree(shape), models[0].new_cache(len(start), 1)).logits
@@ -101,10 +104,11 @@ def law_of_a_step(target: Tensor, draft: Tensor, tree: str, scheme: str, tempera
             assert all(token // size == one for token in tokens) or probability < TOLERANCE
             mass[len(tokens) - 1][(one, *[token % size for token in tokens])] += probability
     assert (total - 1).abs().max() < TOLERANCE
-    law = mass[0]
-    for longer in mass[1:]:
+    law, tokens = mass[0], mass[0].flatten(1).sum(-1)
+    for emitted, longer in enumerate(mass[1:], start=2):
         law = law[..., None] * _after(target, law.dim() - 1) + longer
-    return law
+        tokens = tokens + emitted * longer.flatten(1).sum(-1)
+    return law, tokens
 
 
 def target_law(target: Tensor, length: int) -> Tensor:
@@ -127,12 +131,27 @@ def test_law_with_a_sparse_q(scheme: str, tree: str, support: int, monkeypatch: 
     """The draft knows fewer tokens than there are, and at times fewer than there are candidates."""
     monkeypatch.setattr("mcsd.drafters.levels.SUPPORT", support)
     target, draft = instances(INSTANCES, TREES[tree], seed=1000 * SEED + 500 + support)
-    law = law_of_a_step(target, draft, tree, scheme)
+    law, _ = law_of_a_step(target, draft, tree, scheme)
     assert (law - target_law(target, law.dim() - 1)).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize(("scheme", "tree"), CASES)
 def test_law(scheme: str, tree: str) -> None:
     target, draft = instances(INSTANCES, TREES[tree], seed=1000 * SEED + CASES.index((scheme, tree)))
-    law = law_of_a_step(target, draft, tree, scheme)
+    law, _ = law_of_a_step(target, draft, tree, scheme)
     assert (law - target_law(target, law.dim() - 1)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("whole", "by_node", "tree"),
+    [
+        *(("block", "mcss", tree) for tree in ("chain:2", "chain:3")),
+        *(("traversal", "mcss-wor", tree) for tree in ("chain:3", "2x1", "2x2", "3x1")),
+    ],
+)
+def test_judging_a_tree_as_a_whole_accepts_no_less(whole: str, by_node: str, tree: str) -> None:
+    """For every pair of tables, and on some of them clearly more."""
+    target, draft = instances(40, 3, seed=1000 * SEED + 700)
+    gain = law_of_a_step(target, draft, tree, whole)[1] - law_of_a_step(target, draft, tree, by_node)[1]
+    assert gain.min() >= -TOLERANCE
+    assert gain.mean() > 0.005
