@@ -23,7 +23,7 @@ from torch import Tensor
 
 import mcsd
 from mcsd.drafters import Drafter
-from mcsd.models import Block
+from mcsd.models import Block, LanguageModel, Output
 from mcsd.models.loading import choose_dtype, load, load_draft
 from mcsd.rng import DRAW, JUDGE, Stream
 from mcsd.sampling import Settings
@@ -86,11 +86,15 @@ def main() -> None:
 def read(engine: mcsd.Engine, prompt: list[int], answer: tuple[int, ...]) -> Answer:
     """One forward of the target over prompt and answer."""
     text = [*prompt, *answer]
-    cache = engine.target.new_cache(1, len(text))
-    cache.add()
-    layers = engine.drafter.hidden
-    output = engine.target.forward(torch.tensor([text]), Block.chain(len(text)), cache, hidden=layers)
+    output = forward_over(engine.target, text, engine.drafter.hidden)
     return Answer(len(prompt), text, output.logits[0], None if output.hidden is None else output.hidden[0])
+
+
+def forward_over(model: LanguageModel, tokens: list[int], layers: tuple[int, ...] = ()) -> Output:
+    """One forward over a text."""
+    cache = model.new_cache(1, len(tokens))
+    cache.add()
+    return model.forward(torch.tensor([tokens]), Block.chain(len(tokens)), cache, hidden=layers)
 
 
 def acceptance(engine: mcsd.Engine, answers: list[Answer], params: mcsd.SamplingParams, scheme: str, k: int) -> float:

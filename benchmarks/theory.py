@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import mcsd
+from acceptance import forward_over
 from mcsd.drafters.levels import SUPPORT
-from mcsd.models import Block, LanguageModel
+from mcsd.models import Block
 from mcsd.models.head import BoundHead
 from mcsd.models.loading import Loaded, choose_dtype, is_head, load, load_head
 from mcsd.models.transformers import TransformersModel
@@ -132,15 +133,8 @@ def written(target: Loaded, args: argparse.Namespace, layers: tuple[int, ...]) -
     params = mcsd.SamplingParams(temperature=1.0, max_new_tokens=args.new, seed=1)
     for prompt, done in zip(prompts, engine.generate(prompts, params), strict=True):
         tokens = [*prompt, *done.token_ids][:-1]
-        output = read(target.model, tokens, layers)
+        output = forward_over(target.model, tokens, layers)
         yield Answer(tokens, output.logits[0, len(prompt) - 1 :].clone(), output.hidden)
-
-
-def read(model: LanguageModel, tokens: list[int], layers: tuple[int, ...] = ()) -> Any:
-    """One forward over a text."""
-    cache = model.new_cache(1, len(tokens))
-    cache.add()
-    return model.forward(torch.tensor([tokens]), Block.chain(len(tokens)), cache, hidden=layers)
 
 
 def compared(answer: Answer, draft: TransformersModel | BoundHead) -> tuple[Tensor, Tensor]:
@@ -154,7 +148,7 @@ def compared(answer: Answer, draft: TransformersModel | BoundHead) -> tuple[Tens
         block = Block.chain(len(answer.tokens))
         output = draft.forward(torch.tensor([answer.tokens]), states, block, cache)
     else:
-        output = read(draft, answer.tokens)
+        output = forward_over(draft, answer.tokens)
     count, size = answer.logits.shape
     settings = Settings.of([TEMPERATURE_1] * count, CPU)
     q = sparse_probabilities(output.logits[0, -count:, :size], settings, SUPPORT)

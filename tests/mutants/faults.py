@@ -42,14 +42,14 @@ FAULTS = (
     Fault(
         "drawn with replacement, judged as without",
         _RECURSIVE,
-        "max(counts), random.sample_without_replacement",
-        "max(counts), random.sample",
+        "(DrawsWithoutReplacement, _Recursive)",
+        "(IndependentDraws, _Recursive)",
     ),
     Fault(
         "equal draws counted once",
         _RECURSIVE,
-        "max(counts), random.sample)",
-        "max(counts), random.sample_without_replacement)",
+        "(IndependentDraws, _Recursive)",
+        "(DrawsWithoutReplacement, _Recursive)",
     ),
     Fault(
         "judged out of draw order",

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from mcsd.catalog import CATALOG, is_pulled, models_folder, path_of
 from mcsd.cli.options import Json, command
-from mcsd.cli.output import print_json
+from mcsd.cli.output import columns, print_json
 
 
 @command
@@ -17,10 +17,7 @@ def models(json: Json = False) -> None:
     for name, entry in CATALOG.items():
         size = f"{entry.size / 1e6:.0f} MB"
         rows.append((name, size, "yes" if is_pulled(name) else "no", entry.draft or "ngram", entry.description))
-    # Not a rich table: this one keeps its lines whole, however narrow the terminal, and can be cut by awk.
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(columns(rows)))
 
 
 def _as_object(name: str) -> dict[str, object]:

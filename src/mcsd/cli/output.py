@@ -6,7 +6,7 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from contextvars import ContextVar
 from pathlib import Path
@@ -104,6 +104,12 @@ def as_object(engine: "Engine", done: Completion) -> dict[str, Any]:
             **stats.seconds,
         },
     }
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table, a line a row. Not one of rich: lines stay whole, however narrow the terminal, and can be cut by awk."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from mcsd.cli.options import (
     TopP,
     command,
 )
-from mcsd.cli.output import Gauge, harmless, print_json, working
+from mcsd.cli.output import Gauge, columns, harmless, print_json, working
 from mcsd.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -191,7 +191,4 @@ def _number(value: float | None) -> str:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    # As in `mcsd models`: lines stay whole, however narrow the terminal.
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = (zip(row, widths, strict=True) for row in rows)
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in cells]
+    return [f"  {line}" for line in columns(rows)]

@@ -132,16 +132,8 @@ def write(
             if not running:
                 break
             engine.step()
-            for job in [job for job in running if job.request.done]:
-                running.remove(job)
-                follows = _follows(job)
-                if follows:
-                    running.append(follows)
-                    engine.submit(follows.request)
-                record = _record(job, recorder)
-                if record:
-                    corpus.add(record)
-                barren = 0 if follows or record else barren + 1
+            for fruitful in _settle(engine, recorder, corpus, running):
+                barren = 0 if fruitful else barren + 1
             recorder.forget()
             if barren > _BARREN:
                 raise DataError(f"{engine.target_name} wrote nothing {barren} times in a row", "are its weights whole?")
@@ -200,6 +192,22 @@ def read(
             progress(corpus.tokens)
     finally:
         corpus.save()
+
+
+def _settle(engine: Engine, recorder: Recorder, corpus: Corpus, running: list[Job]) -> list[bool]:
+    """Keep what has ended and begin what follows it; for each that has ended, whether there was anything of either."""
+    fruitful = []
+    for job in [job for job in running if job.request.done]:
+        running.remove(job)
+        follows = _follows(job)
+        if follows:
+            running.append(follows)
+            engine.submit(follows.request)
+        record = _record(job, recorder)
+        if record:
+            corpus.add(record)
+        fruitful.append(bool(follows or record))
+    return fruitful
 
 
 def _follows(job: Job) -> Job | None:

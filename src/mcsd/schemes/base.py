@@ -166,6 +166,22 @@ class Scheme(ABC):
         """`judge`, where not all rows are greedy and candidates were drawn from ``q``."""
 
 
+class IndependentDraws(Scheme):
+    """k independent draws from q: candidates may be equal."""
+
+    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
+        """See `Scheme.draw`."""
+        return likeliest_where(greedy, q, max(counts), random.sample)
+
+
+class DrawsWithoutReplacement(Scheme):
+    """k draws from q, each leaving out the ones before it."""
+
+    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
+        """See `Scheme.draw`."""
+        return likeliest_where(greedy, q, max(counts), random.sample_without_replacement)
+
+
 class NodeScheme(Scheme):
     """A scheme that judges node by node, from the root down."""
 
@@ -180,10 +196,11 @@ class NodeScheme(Scheme):
 
     def _judge(self, target: "Target", q: SparseDistributions, random: Randomness) -> Verdict:
         greedy = target.settings.greedy
+        mixed = bool(greedy.any())
 
         def decide(node: Node) -> tuple[Tensor, Tensor]:
             picked, token = self.judge_node(node, random)
-            if not greedy.any():
+            if not mixed:
                 return picked, token
             # Candidates of greedy rows were not drawn but chosen, and p is one-hot.
             cold = greedy[node.rows]

@@ -1,17 +1,15 @@
 """Block verification of a chain (Sun et al. 2024, arXiv 2403.10444)."""
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
-from mcsd.schemes.base import Scheme, Target, Verdict, likeliest_where
-from mcsd.schemes.residual import at, on_support, sample_residual, subtract
+from mcsd.schemes.base import IndependentDraws, Target, Verdict
+from mcsd.schemes.residual import at, on_support, subtract
+from mcsd.schemes.whole import emit_after
 
 
-class Block(Scheme):
+class Block(IndependentDraws):
     """Accept as much of a chain as possible, judging it as a whole: never shorter on average than token by token.
 
     With w_0 = 1 and w_i = min(1, w_(i-1) p / q), the first i tokens are kept if i is the last place whose test, of
@@ -21,10 +19,6 @@ class Block(Scheme):
 
     name = "block"
     widest = 1
-
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
-        """See `Scheme.draw`."""
-        return likeliest_where(greedy, q, max(counts), random.sample)
 
     def _judge(self, target: Target, q: SparseDistributions, random: Randomness) -> Verdict:
         tree = target.tree
@@ -50,12 +44,4 @@ class Block(Scheme):
                 ratio = weight * at(r, choice) / at(q.weights[:, column], choice)
                 weight = ratio.clamp(max=1.0)
                 on = goes_on
-        # p outside of the support is asked for once more, rather than kept for every place.
-        p, broken = target.after(kept, paths[kept], every)
-        failed = tree.failed | broken
-        rows = (~failed).nonzero()[:, 0]
-        support = q.support[rows, kept[rows]]
-        _, outside = on_support(p[rows], support)
-        token = torch.zeros_like(kept)
-        token[rows] = sample_residual(torch.stack(lefts)[kept[rows], rows], outside, support, rows, random)
-        return Verdict(paths[kept], kept, token, failed)
+        return emit_after(kept, torch.stack(lefts)[kept, every], kept >= 0, target, q, random)

@@ -1,13 +1,14 @@
 """The k - 1 likeliest candidates for sure and one draw from the rest (Hu et al. 2025, arXiv 2502.18779)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
 from mcsd.schemes.base import Node, NodeScheme, likeliest, likeliest_where, look
-from mcsd.schemes.residual import at, on_support, renormalised, sample_where_none, subtract
+from mcsd.schemes.residual import at, on_support, renormalised, sample_where_none, subtract, unless_empty
 
 
 class GreedyDraft(NodeScheme):
@@ -48,8 +49,7 @@ class GreedyDraft(NodeScheme):
         x = (node.choice * drawn).sum(-1)
         yes = random.accept((at(r, x) / at(q, x)).where(there, 0.0), node.rows)
         picked = last.where(yes, -1)
-        residual, mass = subtract(r, q)
-        r = torch.where((mass > 0)[:, None], residual, r)
+        r = unless_empty(subtract(r, q)[0], r)
         y = sample_where_none(picked, r, outside, node.q.support, node.rows, random)
-        found, _ = look(Node(node.p, node.tokens, sure, node.count, node.choice, node.q, node.rows), y)
+        found, _ = look(replace(node, valid=sure), y)
         return torch.where(yes, picked, found), y

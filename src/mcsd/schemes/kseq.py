@@ -1,19 +1,17 @@
 """K-SEQ (SpecTr: Sun et al. 2023, arXiv 2310.15141, section 5)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node, NodeScheme, likeliest_where
-from mcsd.schemes.residual import at, on_support, sample_where_none
+from mcsd.schemes.base import IndependentDraws, Node, NodeScheme
+from mcsd.schemes.residual import at, on_support, sample_where_none, subtract, unless_empty
 
 _HALVINGS = 30
 """Of the interval that holds ρ. Every ρ that satisfies the condition is lossless; the smallest accepts most."""
 
 
-class KSeq(NodeScheme):
+class KSeq(IndependentDraws, NodeScheme):
     """k independent draws, each accepted with probability min(1, p / (ρ q)) by the same p and q.
 
     With β(ρ) = Σ min(p / ρ, q), the chance that one draw is accepted, ρ is the smallest number from 1 to k for which
@@ -22,10 +20,6 @@ class KSeq(NodeScheme):
     """
 
     name = "k-seq"
-
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
-        """See `Scheme.draw`."""
-        return likeliest_where(greedy, q, max(counts), random.sample)
 
     def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
         """See `NodeScheme.judge_node`."""
@@ -42,9 +36,7 @@ class KSeq(NodeScheme):
         each = torch.minimum(p / rho, q)
         beta = each.sum(-1, keepdim=True)
         served = each * _times(beta, tries)
-        residual = torch.cat([(p - served).clamp(min=0), r[:, -1:]], dim=1)
-        # No mass left: a rejection had probability 0 and came of rounding.
-        r = torch.where(residual.sum(-1, keepdim=True) > 0, residual, r)
+        r = unless_empty(subtract(r, served)[0], r)
         return picked, sample_where_none(picked, r, outside, node.q.support, node.rows, random)
 
 

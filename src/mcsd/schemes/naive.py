@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node, NodeScheme, likeliest, likeliest_where, sample_then_look
+from mcsd.schemes.base import DrawsWithoutReplacement, Node, NodeScheme, likeliest, sample_then_look
 
 
 class _SampleThenLook(NodeScheme):
@@ -18,14 +18,10 @@ class _SampleThenLook(NodeScheme):
         return sample_then_look(node, random)
 
 
-class Naive(_SampleThenLook):
+class Naive(DrawsWithoutReplacement, _SampleThenLook):
     """Candidates drawn from q without replacement: the baseline of arXiv 2401.06706."""
 
     name = "naive"
-
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
-        """See `Scheme.draw`."""
-        return likeliest_where(greedy, q, max(counts), random.sample_without_replacement)
 
 
 class TopK(_SampleThenLook):

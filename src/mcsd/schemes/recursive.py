@@ -1,12 +1,10 @@
 """Multi-candidate speculative sampling by recursive rejection (Yang et al. 2024, arXiv 2401.06706, section 3)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node, NodeScheme, likeliest_where
+from mcsd.schemes.base import DrawsWithoutReplacement, IndependentDraws, Node, NodeScheme
 from mcsd.schemes.residual import at, on_support, renormalised, sample_where_none, subtract
 
 
@@ -35,23 +33,15 @@ class _Recursive(NodeScheme):
         return picked, sample_where_none(picked, r, outside, node.q.support, node.rows, random)
 
 
-class Mcss(_Recursive):
+class Mcss(IndependentDraws, _Recursive):
     """k independent draws from q, each judged against the same q (section 3.1; SpecInfer's MSS)."""
 
     name = "mcss"
     without_replacement = False
 
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
-        """See `Scheme.draw`."""
-        return likeliest_where(greedy, q, max(counts), random.sample)
 
-
-class McssWithoutReplacement(_Recursive):
+class McssWithoutReplacement(DrawsWithoutReplacement, _Recursive):
     """k draws from q without replacement, q shrinking with each rejection (section 3.2)."""
 
     name = "mcss-wor"
     without_replacement = True
-
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
-        """See `Scheme.draw`."""
-        return likeliest_where(greedy, q, max(counts), random.sample_without_replacement)

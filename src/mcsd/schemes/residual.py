@@ -29,6 +29,11 @@ def subtract(r: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return residual, residual.sum(-1)
 
 
+def unless_empty(residual: Tensor, r: Tensor) -> Tensor:
+    """A residual ``[A, S + 1]``, or r where it has no mass: the rejection had probability 0 and came of rounding."""
+    return torch.where(residual.sum(-1, keepdim=True) > 0, residual, r)
+
+
 def renormalised(weights: Tensor) -> Tensor:
     """``[A, S]`` scaled to the sum 1; 0 where there is nothing."""
     return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)

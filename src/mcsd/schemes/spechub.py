@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mcsd.rng import Randomness
 from mcsd.schemes.base import Node, NodeScheme, likeliest_where
-from mcsd.schemes.residual import at, on_support, renormalised, sample_where_none
+from mcsd.schemes.residual import at, on_support, renormalised, sample_where_none, subtract, unless_empty
 
 
 class SpecHub(NodeScheme):
@@ -37,7 +37,7 @@ class SpecHub(NodeScheme):
         """See `NodeScheme.judge_node`."""
         q = node.q.weights
         r, outside = on_support(node.p, node.q.support)
-        p, none = r[:, :-1], torch.zeros_like(q)
+        p = r[:, :-1]
         hub = q.argmax(-1, keepdim=True)
         paired = (node.count > 1)[:, None]
         # q off the hub and at it. Where there is one child there is no hub.
@@ -66,8 +66,5 @@ class SpecHub(NodeScheme):
         picked = torch.where(yes, hub_leads.long(), torch.where(hub_yes, (~hub_leads).long(), -1))
 
         taken = (by_first + by_second).scatter_add(1, hub, (hub_by_first + hub_by_second).where(paired, 0.0))
-        residual = (p - taken.where(there0[:, None], none)).clamp(min=0)
-        left = torch.cat([residual, r[:, -1:]], dim=1)
-        # No mass left: a rejection had probability 0 and came of rounding.
-        r = torch.where(left.sum(-1, keepdim=True) > 0, left, r)
+        r = unless_empty(subtract(r, taken.where(there0[:, None], 0.0))[0], r)
         return picked, sample_where_none(picked, r, outside, node.q.support, node.rows, random)

@@ -1,17 +1,16 @@
 """Traversal verification of a tree (Weng et al. 2025, arXiv 2505.12398)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
-from mcsd.schemes.base import Scheme, Target, Verdict, likeliest_where
-from mcsd.schemes.residual import at, on_support, renormalised, sample_residual, subtract
+from mcsd.schemes.base import DrawsWithoutReplacement, Target, Verdict
+from mcsd.schemes.residual import at, on_support, renormalised, subtract
+from mcsd.schemes.whole import emit_after
 
 
-class Traversal(Scheme):
+class Traversal(DrawsWithoutReplacement):
     """From the leaves up: a leaf is accepted with its whole path, or deleted, and what is left of its parent goes on.
 
     α is 1 at the root and min(1, α p / q) of its parent at a child. The first leaf, depth first, is accepted with
@@ -23,35 +22,15 @@ class Traversal(Scheme):
     name = "traversal"
     deepest = 256
 
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
-        """See `Scheme.draw`."""
-        return likeliest_where(greedy, q, max(counts), random.sample_without_replacement)
-
     def _judge(self, target: Target, q: SparseDistributions, random: Randomness) -> Verdict:
-        tree = target.tree
         walk = _Walk(target, q, random)
-        rows = (~tree.failed).nonzero()[:, 0]
+        rows = (~target.tree.failed).nonzero()[:, 0]
         walk.visit(0, rows, torch.ones(len(rows), dtype=q.weights.dtype, device=rows.device))
-        # The token after the path, of all rows together.
-        path, failed = tree.shape.paths.to(rows.device)[walk.column], tree.failed.clone()
-        p, broken = target.after(walk.column[rows], path[rows], rows)
-        failed[rows[broken]] = True
-        rows, p = rows[~broken], p[~broken]
-        support = q.support[rows, walk.column[rows]]
-        r, outside = on_support(p, support)
-        r = torch.where(walk.changed[rows, None], walk.left[rows].to(r.dtype), r)
-        token = torch.zeros_like(walk.column)
-        token[rows] = sample_residual(r, outside, support, rows, random)
-        return Verdict(path, (path >= 0).sum(-1), token, failed)
+        return emit_after(walk.column, walk.left, walk.changed, target, q, random)
 
 
 class _Walk:
-    """One judgement on its way.
-
-    Attributes:
-        column: int64 ``[B]``, the node that a row has accepted, 0 for the root.
-        left: ``[B, S + 1]``, what is left of p there; changed: bool ``[B]``, whether that is anything but p.
-    """
+    """One judgement on its way: ``column``, ``left`` and ``changed`` are what `emit_after` wants to know."""
 
     def __init__(self, target: Target, q: SparseDistributions, random: Randomness) -> None:
         batch, _, size = q.weights.shape
