@@ -10,6 +10,7 @@ from conftest import VOCABULARY, tiny
 from mcsd.drafters import Drafter, NgramDrafter
 from mcsd.engine import Request
 from mcsd.models.loading import Loaded
+from mcsd.models.prefill import prefill
 from mcsd.testing import TabularModel
 
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8], [11, 3], [60, 61, 62], [9, 9, 9, 9], [33], [4, 8, 15, 16, 23, 42]]
@@ -70,6 +71,24 @@ def test_different_seeds_and_none_give_different_texts() -> None:
         for seed in (1, 2, None, None)
     ]
     assert len(set(runs)) == 4
+
+
+@pytest.mark.parametrize("scheme", ["mcss-wor", "top-k"])
+def test_a_prompt_of_several_texts_is_read_once(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[list[int]] = []
+
+    def counted(model: Any, cache: Any, row: int, tokens: list[int], *rest: Any) -> Any:
+        read.append(tokens)
+        return prefill(model, cache, row, tokens, *rest)
+
+    monkeypatch.setattr("mcsd.engine.prefill", counted)
+    prompts = [PROMPTS[0], PROMPTS[3], PROMPTS[0], PROMPTS[0], PROMPTS[3]]
+    params = [mcsd.SamplingParams(max_new_tokens=20, seed=i) for i in range(5)]
+    together = engine(scheme=scheme).generate(prompts, params)
+    assert read == [PROMPTS[0][:-1], PROMPTS[3][:-1]]
+    for prompt, one, done in zip(prompts, params, together, strict=True):
+        (alone,) = engine(batch=1, scheme=scheme).generate([prompt], one)
+        assert done.token_ids == alone.token_ids
 
 
 def test_more_prompts_than_rows_come_back_in_order() -> None:
@@ -217,7 +236,7 @@ class Recorder(NgramDrafter):
         super().__init__(torch.device("cpu"))
         self.states: list[torch.Tensor] = []
 
-    def add(self, prompt: list[int], hidden: torch.Tensor | None) -> None:
+    def add(self, prompt: list[int], hidden: torch.Tensor | None, like: int | None = None) -> None:
         super().add(prompt, hidden)
         assert hidden is not None
         self.states.append(hidden[0])

@@ -252,15 +252,20 @@ class Engine:
         self._lap("other")
 
     def _admit(self) -> None:
+        # Prompts that begin together and are the same are read once.
+        begun: dict[tuple[int, ...], tuple[int, Tensor | None]] = {}
         while self._waiting and len(self._rows) < self.max_batch:
             request = self._waiting.popleft()
             self._lap("other")
             request.clock = dict(self._clock)
             self._rows.append(request)
             self._settings = None
-            row = self._cache.add()
-            hidden = prefill(self.target, self._cache, row, request.prompt[:-1], self.drafter.hidden)
-            self.drafter.add(request.prompt, hidden)
+            like, hidden = begun.get(tuple(request.prompt), (None, None))
+            row = self._cache.add(like)
+            if like is None:
+                hidden = prefill(self.target, self._cache, row, request.prompt[:-1], self.drafter.hidden)
+                begun[tuple(request.prompt)] = row, hidden
+            self.drafter.add(request.prompt, hidden, like)
             self._lap("prefill")
         assert self._cache.used == len(self._rows)
         if self._settings is None:

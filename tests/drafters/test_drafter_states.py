@@ -118,6 +118,16 @@ class Drafters(RuleBasedStateMachine):
         self.params.append(PARAMS[seed % len(PARAMS)])
         self.seeds.append(seed)
 
+    @precondition(lambda self: len(self.texts) < ROWS - 1)
+    @rule(length=LENGTHS, seed=SEEDS)
+    def take_twins(self, length: int, seed: int) -> None:
+        """Two rows with one prompt; the second need not be read."""
+        self.take(length, seed)
+        self.drafter.add(list(self.texts[-1]), self.states(self.texts[-1:])[0], len(self.texts) - 1)
+        self.texts.append(list(self.texts[-1]))
+        self.params.append(self.params[-1])
+        self.seeds.append(seed + 1)
+
     @precondition(lambda self: self.texts)
     @rule(above=SHAPES, scheme=st.integers(0, 99), ends=ENDS, seed=SEEDS)
     def step(self, above: list[int], scheme: int, ends: list[int], seed: int) -> None:

@@ -20,7 +20,9 @@ import mcsd.engine
 from mcsd.models import BoundHead, DraftHead, TransformersModel
 from mcsd.models.head import HeadConfig
 
-PROMPT = [1]
+PROMPT = [0, 1]
+"""Long enough that something of it is read before the first step, and shared by the texts that begin with it."""
+
 TOLERANCE = 1e-12
 Law = dict[tuple[int, ...], float]
 

@@ -91,6 +91,16 @@ class Caches(RuleBasedStateMachine):
         self.texts.append(text)
         self.flight = None
 
+    @precondition(lambda self: 0 < len(self.texts) < ROWS)
+    @rule(pick=st.integers(0, ROWS - 1))
+    def take_a_copy(self, pick: int) -> None:
+        """Of what a row has committed, at any time."""
+        like = pick % len(self.texts)
+        row = self.cache.add(like)
+        assert row == len(self.texts)
+        self.texts.append(list(self.texts[like]))
+        self.flight = None
+
     @precondition(lambda self: self.texts)
     @rule(above=parents(LARGEST), seed=SEEDS, span=SPANS)
     def read_tree(self, above: list[int], seed: int, span: tuple[int, int] | None) -> None:

@@ -171,7 +171,25 @@ FAULTS = (
         "block.offsets.to(self.device)",
         "torch.arange(len(block.offsets))",
     ),
-    Fault("stale cache row after another ends", "models/base.py", "            self._move(last, row)\n", ""),
+    Fault("stale cache row after another ends", "models/base.py", "            self._copy(last, row)\n", ""),
+    Fault(
+        "a shared prompt copied one token short",
+        "models/base.py",
+        "self.lengths[row] = self.lengths[like]",
+        "self.lengths[row] = self.lengths[like] - 1",
+    ),
+    Fault(
+        "a shared prompt's keys not copied",
+        "models/base.py",
+        "            self._copy(like, row)\n",
+        "",
+    ),
+    Fault(
+        "a shared prompt taken for its beginning",
+        "engine.py",
+        "begun.get(tuple(request.prompt), (None, None))",
+        "next(((at, h) for p, (at, h) in begun.items() if p[:1] == tuple(request.prompt[:1])), (None, None))",
+    ),
     Fault(
         "an end of text inside a path ignored",
         "request.py",

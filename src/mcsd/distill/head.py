@@ -73,7 +73,7 @@ class HeadLearner:
             # Keys of the first step come from the target's states, which a drafter has up to where its tree begins;
             # those of step m stand m - 1 positions further down the path.
             allowed = [distance >= step, *(distance == step - m for m in range(1, step + 1))]
-            mask = additive(torch.cat(allowed, dim=1)[None], torch.float32)
+            mask = additive(torch.cat(allowed, dim=1)[None], state.dtype)
             state = self.network(state, embedding, mask, place.expand(rows, -1), past)
             given.append(self._teacher.output(state.flatten(0, 1)[batch.positions]).log_softmax(-1))
             state = _later(state)

@@ -46,7 +46,7 @@ class ModelLearner:
         states = self.network.base_model(
             input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False
         ).last_hidden_state
-        return [self._output(states.flatten(0, 1)[batch.positions]).log_softmax(-1)]
+        return [self._output(states.flatten(0, 1)[batch.positions]).float().log_softmax(-1)]
 
 
 def prune(network: Any, layers: int) -> None:

@@ -30,6 +30,7 @@ from mcsd.errors import DataError, InvalidOption
 from mcsd.models.compatibility import check_tokenizers, check_vocabularies
 from mcsd.models.head import CONFIG, WEIGHTS, HeadConfig
 from mcsd.models.loading import Loaded, choose_device, load
+from mcsd.models.packing import fastest_dtype
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import VOCABULARY
 
@@ -189,6 +190,7 @@ def distill(options: Options, events: Events) -> Report:
     held_out, learned = _split(corpus.records())
     learner, teacher = _learner(options, target, initial, learned)
     tokenizer = (initial or target).tokenizer
+    dtype = target.model.network.dtype
     # What neither draft nor teacher holds of the target makes room for training.
     del target, initial
     rows = _MODEL_ROWS if options.kind == "model" else _HEAD_ROWS * max(1, teacher.hidden_size // _HEAD_SIZE)
@@ -200,6 +202,7 @@ def distill(options: Options, events: Events) -> Report:
         teacher,
         Budget(options.steps, max(1.0, options.minutes * 60 - (0 if earlier else corpus.seconds))),
         options.out / _CHECKPOINT,
+        dtype,
         events.training,
     )
     _save(options.out, learner, teacher.vocabulary if options.vocab else None, tokenizer)
@@ -211,17 +214,18 @@ def distill(options: Options, events: Events) -> Report:
 
 
 def _models(options: Options) -> tuple[Loaded, Loaded | None]:
-    """The target, and what a model begins with if not with the target."""
-    target = load(options.target, choose_device(options.device), torch.float32)
-    initial = load(options.init, target.model.device, torch.float32) if options.init else None
-    if initial:
-        check_vocabularies(target.model, initial.model, target.tokenizer)
-        check_tokenizers(target.model, target.tokenizer, initial.model, initial.tokenizer)
+    """The target, in the dtype that is soonest done, and what a model that drafts begins with, in float32."""
+    device = choose_device(options.device)
+    target = load(options.target, device, fastest_dtype(device))
     check_teachable(target.model)
-    beginning = (initial or target).model
-    layers = _layers(options, beginning)
-    if options.kind == "model" and layers:
-        layers_of(beginning.network, layers)
+    if options.kind == "head":
+        return target, None
+    initial = load(options.init or options.target, device, torch.float32)
+    check_vocabularies(target.model, initial.model, target.tokenizer)
+    check_tokenizers(target.model, target.tokenizer, initial.model, initial.tokenizer)
+    layers = _layers(options, initial.model)
+    if layers:
+        layers_of(initial.model.network, layers)
     return target, initial
 
 
@@ -273,7 +277,7 @@ def _learner(
     model = target.model
     torch.manual_seed(options.seed)
     loss = LOSSES[options.loss]
-    if options.kind == "head":
+    if initial is None:
         likely = frequent(records, options.vocab or _VOCABULARY, model.vocab_size, model.eos_token_ids)
         teacher = Teacher(model, likely)
         config = HeadConfig(
@@ -286,13 +290,12 @@ def _learner(
         )
         return HeadLearner(config, teacher, loss, records), teacher
     # Of models that differ in padding, the tokens of both.
-    beginning = (initial or target).model
-    known = min(model.vocab_size, beginning.vocab_size)
+    known = min(model.vocab_size, initial.model.vocab_size)
     teacher = Teacher(model, frequent(records, options.vocab or known, known, model.eos_token_ids))
-    layers = _layers(options, beginning)
+    layers = _layers(options, initial.model)
     if layers:
-        prune(beginning.network, layers)
-    return ModelLearner(beginning.network, teacher, loss, _RATE_PRUNED if layers else _RATE_GIVEN), teacher
+        prune(initial.model.network, layers)
+    return ModelLearner(initial.model.network, teacher, loss, _RATE_PRUNED if layers else _RATE_GIVEN), teacher
 
 
 def _layers(options: Options, beginning: TransformersModel) -> int | None:

@@ -37,7 +37,7 @@ def check_teachable(target: TransformersModel) -> None:
     matrix, width = target.network.get_output_embeddings(), target.network.get_input_embeddings().weight.shape[1]
     assert output.hidden is not None
     if output.hidden.shape[-1] == 2 * width == 2 * matrix.weight.shape[1]:
-        logits = nn.functional.linear(output.hidden[..., width:], matrix.weight, matrix.bias)
+        logits = matrix(output.hidden[..., width:])
         if torch.allclose(logits, output.logits, atol=1e-3, rtol=1e-3):
             return
     raise UnsupportedModel(
@@ -50,21 +50,22 @@ class Teacher:
     """The target's two matrices, in float32; nothing else of it is needed, or kept.
 
     Args:
-        target: in float32.
+        target: in any dtype; its embeddings become float32.
         vocabulary: int32 ``[K]``, the tokens that count.
     """
 
     def __init__(self, target: TransformersModel, vocabulary: Tensor) -> None:
         self.device = target.device
         self.vocabulary = vocabulary.to(self.device)
-        self.embed: nn.Module = target.network.get_input_embeddings().requires_grad_(False)
-        self._whole: nn.Linear = target.network.get_output_embeddings().requires_grad_(False)
+        self.embed: nn.Module = target.network.get_input_embeddings().requires_grad_(False).float()
+        output = target.network.get_output_embeddings()
+        self._whole = rows_of(output, torch.arange(target.vocab_size, device=self.device)).float()
         self._trimmed = rows_of(self._whole, self.vocabulary)
 
     def output(self, states: Tensor) -> Tensor:
         """Logits ``[N, K]`` of the tokens that count."""
         logits: Tensor = self._trimmed(states)
-        return logits
+        return logits.float()
 
     @property
     def hidden_size(self) -> int:

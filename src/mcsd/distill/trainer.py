@@ -91,6 +91,7 @@ def train(
     teacher: Teacher,
     budget: Budget,
     checkpoint: Path,
+    dtype: torch.dtype,
     progress: Callable[[Report], None],
 ) -> Report:
     """Train until the budget is used, from the checkpoint on if there is one.
@@ -102,6 +103,7 @@ def train(
         teacher: of the held-out text.
         budget: in steps or seconds.
         checkpoint: a file; written twice a minute, or less often where that takes long.
+        dtype: of the products; weights and sums are float32 in any case.
         progress: told as often, or less often where measuring acceptance takes long.
 
     Returns:
@@ -115,6 +117,12 @@ def train(
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, seconds = restore(checkpoint, learner.network, optimizers)
     law = teacher.law(held_out)
+    mixed = torch.autocast(teacher.device.type, dtype, enabled=dtype != torch.float32)
+
+    def measured() -> Acceptance:
+        with mixed:
+            return acceptance(learner, held_out, law, teacher.vocabulary)
+
     losses: list[float] = []
     saving, measuring = _Rhythm(_SAVING), _Rhythm(_MEASURING)
     start = time.monotonic() - seconds
@@ -124,7 +132,8 @@ def train(
         for optimizer, full in zip(optimizers, rates, strict=True):
             for group, lr in zip(optimizer.param_groups, full, strict=True):
                 group["lr"] = lr * rate
-        loss = learner.loss(batches[step].to(teacher.device))
+        with mixed:
+            loss = learner.loss(batches[step].to(teacher.device))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learner.network.parameters(), _CLIP)
         for optimizer in optimizers:
@@ -138,11 +147,11 @@ def train(
                 save(checkpoint, learner.network, optimizers, step, seconds)
         if done or measuring.due():
             with measuring:
-                accepted = acceptance(learner, held_out, law, teacher.vocabulary)
+                accepted = measured()
             report = Report(_share(budget, step, seconds), step, seconds, sum(losses) / len(losses), accepted)
             losses.clear()
             progress(report)
-    return report or Report(1.0, step, seconds, None, acceptance(learner, held_out, law, teacher.vocabulary))
+    return report or Report(1.0, step, seconds, None, measured())
 
 
 class _Rhythm:

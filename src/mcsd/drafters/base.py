@@ -25,8 +25,14 @@ class Drafter(ABC):
     """Whether candidates are drawn from a q. If not, they are judged as scheme "top-k" judges."""
 
     @abstractmethod
-    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
-        """A row begins: its prompt, and the hidden states ``[1, len(prompt) - 1, F]`` if wanted and not empty."""
+    def add(self, prompt: list[int], hidden: Tensor | None, like: int | None = None) -> None:
+        """A row begins.
+
+        Args:
+            prompt: all of it.
+            hidden: its states ``[1, len(prompt) - 1, F]``, if wanted and not empty.
+            like: a row that has begun with the same prompt and has not been drafted for yet: it need not be read again.
+        """
 
     @abstractmethod
     def draft(

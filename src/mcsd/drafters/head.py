@@ -31,9 +31,12 @@ class HeadDrafter(LevelDrafter):
         self._drafted = torch.empty(0)
         """``[B, N, H]``: the head's own states at the last level it read."""
 
-    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
+    def add(self, prompt: list[int], hidden: Tensor | None, like: int | None = None) -> None:
         """See `Drafter.add`."""
-        row = self._cache.add()
+        row = self._cache.add(like)
+        if like is not None:
+            self._states.append(self._states[like])
+            return
         size = len(self.hidden) * self.head.config.hidden_size
         states = torch.zeros(1, 1, size, dtype=self.head.dtype, device=self._device)
         if hidden is not None:

@@ -31,9 +31,11 @@ class ModelDrafter(LevelDrafter):
         self._cache = model.new_cache(rows, slots)
         self._rank = torch.empty(0, dtype=torch.int64)
 
-    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
+    def add(self, prompt: list[int], hidden: Tensor | None, like: int | None = None) -> None:
         """See `Drafter.add`."""
-        prefill(self.model, self._cache, self._cache.add(), prompt[:-1])
+        row = self._cache.add(like)
+        if like is None:
+            prefill(self.model, self._cache, row, prompt[:-1])
 
     def draft(
         self, texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: Settings, random: Randomness

@@ -71,17 +71,21 @@ class Cache:
         self.used = 0
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def add(self) -> int:
-        """Take an empty row; its number is the highest in use."""
+    def add(self, like: int | None = None) -> int:
+        """Take an empty row, or one that holds what row ``like`` has committed; its number is the highest in use."""
         assert self.used < self.rows, "no free row"
+        row = self.used
         self.used += 1
-        return self.used - 1
+        if like is not None:
+            self._copy(like, row)
+            self.lengths[row] = self.lengths[like]
+        return row
 
     def remove(self, row: int) -> None:
         """Free a row. The last row in use moves into its place."""
         last = self.used - 1
         if row != last:
-            self._move(last, row)
+            self._copy(last, row)
             self.lengths[row] = self.lengths[last]
         self.lengths[last] = 0
         self.used = last
@@ -103,7 +107,7 @@ class Cache:
         self._keep(columns, counts, rows)
         self.lengths[rows] += counts
 
-    def _move(self, source: int, to: int) -> None:
+    def _copy(self, source: int, to: int) -> None:
         """Subclass hook: copy a row's committed state over another's."""
 
     def _keep(self, columns: Tensor, counts: Tensor, rows: slice) -> None:

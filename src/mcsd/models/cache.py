@@ -34,10 +34,11 @@ class KeyValueCache(Cache):
         self._store: Tensor | None = None
         self._written = [0] * rows
 
-    def add(self) -> int:
-        """Take an empty row, cleared of what an earlier request left."""
-        row = super().add()
-        self._clear(row)
+    def add(self, like: int | None = None) -> int:
+        """Take a row, cleared of what an earlier request left; see `Cache.add`."""
+        row = super().add(like)
+        if like is None:
+            self._clear(row)
         return row
 
     def view(self, rows: slice, before: int, length: int, longest: int) -> "_View":
@@ -60,7 +61,7 @@ class KeyValueCache(Cache):
             )
         return layer
 
-    def _move(self, source: int, to: int) -> None:
+    def _copy(self, source: int, to: int) -> None:
         self._clear(to)
         if self._store is not None:
             used = self._written[to] = int(self.lengths[source])

@@ -1,5 +1,6 @@
 """Weights in the layout that the CPU's bfloat16 matrix kernels want, so that no forward has to reorder them."""
 
+import time
 from typing import Any
 
 import torch
@@ -35,6 +36,29 @@ def packable(device: torch.device, dtype: torch.dtype) -> bool:
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which long work with many rows is done soonest: bfloat16 or float32.
+
+    On a CPU that has bfloat16 this is measured: there are those that multiply in it at twice the rate of float32, and
+    those that need twice the time.
+    """
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    if not packable(device, torch.bfloat16):
+        return torch.float32
+    return min((torch.float32, torch.bfloat16), key=_product_seconds)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    states, weight = torch.ones(128, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        nn.functional.linear(states, weight)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def pack(model: nn.Module) -> None:
