@@ -1,4 +1,4 @@
-"""The law of a whole engine against the law of the target, by chi-square on whole sequences.
+"""The law of a whole engine against the law of the target, by chi-square on blocks of three tokens.
 
 The engine is seen from outside only: tokens in, tokens out. The expected law is computed here from the table, with
 transformers' own warpers for temperature, top-k, top-p and min-p.
@@ -6,12 +6,9 @@ transformers' own warpers for temperature, top-k, top-p and min-p.
 
 import gc
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 
-import numpy as np
 import torch
 from scipy.stats import chi2
 from torch import Tensor
@@ -25,7 +22,12 @@ SEED = int(os.environ.get("MCSD_LAW_SEED", "0"))
 """Moves every seed of the laws; the planted faults must be caught whatever it is."""
 
 START = 0
-PORTION = 10_000
+
+BLOCKS = 20
+"""Of a text."""
+
+PORTION = 2_000
+"""Texts of one setting that run together."""
 
 
 def table(vocabulary: int, seed: int, sharpness: float = 1.0) -> Tensor:
@@ -51,6 +53,8 @@ def runnable(*trees: str) -> list[tuple[str, str]]:
 
 def warped(rows: Tensor, params: mcsd.SamplingParams) -> Tensor:
     """The table that a sampler with these parameters follows, by transformers' warpers."""
+    if params.temperature == 0:
+        return torch.nn.functional.one_hot(rows.argmax(-1), rows.shape[1]).double()
     scores = rows.log() / params.temperature
     if params.top_k:
         scores = TopKLogitsWarper(params.top_k)(None, scores)
@@ -61,56 +65,84 @@ def warped(rows: Tensor, params: mcsd.SamplingParams) -> Tensor:
     return scores.softmax(-1)
 
 
-def sequence_law(rows: Tensor, length: int) -> dict[tuple[int, ...], float]:
-    """Probability of every sequence of ``length`` tokens after `START`."""
-    law: dict[tuple[int, ...], float] = {}
-    for sequence in product(range(len(rows)), repeat=length):
-        steps = zip((START, *sequence), sequence, strict=False)
-        law[sequence] = float(np.prod([float(rows[a, b]) for a, b in steps]))
-    return law
+def block_law(rows: Tensor) -> Tensor:
+    """float64 ``[V, V³]``: the probability of every block of three tokens, by the token before it."""
+    return torch.einsum("sa,ab,bc->sabc", rows, rows, rows).flatten(1)
 
 
-def p_value(counts: Counter[tuple[int, ...]], law: dict[tuple[int, ...], float]) -> float:
-    """Chi-square of the counts against the law; cells expected fewer than 5 times are one cell.
+def transitions(blocks: Tensor) -> Tensor:
+    """``[V, V]``: how often each token followed each, from blocks as `sample` counts them."""
+    size = len(blocks)
+    each = blocks.view(size, size, size, size)
+    return each.sum((2, 3)) + each.sum((0, 3)) + each.sum((0, 1))
 
-    A sequence that the law forbids has the p-value 0.
+
+def chi_square(counts: Tensor, law: Tensor) -> tuple[float, int]:
+    """The statistic and its degrees of freedom; infinite where something was seen that the law forbids.
+
+    Each row is held against its law by itself: given the token before a block, the target is all that its law depends
+    on (Billingsley 1961, "Statistical methods in Markov chains"). Cells expected fewer than 5 times are one cell of
+    their row, and where even that is too small, part of its first.
+
+    Args:
+        counts, law: ``[S, C]``; rows of the law sum to 1.
     """
-    total = sum(counts.values())
-    if any(law.get(sequence, 0.0) == 0.0 for sequence in counts):
-        return 0.0
-    cells = [(counts[sequence], probability * total) for sequence, probability in law.items() if probability > 0]
-    large = [cell for cell in cells if cell[1] >= 5]
-    small = [cell for cell in cells if cell[1] < 5]
-    if small and sum(expected for _, expected in small) >= 1:
-        large.append((sum(seen for seen, _ in small), sum(expected for _, expected in small)))
-    statistic = sum((seen - expected) ** 2 / expected for seen, expected in large)
-    return float(chi2.sf(statistic, len(large) - 1))
+    if counts[law == 0].any():
+        return float("inf"), 1
+    statistic, degrees = 0.0, 0
+    for seen, expected in zip(counts, counts.sum(1, keepdim=True) * law, strict=True):
+        small = expected < 5
+        rest = torch.stack([seen[small].sum(), expected[small].sum()])
+        cells = torch.stack([seen[~small], expected[~small]], dim=1)
+        if rest[1] >= 5:
+            cells = torch.cat([cells, rest[None]])
+        elif len(cells):
+            cells[0] += rest
+        statistic += float(((cells[:, 0] - cells[:, 1]) ** 2 / cells[:, 1]).sum())
+        degrees += max(0, len(cells) - 1)
+    return statistic, degrees
+
+
+def p_value(*both: tuple[float, int]) -> float:
+    """Of one statistic, or of the sum of several that are independent."""
+    statistic, degrees = (sum(part) for part in zip(*both, strict=True))
+    return float(chi2.sf(statistic, degrees)) if degrees else 1.0
 
 
 def sample(
-    engine: mcsd.Engine, settings: Sequence[mcsd.SamplingParams], count: int, seed: int
-) -> list[Counter[tuple[int, ...]]]:
-    """``count`` sequences for each of the settings, all settings mixed in the same batches, every request seeded."""
-    seen: list[Counter[tuple[int, ...]]] = [Counter() for _ in settings]
+    engine: mcsd.Engine, settings: Sequence[mcsd.SamplingParams], count: int, seed: int, blocks: int = BLOCKS
+) -> list[Tensor]:
+    """At least ``count`` blocks of three tokens for each of the settings, counted as `block_law` has them.
+
+    The settings are mixed in the same batches, every request is seeded, and a text is ``blocks`` blocks long, so that
+    they begin at any place of a step.
+    """
+    size = engine.target.vocab_size
+    seen = [torch.zeros(size**4, dtype=torch.float64) for _ in settings]
+    texts = -(-count // blocks)
     # Millions of small objects without a cycle among them: looking for cycles would take a third of the time.
     gc.disable()
     try:
-        for start in range(0, count, PORTION):
-            numbers = [(i, one) for i in range(start, min(start + PORTION, count)) for one in settings]
-            params = [replace(one, seed=(seed + 10_000 * SEED) * 1_000_000_007 + i) for i, one in numbers]
+        for start in range(0, texts, PORTION):
+            numbers = [(i, one) for i in range(start, min(start + PORTION, texts)) for one in settings]
+            first = (seed + 10_000 * SEED) * 1_000_000_007
+            params = [replace(one, seed=first + i, max_new_tokens=3 * blocks) for i, one in numbers]
             done = engine.generate([[START]] * len(params), params)
             for which, counter in enumerate(seen):
-                counter.update(completion.token_ids for completion in done[which :: len(settings)])
+                tokens = torch.tensor([one.token_ids for one in done[which :: len(settings)]])
+                whole = torch.nn.functional.pad(tokens, (1, 0), value=START)
+                cells = sum(whole[:, i : i + 3 * blocks : 3] * size ** (3 - i) for i in range(4))
+                counter += torch.bincount(cells.flatten(), minlength=size**4)
     finally:
         gc.enable()
-    return seen
+    return [counter.view(size, -1) for counter in seen]
 
 
 def engine_of(target: Tensor, draft: Tensor, tree: str | list[int], scheme: str | Scheme) -> mcsd.Engine:
     """An engine on two tables; a scheme that is not in `mcsd.SCHEMES` is put in place of another."""
     models = TabularModel(target.float()), TabularModel(draft.float())
     if isinstance(scheme, str):
-        return mcsd.Engine(*models, tree=tree, scheme=scheme, max_batch=2048, max_length=8)
-    engine = mcsd.Engine(*models, tree=tree, max_batch=2048, max_length=8)
+        return mcsd.Engine(*models, tree=tree, scheme=scheme, max_batch=2048, max_length=3 * BLOCKS + 8)
+    engine = mcsd.Engine(*models, tree=tree, max_batch=2048, max_length=3 * BLOCKS + 8)
     engine._scheme = scheme
     return engine
