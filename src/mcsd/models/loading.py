@@ -10,6 +10,7 @@ import torch
 from mcsd.catalog import Location, locate
 from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
 from mcsd.models.compatibility import check_tokenizers
+from mcsd.models.converted import Conversion
 from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
 from mcsd.models.packing import pack, packable
 from mcsd.models.transformers import TransformersModel
@@ -73,7 +74,10 @@ def load(model: str | Path, device: torch.device, dtype: torch.dtype, draft: boo
         UnsupportedModel: an architecture that the engine or transformers does not know.
     """
     location = locate(model)
-    network = _read(model, location, dtype).to(device)
+    network, tokenizer = (
+        _read_gguf(model, location, dtype) if location.kind == "gguf" else _read(model, location, dtype)
+    )
+    network = network.to(device)
     vocabulary = None
     if draft and location.kind == "folder":
         vocabulary = load_vocabulary(Path(location.source), network.config.get_text_config().vocab_size)
@@ -82,7 +86,7 @@ def load(model: str | Path, device: torch.device, dtype: torch.dtype, draft: boo
         trim(network, vocabulary)
     if packable(device, dtype):
         pack(network)
-    return Loaded(TransformersModel(network, str(model), vocabulary), _tokenizer(location))
+    return Loaded(TransformersModel(network, str(model), vocabulary), tokenizer)
 
 
 def load_draft(draft: str | Path, target: Loaded) -> TransformersModel | BoundHead:
@@ -125,7 +129,21 @@ def load_head(draft: str | Path, target: TransformersModel) -> BoundHead:
     return BoundHead(DraftHead.load(Path(locate(draft).source)), target, str(draft))
 
 
-def _read(model: str | Path, location: Location, dtype: torch.dtype) -> Any:
+def _read_gguf(model: str | Path, location: Location, dtype: torch.dtype) -> tuple[Any, Any | None]:
+    """Network and tokenizer of a GGUF file, or of the copy that an earlier load has made of it."""
+    assert location.file is not None
+    copy = Conversion(Path(location.source) / location.file, dtype)
+    if copy.there():
+        try:
+            return _read(model, Location("folder", str(copy.folder)), dtype)
+        except McsdError:
+            copy.drop()
+    network, tokenizer = _read(model, location, dtype)
+    copy.keep(network, tokenizer)
+    return network, tokenizer
+
+
+def _read(model: str | Path, location: Location, dtype: torch.dtype) -> tuple[Any, Any | None]:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
@@ -143,7 +161,7 @@ def _read(model: str | Path, location: Location, dtype: torch.dtype) -> Any:
     lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if lacking:
         raise WeightsCorrupt(f"{model}: {len(lacking)} tensors are missing or misshapen, {lacking[0]} first", _AGAIN)
-    return network
+    return network, _tokenizer(location)
 
 
 def _explained(model: str | Path, location: Location, error: Exception) -> McsdError:
