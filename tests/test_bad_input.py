@@ -53,7 +53,7 @@ def test_options(options: dict[str, Any], error: type[errors.McsdError], word: s
         ({"dtype": "int3"}, errors.InvalidOption, "int3"),
         ({"device": "quantum"}, errors.InvalidOption, "quantum"),
         ({"device": "cuda:99"}, errors.InvalidOption, "cuda:99"),
-        ({"quantize": "int8"}, errors.InvalidOption, "int8"),
+        ({"quantize": "int3"}, errors.InvalidOption, "int3"),
         ({"compile": True}, errors.InvalidOption, "compile"),
         ({"scheme": "x"}, errors.UnknownScheme, "x"),
         ({"tree": "x"}, errors.InvalidTree, "x"),

@@ -125,7 +125,8 @@ class Engine:
                 None takes the target's default draft, else "ngram". A draft that no tree needs is not loaded.
             device: "auto", "cpu", "cuda", ...
             dtype: "auto", "float32", "bfloat16", "float16".
-            quantize: None; there is no quantization yet.
+            quantize: None, or "int8": the weights of target and draft are rounded. The law is then exactly that of the
+                rounded target, which is not quite the law of the target as it was.
             compile: False; there is no compilation yet.
             tree, scheme, max_batch, max_length: as in the class.
 
@@ -135,13 +136,13 @@ class Engine:
         """
         from mcsd.catalog import CATALOG, locate
         from mcsd.models.loading import choose_device, choose_dtype, load, load_draft
+        from mcsd.models.quantization import check_quantize
 
-        if quantize is not None:
-            raise InvalidOption(f"quantize={quantize!r:.40}: no quantization is available", "leave it out")
         if compile:
             raise InvalidOption("compile: compilation is not available", "leave it out")
         where = choose_device(device)
         kind = choose_dtype(dtype, where)
+        check_quantize(quantize, where)
         # What is wrong with the options is said before the weights are read.
         shape = check_options(scheme, tree, max_batch, max_length)
         if draft is None:
@@ -149,8 +150,8 @@ class Engine:
         drafts = draft != "ngram" and (shape is None or len(shape) > 0)
         for model in (target, draft) if drafts else (target,):
             locate(model)
-        loaded = load(target, where, kind)
-        proposer: Any = load_draft(draft, loaded) if drafts else "ngram"
+        loaded = load(target, where, kind, quantize=quantize)
+        proposer: Any = load_draft(draft, loaded, quantize) if drafts else "ngram"
         return cls(
             loaded.model, proposer, loaded.tokenizer, "auto" if shape is None else shape, scheme, max_batch, max_length
         )

@@ -21,7 +21,7 @@ from mcsd.errors import UnsupportedModel, VocabularyMismatch, WeightsCorrupt
 from mcsd.models.base import Block, LanguageModel, Output
 from mcsd.models.cache import KeyValueCache
 from mcsd.models.masks import additive, visible
-from mcsd.models.packing import PackedLinear, dense_weight, pack, packable
+from mcsd.models.packing import dense_weight, layer_for, pack
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import check_ids, rows_of
 
@@ -154,12 +154,13 @@ class BoundHead:
     Args:
         head: the trained part; its dtype and device become the target's.
         target: whose states it reads.
+        quantize: as for `mcsd.models.loading.load`.
 
     Raises:
         VocabularyMismatch, UnsupportedModel: it belongs to another target.
     """
 
-    def __init__(self, head: DraftHead, target: LanguageModel, name: str) -> None:
+    def __init__(self, head: DraftHead, target: LanguageModel, name: str, quantize: str | None = None) -> None:
         config = head.config
         if not isinstance(target, TransformersModel):
             raise UnsupportedModel(f"draft {name} is a head, and {target.name} shows no states", "choose another draft")
@@ -191,11 +192,12 @@ class BoundHead:
         self.vocabulary: Tensor = head.vocabulary.to(self.device, torch.int64)
         """int64 ``[K]``, which token each logit stands for."""
         self._table = table
-        chosen = rows_of(output, self.vocabulary)
+        chosen = rows_of(output, self.vocabulary).to(self.dtype)
         self._output: nn.Module = chosen
-        if packable(self.device, self.dtype):
-            pack(self._head)
-            self._output = PackedLinear(chosen)
+        layer = layer_for(self.device, self.dtype, draft=True, quantize=quantize)
+        if layer:
+            pack(self._head, layer)
+            self._output = layer(chosen)
 
     def new_cache(self, rows: int, slots: int) -> KeyValueCache:
         """An empty cache; see `LanguageModel.new_cache`."""

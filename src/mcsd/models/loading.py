@@ -12,7 +12,7 @@ from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel
 from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.converted import Conversion
 from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
-from mcsd.models.packing import pack, packable
+from mcsd.models.packing import layer_for, pack, packable
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import load_vocabulary, trim
 
@@ -59,14 +59,17 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def load(model: str | Path, device: torch.device, dtype: torch.dtype, draft: bool = False) -> Loaded:
+def load(
+    model: str | Path, device: torch.device, dtype: torch.dtype, draft: bool = False, quantize: str | None = None
+) -> Loaded:
     """Load a model for generation.
 
     Args:
         model: a name of the catalogue, a folder, a GGUF file or a hub id.
         device: where to.
         dtype: of the weights; bfloat16 on a CPU is packed for its kernels.
-        draft: whether it is to draft: then it may be trimmed to the tokens that its folder names.
+        draft: whether it is to draft: then it may be trimmed to the tokens that its folder names, and rounded further.
+        quantize: a name in `mcsd.models.quantization.QUANTIZATIONS`, of which the machine is capable.
 
     Raises:
         UnknownModel: nothing is there.
@@ -84,12 +87,13 @@ def load(model: str | Path, device: torch.device, dtype: torch.dtype, draft: boo
     if vocabulary is not None:
         vocabulary = vocabulary.to(device)
         trim(network, vocabulary)
-    if packable(device, dtype):
-        pack(network)
+    layer = layer_for(device, dtype, draft, quantize)
+    if layer:
+        pack(network, layer)
     return Loaded(TransformersModel(network, str(model), vocabulary), tokenizer)
 
 
-def load_draft(draft: str | Path, target: Loaded) -> TransformersModel | BoundHead:
+def load_draft(draft: str | Path, target: Loaded, quantize: str | None = None) -> TransformersModel | BoundHead:
     """Load what drafts for a target, in its dtype and where it is.
 
     Raises:
@@ -97,8 +101,8 @@ def load_draft(draft: str | Path, target: Loaded) -> TransformersModel | BoundHe
         VocabularyMismatch: it does not share the target's tokens.
     """
     if is_head(draft):
-        return load_head(draft, target.model)
-    loaded = load(draft, target.model.device, target.model.network.dtype, draft=True)
+        return load_head(draft, target.model, quantize)
+    loaded = load(draft, target.model.device, target.model.network.dtype, draft=True, quantize=quantize)
     check_tokenizers(target.model, target.tokenizer, loaded.model, loaded.tokenizer)
     return loaded.model
 
@@ -119,14 +123,14 @@ def is_head(draft: str | Path) -> bool:
     return isinstance(config, dict) and config.get("model_type") == HEAD_TYPE
 
 
-def load_head(draft: str | Path, target: TransformersModel) -> BoundHead:
+def load_head(draft: str | Path, target: TransformersModel, quantize: str | None = None) -> BoundHead:
     """Load a head for its target.
 
     Raises:
         UnknownModel, WeightsCorrupt, VocabularyMismatch, UnsupportedModel: it is not there, cannot be read, or belongs
             to another target.
     """
-    return BoundHead(DraftHead.load(Path(locate(draft).source)), target, str(draft))
+    return BoundHead(DraftHead.load(Path(locate(draft).source)), target, str(draft), quantize)
 
 
 def _read_gguf(model: str | Path, location: Location, dtype: torch.dtype) -> tuple[Any, Any | None]:

@@ -1,10 +1,14 @@
 """Weights in the layout that the CPU's bfloat16 matrix kernels want, so that no forward has to reorder them."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mcsd.models.quantization import Int8Linear, quantizable
 
 _ROWS = 16
 """Rows of the products that the layout is chosen for: about one tree."""
@@ -61,8 +65,22 @@ def _product_seconds(dtype: torch.dtype) -> float:
     return min(seconds)
 
 
-def pack(model: nn.Module) -> None:
-    """Replace the linear layers of a model in bfloat16 on the CPU in place, one by one, freeing each weight.
+Layer = Callable[[nn.Linear], nn.Module]
+"""Makes what stands for a linear layer."""
+
+
+def layer_for(device: torch.device, dtype: torch.dtype, draft: bool, quantize: str | None) -> Layer | None:
+    """What stands for linear layers; None: they themselves.
+
+    A draft in bfloat16 is in int8 where the machine can: its q changes a little, the law of what is said does not.
+    """
+    if quantize is not None or (draft and dtype == torch.bfloat16 and quantizable(device)):
+        return partial(Int8Linear, fine=not draft)
+    return PackedLinear if packable(device, dtype) else None
+
+
+def pack(model: nn.Module, layer: Layer) -> None:
+    """Replace the linear layers of a model on the CPU in place, one by one, freeing each weight.
 
     An output matrix that is tied to the embedding is then in memory twice. It is worth it: a fifth of a small model's
     weights, and twice as fast for the few rows of a tree.
@@ -70,10 +88,12 @@ def pack(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child))
+                setattr(parent, name, layer(child))
 
 
 def dense_weight(linear: Any) -> Tensor:
-    """The weight ``[out, in]`` of a linear layer, packed or not."""
+    """The weight ``[out, in]`` of a linear layer, packed or not; in float32 if it is quantized."""
+    if isinstance(linear, Int8Linear):
+        return linear.dense()
     weight: Tensor = linear.weight.detach()
     return weight.to_dense() if weight.is_mkldnn else weight

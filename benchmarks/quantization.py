@@ -1,0 +1,77 @@
+"""What rounding does to a target's law: bfloat16 and int8 against float32, position by position.
+
+The float32 target answers prompts at temperature 1; each form of it then reads the answers. Printed, of all positions
+of the answers: the total variation between the laws (mean and largest), the mean KL divergence, and how often the
+likeliest token is the same.
+
+    python benchmarks/quantization.py --target smollm2-135m --prompts alpaca.jsonl humaneval.jsonl --each 8
+"""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import mcsd
+from acceptance import forward_over
+from mcsd.models.loading import load
+from speed import CPU, spaced
+
+FORMS = {
+    "bfloat16": (torch.bfloat16, None),
+    "bfloat16, int8": (torch.bfloat16, "int8"),
+    "float32, int8": (torch.float32, "int8"),
+}
+
+
+class Text(NamedTuple):
+    """An answer: all tokens, where it begins, and the float32 log-probabilities ``[n, V]`` of its positions."""
+
+    tokens: list[int]
+    prompt: int
+    law: Tensor
+
+
+def main() -> None:
+    """Print a line for each form."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="smollm2-135m")
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser.add_argument("--each", type=int, default=8, help="prompts of each file, evenly spaced")
+    parser.add_argument("--new", type=int, default=64, help="new tokens at most")
+    args = parser.parse_args()
+
+    torch.set_grad_enabled(False)
+    loaded = load(args.target, CPU, torch.float32)
+    engine = mcsd.Engine(loaded.model, tokenizer=loaded.tokenizer, tree="none", max_length=1024)
+    asked = [text for path in args.prompts for text in spaced(path, args.each)]
+    prompts = [engine.chat_tokens([{"role": "user", "content": text}]) for text in asked]
+    params = mcsd.SamplingParams(temperature=1, max_new_tokens=args.new, seed=1)
+    texts = []
+    for prompt, done in zip(prompts, engine.generate(prompts, params), strict=True):
+        tokens = [*prompt, *done.token_ids]
+        texts.append(Text(tokens, len(prompt), law(engine.target, tokens, len(prompt))))
+    del engine, loaded
+    for name, (dtype, quantize) in FORMS.items():
+        target = load(args.target, CPU, dtype, quantize=quantize).model
+        pairs = [(text.law, law(target, text.tokens, text.prompt)) for text in texts]
+        tv = torch.cat([(p.exp() - q.exp()).abs().sum(-1) / 2 for p, q in pairs])
+        kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs])
+        same = torch.cat([p.argmax(-1) == q.argmax(-1) for p, q in pairs]).float()
+        print(
+            f"{args.target}  {name:<15} {len(tv)} positions  TV {tv.mean():.4f} (largest {tv.max():.3f})  "
+            f"KL {kl.mean():.5f}  same argmax {same.mean():.1%}",
+            flush=True,
+        )
+
+
+def law(model: mcsd.models.LanguageModel, tokens: list[int], prompt: int) -> Tensor:
+    """Log-probabilities ``[n, V]`` of the tokens after the prompt, each before it was said."""
+    logits = forward_over(model, tokens).logits[0, prompt - 1 : -1]
+    return logits.float().log_softmax(-1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Int8 layers: what they compute, and that a token's result depends on no other token."""
+
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import mcsd
+from conftest import FAMILIES, tiny
+from mcsd import errors
+from mcsd.models import TransformersModel
+from mcsd.models.packing import dense_weight, layer_for, pack
+from mcsd.models.quantization import Int8Linear, check_quantize, quantizable
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(not quantizable(CPU), reason="this CPU does not multiply bytes")
+
+
+def layer(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(48, 40, bias=bias).to(dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("fine", "steps"), [(False, 127), (True, 127 * 254)])
+def test_it_is_the_product_of_rounded_numbers(bias: bool, fine: bool, steps: int) -> None:
+    """Off from the product with the same weights by no more than half a step of each state allows."""
+    linear = layer(bias)
+    rounded = Int8Linear(linear, fine)
+    states = torch.randn(2, 7, 48) * torch.logspace(-3, 3, 7)[:, None]
+    weight = dense_weight(rounded).double()
+    expected = states.double() @ weight.t() + (linear.bias.double() if bias else 0)
+    error = (rounded(states).double() - expected).abs()
+    half = states.abs().amax(-1, keepdim=True).double() / steps / 2
+    # Beside it the float32 of the sums.
+    assert (error <= half * weight.abs().sum(1) + 1e-6 * (expected.abs() + states.abs().sum(-1, keepdim=True))).all()
+    assert (error > 0.02 * half * weight.abs().sum(1)).any()
+
+
+def test_weights_are_rounded_to_the_nearest_of_255_steps() -> None:
+    linear = layer()
+    error = (dense_weight(Int8Linear(linear, fine=False)) - linear.weight).abs()
+    step = linear.weight.abs().amax(1, keepdim=True) / 127
+    assert (error <= step * 0.5001).all()
+    assert error.max() > 0
+
+
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_s_result_depends_on_no_other_token(dtype: torch.dtype, fine: bool) -> None:
+    rounded = Int8Linear(layer(dtype=dtype), fine)
+    states = (torch.randn(33, 48) * torch.logspace(-2, 3, 33)[:, None]).to(dtype)
+    together = rounded(states)
+    assert together.dtype == dtype
+    for i in range(33):
+        assert torch.equal(rounded(states[i : i + 1]), together[i : i + 1])
+    assert torch.equal(rounded(states.flip(0)).flip(0), together)
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_what_is_not_a_number_stays_in_its_row_and_zeros_give_the_bias(fine: bool) -> None:
+    linear = layer()
+    rounded = Int8Linear(linear, fine)
+    states = torch.randn(4, 48)
+    alone = rounded(states)
+    states[1, 3] = torch.nan
+    states[2] = 0.0
+    broken = rounded(states)
+    assert broken[1].isnan().all()
+    assert torch.equal(broken[2], linear.bias)
+    assert torch.equal(broken[[0, 3]], alone[[0, 3]])
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_trees_and_plain_decoding_say_the_same(family: str) -> None:
+    """At temperature 0, with a quantized target and a quantized draft that is often wrong."""
+    target, draft = deepcopy(tiny(family)), deepcopy(tiny(family, seed=1))
+    pack(target, partial(Int8Linear, fine=True))
+    pack(draft, partial(Int8Linear, fine=False))
+    prompts = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]
+    params = mcsd.SamplingParams(temperature=0, max_new_tokens=30)
+    texts = [
+        [done.token_ids for done in mcsd.Engine(target, draft, tree=tree, max_batch=batch).generate(prompts, params)]
+        for tree, batch in [("none", 1), ("2x2x1", 1), ("4x2", 3)]
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_quantized_target_s_own_law_is_what_transformers_says_of_it() -> None:
+    network = deepcopy(tiny("qwen2"))
+    before = network(torch.tensor([[3, 1, 4]])).logits
+    pack(network, partial(Int8Linear, fine=True))
+    model = TransformersModel(network)
+    after = network(torch.tensor([[3, 1, 4]])).logits
+    assert not torch.equal(before, after)
+    assert (before.softmax(-1) - after.softmax(-1)).abs().sum(-1).max() < 0.1
+    cache = model.new_cache(1, 8)
+    cache.add()
+    ours = model.forward(torch.tensor([[3, 1, 4]]), mcsd.models.Block.chain(3), cache).logits
+    torch.testing.assert_close(ours, after, rtol=1e-3, atol=1e-3)
+
+
+def test_drafts_in_bfloat16_are_quantized_and_targets_only_if_asked() -> None:
+    linear = layer(dtype=torch.bfloat16)
+
+    def made(dtype: torch.dtype, draft: bool, quantize: str | None) -> tuple[str, bool | None]:
+        found = layer_for(CPU, dtype, draft, quantize)
+        one = found(linear) if found else linear
+        return type(one).__name__, getattr(one, "fine", None)
+
+    assert made(torch.bfloat16, True, None) == ("Int8Linear", False)
+    assert made(torch.bfloat16, False, "int8") == ("Int8Linear", True)
+    assert made(torch.float32, True, "int8") == ("Int8Linear", False)
+    assert made(torch.bfloat16, False, None)[0] != "Int8Linear"
+    assert made(torch.float32, True, None) == ("Linear", None)
+
+
+def test_a_machine_that_cannot_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_quantize("int8", CPU)
+    monkeypatch.setattr("mcsd.models.quantization.quantizable", lambda device: False)
+    check_quantize(None, CPU)
+    with pytest.raises(errors.InvalidOption, match="AVX-512 VNNI"):
+        check_quantize("int8", CPU)
