@@ -24,18 +24,13 @@ from mcsd.errors import (
 from mcsd.models import Block, BoundHead
 from mcsd.models.compatibility import as_model, check_bound, check_vocabularies
 from mcsd.models.prefill import prefill
-from mcsd.options import check_options
+from mcsd.options import automatic_tree, check_options
 from mcsd.params import Chunk, Completion, SamplingParams
 from mcsd.request import Request
 from mcsd.rng import DRAW, JUDGE, Stream
 from mcsd.sampling import Settings
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, Texts, Verdict
 from mcsd.tree import TreeShape
-
-AUTO_TREE = "2x2x1"
-AUTO_TREE_HEAD = "2x1"
-AUTO_TREE_NGRAM = "2x1x1x1"
-AUTO_CHAIN = "chain:3"
 
 
 class Engine:
@@ -74,8 +69,8 @@ class Engine:
         self.max_length = min(max_length, self.target.max_length or max_length)
         looks_up = draft is None or draft == "ngram"
         if shape is None:
-            shape = TreeShape.parse(_auto_tree(looks_up, isinstance(draft, BoundHead), SCHEMES[scheme]))
-            SCHEMES[scheme if not looks_up else "top-k"].check(shape)
+            kind = "ngram" if looks_up else "head" if isinstance(draft, BoundHead) else "model"
+            shape = automatic_tree(kind, scheme)
         self.tree = shape
         # A draft reads up to two tokens of a text before the candidates.
         slots = self.max_length + 2 + len(self.tree)
@@ -101,7 +96,9 @@ class Engine:
         self._rows: list[Request] = []
         self._settings: Settings | None = None
         self._seeds = torch.empty(0)
-        self._clock = dict.fromkeys(("prefill", "draft", "target", "judge", "other"), 0.0)
+        self._clock = dict.fromkeys(("prefill", "draft", "target", "judge", "commit", "other"), 0.0)
+        self.steps = 0
+        """How many there have been."""
         self._since = 0.0
 
     @classmethod
@@ -170,6 +167,17 @@ class Engine:
     def target_name(self) -> str:
         """The target."""
         return self.target.name
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time of all steps so far, by part."""
+        return dict(self._clock)
+
+    @property
+    def bytes_read(self) -> dict[str, int]:
+        """What the forwards of a step read of weights, by part: a draft's once for each level of the tree."""
+        drafted = self.drafter.weight_bytes * self.tree.depth
+        return {"draft": drafted, "target": getattr(self.target, "weight_bytes", 0)}
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...
@@ -246,11 +254,13 @@ class Engine:
             logits, hidden = self._verify(tree)
             verdict = self._judge(tree, logits)
             self._commit(verdict, hidden)
+            self._lap("commit")
             self._emit(tree, verdict, logits)
         except BaseException:
             self._abandon()
             raise
         self._lap("other")
+        self.steps += 1
 
     def _admit(self) -> None:
         # Prompts that begin together and are the same are read once.
@@ -326,7 +336,10 @@ class Engine:
                 self._free(i)
             elif reason:
                 self._lap("other")
-                request.finish(reason, {part: self._clock[part] - request.clock[part] for part in self._clock})
+                spent = {part: self._clock[part] - request.clock[part] for part in self._clock}
+                # What is told of a request has five parts.
+                spent["other"] += spent.pop("commit")
+                request.finish(reason, spent)
                 self._free(i)
 
     def _free(self, row: int) -> None:
@@ -392,11 +405,3 @@ class Engine:
         params = SamplingParams() if params is None else params
         ids = self._encoder.encode(prompt, params)
         return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)
-
-
-def _auto_tree(looks_up: bool, head: bool, scheme: type[Scheme]) -> str:
-    if looks_up:
-        return AUTO_TREE_NGRAM
-    if scheme.widest == 1:
-        return AUTO_CHAIN
-    return AUTO_TREE_HEAD if head else AUTO_TREE

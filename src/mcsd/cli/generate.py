@@ -1,17 +1,21 @@
 """``mcsd generate``: continue a text."""
 
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from mcsd.cli.options import Color, EngineOptions, Json, SamplingOptions, command
 from mcsd.cli.output import as_object, legend, print_json, show, summary
+from mcsd.cli.profile import Profiler, table
 from mcsd.errors import EmptyPrompt, InvalidParameter
 
 Prompt = Annotated[
     str | None, typer.Argument(help="The text to continue; - reads it from stdin.", show_default="stdin, if piped")
 ]
+
+Profile = Annotated[bool, typer.Option("--profile", help="Say where the time of a step goes.")]
 
 
 @command
@@ -21,14 +25,17 @@ def generate(
     engine: EngineOptions,
     sampling: SamplingOptions,
     color: Color = False,
+    profile: Profile = False,
     json: Json = False,
 ) -> None:
     """Continue a text. It goes to stdout as it comes, a summary to stderr."""
     params = sampling.params()
     text = _read(prompt)
     loaded = engine.load()
+    clock = Profiler(loaded) if profile else None
     if json:
-        print_json(as_object(loaded, loaded.generate(text, params)))
+        value = as_object(loaded, loaded.generate(text, params))
+        print_json(value | ({"profile": asdict(clock.profile())} if clock else {}))
         return
     if color:
         legend()
@@ -36,6 +43,8 @@ def generate(
         if chunk.completion:
             done = chunk.completion
     print(summary(loaded, done), file=sys.stderr)
+    if clock:
+        print("\n".join(table(clock.profile())), file=sys.stderr)
 
 
 def _read(prompt: str | None) -> str:

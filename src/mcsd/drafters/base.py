@@ -21,6 +21,8 @@ class Drafter(ABC):
     name: str
     hidden: tuple[int, ...] = ()
     """The layers of the target whose hidden states are handed over, numbered as in `mcsd.models.Output`."""
+    weight_bytes: int = 0
+    """What drafting a level reads of weights."""
     draws: ClassVar[bool] = True
     """Whether candidates are drawn from a q. If not, they are judged as scheme "top-k" judges."""
 

@@ -25,6 +25,7 @@ class HeadDrafter(LevelDrafter):
         self.name = head.name
         self.hidden = head.config.states
         self.head = head
+        self.weight_bytes = head.weight_bytes
         self._cache = head.new_cache(rows, slots)
         self._states: list[Tensor] = []
         """For each row ``[c, F]``: the target's states before each of its c unread tokens."""

@@ -28,6 +28,7 @@ class ModelDrafter(LevelDrafter):
         super().__init__(model.device, trimmed, vocab_size)
         self.name = model.name
         self.model = model
+        self.weight_bytes = getattr(model, "weight_bytes", 0)
         self._cache = model.new_cache(rows, slots)
         self._rank = torch.empty(0, dtype=torch.int64)
 

@@ -21,7 +21,7 @@ from mcsd.errors import UnsupportedModel, VocabularyMismatch, WeightsCorrupt
 from mcsd.models.base import Block, LanguageModel, Output
 from mcsd.models.cache import KeyValueCache
 from mcsd.models.masks import additive, visible
-from mcsd.models.packing import dense_weight, layer_for, pack
+from mcsd.models.packing import dense_weight, layer_for, pack, weight_bytes
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import check_ids, rows_of
 
@@ -98,9 +98,14 @@ class DraftHead(nn.Module):
         self.register_buffer("vocabulary", torch.arange(config.vocabulary, dtype=torch.int32))
         """int32 ``[K]``, the tokens that it can propose."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its states; linear layers may be packed in another."""
+        return self.body.norm.weight.dtype  # type: ignore[no-any-return]
+
     def fused(self, states: Tensor) -> Tensor:
         """The target's states ``[..., F]`` as one ``[..., H]``; each layer is normalised, for they differ in size."""
-        layers = states.reshape(*states.shape[:-1], len(self.config.states), -1).to(self.fuse.weight.dtype)
+        layers = states.reshape(*states.shape[:-1], len(self.config.states), -1).to(self.dtype)
         return self.fuse(nn.functional.rms_norm(layers, layers.shape[-1:]).flatten(-2))  # type: ignore[no-any-return]
 
     def forward(self, state: Tensor, embedding: Tensor, mask: Tensor, positions: Tensor, past: Any) -> Tensor:
@@ -114,7 +119,7 @@ class DraftHead(nn.Module):
             past: a cache of transformers.
         """
         size = (self.config.hidden_size,)
-        pair = [nn.functional.rms_norm(part.to(self.join.weight.dtype), size) for part in (state, embedding)]
+        pair = [nn.functional.rms_norm(part.to(self.dtype), size) for part in (state, embedding)]
         out = self.body(
             inputs_embeds=self.join(torch.cat(pair, dim=-1)),
             attention_mask=mask,
@@ -203,6 +208,11 @@ class BoundHead:
         """An empty cache; see `LanguageModel.new_cache`."""
         return KeyValueCache(self.config.layers, rows, slots, self.device)
 
+    @property
+    def weight_bytes(self) -> int:
+        """What a forward of a few tokens reads; see `mcsd.models.packing.weight_bytes`."""
+        return weight_bytes(self._head) + weight_bytes(self._output)
+
     @torch.no_grad()
     def forward(
         self,
@@ -237,4 +247,5 @@ class BoundHead:
             positions,
             cache.view(rows, block.before, tokens.shape[1], longest),
         )
-        return Output(self._output(hidden if logits else hidden[:, :0]), hidden)
+        nothing = hidden.new_empty(len(hidden), 0, len(self.vocabulary))
+        return Output(self._output(hidden) if logits else nothing, hidden)

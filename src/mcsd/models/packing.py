@@ -91,6 +91,17 @@ def pack(model: nn.Module, layer: Layer) -> None:
                 setattr(parent, name, layer(child))
 
 
+def weight_bytes(model: nn.Module) -> int:
+    """What a forward of a few tokens reads of a model: all its weights but the embeddings, of which it reads rows."""
+    total = 0
+    for module in model.modules():
+        if isinstance(module, PackedLinear | Int8Linear):
+            total += module.weight.numel() * module.weight.element_size()
+        elif not isinstance(module, nn.Embedding):
+            total += sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+    return total
+
+
 def dense_weight(linear: Any) -> Tensor:
     """The weight ``[out, in]`` of a linear layer, packed or not; in float32 if it is quantized."""
     if isinstance(linear, Int8Linear):

@@ -11,6 +11,7 @@ from mcsd.errors import UnsupportedModel
 from mcsd.models.base import Block, Cache, Output
 from mcsd.models.cache import KeyValueCache
 from mcsd.models.masks import additive, visible
+from mcsd.models.packing import weight_bytes
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _KNOWN_ATTENTION = {"eager", "sdpa"}
@@ -54,6 +55,11 @@ class TransformersModel:
     def new_cache(self, rows: int, slots: int) -> KeyValueCache:
         """An empty cache; see `LanguageModel.new_cache`."""
         return KeyValueCache(self.layers, rows, slots, self.device)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a forward of a few tokens reads; see `mcsd.models.packing.weight_bytes`."""
+        return weight_bytes(self.network)
 
     @torch.no_grad()
     def forward(
