@@ -6,6 +6,7 @@ from memory import peak_growth
 
 import mcsd
 from mcsd.models.loading import Loaded
+from mcsd.models.quantization import quantizable
 
 PROMPT = "The three most important rules for writing a test are"
 
@@ -21,6 +22,20 @@ def test_loading_by_name_generates() -> None:
     assert done[1].text.startswith(" 9, 10, 11")
     assert done[1].stats.accepted_tokens > 0
     assert (loaded.draft_name, loaded.scheme_name) == ("smollm2-135m-head", "mcss-wor")
+
+
+@pytest.mark.skipif(not quantizable(torch.device("cpu")), reason="this CPU does not multiply bytes")
+def test_int8_weights_say_with_a_tree_what_they_say_without() -> None:
+    prompts, params = [PROMPT, "1, 2, 3, 4, 5, 6, 7, 8,"], mcsd.SamplingParams(temperature=0, max_new_tokens=32)
+    plain, drafted = (
+        mcsd.Engine.load("smollm2-135m", tree=tree, dtype="float32", quantize="int8", max_batch=2).generate(
+            prompts, params
+        )
+        for tree in ("none", "2x1")
+    )
+    assert [done.token_ids for done in plain] == [done.token_ids for done in drafted]
+    assert sum(done.stats.accepted_tokens for done in drafted) > 10
+    assert drafted[1].text.startswith(" 9, 10, 11")
 
 
 def test_text_is_what_the_tokenizer_says(engine: mcsd.Engine) -> None:
