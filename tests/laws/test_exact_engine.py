@@ -146,3 +146,21 @@ def test_law_of_texts_that_end_by_themselves(scheme: str, tree: str, monkeypatch
     engine = mcsd.Engine(target, network(2, 5), tree=tree, scheme=scheme, max_batch=512, max_length=16)
     params = mcsd.SamplingParams(max_new_tokens=3)
     check(engine_law(engine, params, monkeypatch), target_law(target, 3, 1.0, eos=1))
+
+
+def test_prompts_that_begin_alike_in_one_batch_are_told_apart() -> None:
+    """A prompt of several rows is read once, so rows must copy none but their own: seen in every log-probability."""
+    target = network(3, 8)
+    prompts = [[0, *rest, 1] for rest in product(range(3), repeat=2)]
+    prompts = [*prompts, *prompts[::2]]
+    engine = mcsd.Engine(target, network(3, 9), tree="2x1", max_batch=len(prompts), max_length=16)
+    params = [mcsd.SamplingParams(max_new_tokens=4, seed=i, logprobs=0) for i in range(len(prompts))]
+    for prompt, done in zip(prompts, engine.generate(prompts, params), strict=True):
+        ids = torch.tensor([[*prompt, *done.token_ids]])
+        with torch.no_grad():
+            law = target(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = law.gather(1, ids[0, len(prompt) :, None])[:, 0]
+        assert done.logprobs is not None
+        found = torch.tensor([entry.logprob for entry in done.logprobs], dtype=torch.float64)
+        # Log-probabilities are told in float32 or better.
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
