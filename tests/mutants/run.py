@@ -85,7 +85,8 @@ def caught(fault: Fault | None, seed: int) -> str | None:
     failure = _FAILED.search(done.stdout)
     if failure is None:
         raise SystemExit(f"{fault and fault.name}: the laws did not run\n{done.stdout[-2000:]}")
-    return f"`{failure[1]}`" + ("" if "assert" in (failure[2] or "assert").lower() else f" ({failure[2].split(':')[0]:.30})")
+    said = failure[2] or "assert"
+    return f"`{failure[1]}`" + ("" if "assert" in said.lower() else f" ({said.split(':')[0]:.30})")
 
 
 def page(table: list[tuple[Fault, list[str | None]]]) -> str:
