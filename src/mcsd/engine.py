@@ -97,8 +97,6 @@ class Engine:
         self._settings: Settings | None = None
         self._seeds = torch.empty(0)
         self._clock = dict.fromkeys(("prefill", "draft", "target", "judge", "commit", "other"), 0.0)
-        self.steps = 0
-        """How many there have been."""
         self._since = 0.0
 
     @classmethod
@@ -172,12 +170,6 @@ class Engine:
     def seconds(self) -> dict[str, float]:
         """Wall time of all steps so far, by part."""
         return dict(self._clock)
-
-    @property
-    def bytes_read(self) -> dict[str, int]:
-        """What the forwards of a step read of weights, by part: a draft's once for each level of the tree."""
-        drafted = self.drafter.weight_bytes * self.tree.depth
-        return {"draft": drafted, "target": getattr(self.target, "weight_bytes", 0)}
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...
@@ -260,7 +252,6 @@ class Engine:
             self._abandon()
             raise
         self._lap("other")
-        self.steps += 1
 
     def _admit(self) -> None:
         # Prompts that begin together and are the same are read once.

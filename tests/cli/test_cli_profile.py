@@ -25,7 +25,7 @@ def test_parts_are_those_of_the_steps_since_it_began() -> None:
     subject.generate([[1, 2, 3]], mcsd.SamplingParams(max_new_tokens=20))
     profiler = Profiler(subject)
     (done,) = subject.generate([[4, 5]], mcsd.SamplingParams(max_new_tokens=20))
-    found = profiler.profile()
+    found = profiler.profile(done)
     assert found.steps == done.stats.target_calls
     assert [part.name for part in found.parts] == PARTS
     spent = sum(part.seconds for part in found.parts) * found.steps
@@ -40,8 +40,8 @@ def test_parts_are_those_of_the_steps_since_it_began() -> None:
 def test_look_up_and_tables_read_no_weights() -> None:
     subject = engine("ngram", "2x1")
     profiler = Profiler(subject)
-    subject.generate([[4, 5]], mcsd.SamplingParams(max_new_tokens=4))
-    assert profiler.profile().parts[0].bytes_read == 0
+    (done,) = subject.generate([[4, 5]], mcsd.SamplingParams(max_new_tokens=4))
+    assert profiler.profile(done).parts[0].bytes_read == 0
 
 
 def test_memory_is_read_at_a_rate_a_machine_can_have() -> None:

@@ -46,13 +46,13 @@ def test_a_second_load_reads_a_copy_that_is_the_same(tmp_path: Path, monkeypatch
     assert first.model.eos_token_ids == second.model.eos_token_ids
     assert first.tokenizer.get_vocab() == second.tokenizer.get_vocab()  # type: ignore[union-attr]
     talk = [{"role": "user", "content": "Grüße, 世界!\n\tdef f(): pass  # <|im_end|>"}]
-    for one, other in [(first.tokenizer, second.tokenizer)]:
-        assert one is not None
-        assert other is not None
-        ids = one.apply_chat_template(talk, add_generation_prompt=True)["input_ids"]
-        assert ids == other.apply_chat_template(talk, add_generation_prompt=True)["input_ids"]
-        assert one.decode(ids) == other.decode(ids)
-        assert one.all_special_ids == other.all_special_ids
+    one, other = first.tokenizer, second.tokenizer
+    assert one is not None
+    assert other is not None
+    ids = one.apply_chat_template(talk, add_generation_prompt=True)["input_ids"]
+    assert ids == other.apply_chat_template(talk, add_generation_prompt=True)["input_ids"]
+    assert one.decode(ids) == other.decode(ids)
+    assert one.all_special_ids == other.all_special_ids
 
     # A copy that was cut off on its way is made again.
     with weights.open("r+b") as part:

@@ -74,6 +74,11 @@ def test_what_is_not_a_number_stays_in_its_row_and_zeros_give_the_bias(fine: boo
     assert torch.equal(broken[[0, 3]], alone[[0, 3]])
 
 
+@pytest.mark.parametrize("fine", [False, True])
+def test_no_rows_give_no_rows(fine: bool) -> None:
+    assert Int8Linear(layer(), fine)(torch.zeros(2, 0, 48)).shape == (2, 0, 40)
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_trees_and_plain_decoding_say_the_same(family: str) -> None:
     """At temperature 0, with a quantized target and a quantized draft that is often wrong."""

@@ -34,8 +34,8 @@ def generate(
     loaded = engine.load()
     clock = Profiler(loaded) if profile else None
     if json:
-        value = as_object(loaded, loaded.generate(text, params))
-        print_json(value | ({"profile": asdict(clock.profile())} if clock else {}))
+        done = loaded.generate(text, params)
+        print_json(as_object(loaded, done) | ({"profile": asdict(clock.profile(done))} if clock else {}))
         return
     if color:
         legend()
@@ -44,7 +44,7 @@ def generate(
             done = chunk.completion
     print(summary(loaded, done), file=sys.stderr)
     if clock:
-        print("\n".join(table(clock.profile())), file=sys.stderr)
+        print("\n".join(table(clock.profile(done))), file=sys.stderr)
 
 
 def _read(prompt: str | None) -> str:

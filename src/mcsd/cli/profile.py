@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mcsd.cli.output import columns
+from mcsd.params import Completion
 
 if TYPE_CHECKING:
+    import torch
+
     from mcsd.engine import Engine
 
 _BYTES = 1 << 28
@@ -54,28 +57,27 @@ class Profiler:
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
-        self._before, self._steps = engine.seconds, engine.steps
+        self._before = engine.seconds
 
-    def profile(self) -> Profile:
-        """The steps so far."""
-        engine = self._engine
-        steps = max(1, engine.steps - self._steps)
-        rate = bandwidth(engine.target.device)
-        reads = engine.bytes_read
+    def profile(self, done: Completion) -> Profile:
+        """The steps of the one request that has run since."""
+        engine, steps = self._engine, max(1, done.stats.target_calls)
+        after, rate = engine.seconds, bandwidth(engine.target.device)
+        # A draft reads its weights once for each level of the tree.
+        reads = dict.fromkeys(("draft", "target", "judge", "commit", "other"), 0)
+        reads["draft"] = engine.drafter.weight_bytes * engine.tree.depth
+        reads["target"] = getattr(engine.target, "weight_bytes", 0)
         parts = [
-            Part(
-                name, (engine.seconds[name] - self._before[name]) / steps, reads.get(name, 0), reads.get(name, 0) / rate
-            )
-            for name in ("draft", "target", "judge", "commit", "other")
+            Part(name, (after[name] - self._before[name]) / steps, size, size / rate) for name, size in reads.items()
         ]
         return Profile(steps, rate, tuple(parts))
 
 
-def bandwidth(device: object) -> float:
+def bandwidth(device: "torch.device | str") -> float:
     """Bytes a second that a plain sum reads, the best of several."""
     import torch
 
-    block = torch.ones(_BYTES // 4, dtype=torch.float32, device=torch.device(str(device)))
+    block = torch.ones(_BYTES // 4, dtype=torch.float32, device=device)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
@@ -99,9 +101,8 @@ def table(profile: Profile) -> list[str]:
 
 def _row(part: Part, total: float) -> tuple[str, ...]:
     share = part.seconds / total if total else 0.0
-    known = (
-        (f"{part.bytes_read / 1e6:.0f} MB", f"{1e3 * part.least:.1f} ms", f"{part.seconds / part.least:.1f}")
-        if part.least
-        else ()
-    )
-    return (part.name, f"{1e3 * part.seconds:.2f}", f"{share:.1%}", *(known or ("", "", "")))
+    memory = ("", "", "")
+    if part.least:
+        times = part.seconds / part.least
+        memory = (f"{part.bytes_read / 1e6:.0f} MB", f"{1e3 * part.least:.1f} ms", f"{times:.1f}")
+    return (part.name, f"{1e3 * part.seconds:.2f}", f"{share:.1%}", *memory)

@@ -247,5 +247,4 @@ class BoundHead:
             positions,
             cache.view(rows, block.before, tokens.shape[1], longest),
         )
-        nothing = hidden.new_empty(len(hidden), 0, len(self.vocabulary))
-        return Output(self._output(hidden) if logits else nothing, hidden)
+        return Output(self._output(hidden if logits else hidden[:, :0]), hidden)

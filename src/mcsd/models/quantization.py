@@ -17,9 +17,6 @@ from mcsd.errors import InvalidOption
 QUANTIZATIONS = ("int8",)
 """What ``quantize`` may say, beside None."""
 
-_ROWS = 16
-"""Rows of the products that the layout is chosen for: about one tree."""
-
 _MOST = 127
 """The largest code; a state's codes are moved by `_ZERO` to be unsigned, as the kernels want them."""
 
@@ -44,7 +41,7 @@ class Int8Linear(nn.Module):
         self.scale = _scales(weight)
         codes = (weight / self.scale).round_().to(torch.int8)
         self.scale = self.scale[:, 0]
-        self.weight = torch.ops.onednn.qlinear_prepack(codes, [_ROWS, codes.shape[1]])
+        self.weight = torch.ops.onednn.qlinear_prepack(codes, None)
         self._zeros = torch.zeros(len(codes), dtype=torch.int64)
         self.bias = None if linear.bias is None else linear.bias.detach().float()
 
@@ -61,6 +58,9 @@ class Int8Linear(nn.Module):
         return out.to(states.dtype)
 
     def _product(self, codes: Tensor) -> Tensor:
+        if not codes.numel():
+            # The kernel gives another shape where there are no rows.
+            return codes.new_zeros(*codes.shape[:-1], len(self.scale), dtype=torch.float32)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             *((codes + _ZERO).to(torch.uint8), 1.0, _ZERO, self.weight, self.scale, self._zeros),
             *(None, 1.0, 0, torch.float32, "none", [], ""),
