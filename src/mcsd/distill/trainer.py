@@ -134,11 +134,7 @@ def train(
                 group["lr"] = lr * rate
         with mixed:
             loss = learner.loss(batches[step].to(teacher.device))
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(learner.network.parameters(), _CLIP)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        _descend(loss, learner.network, optimizers)
         losses.append(loss.item())
         step, seconds = step + 1, time.monotonic() - start
         done = _share(budget, step, seconds) >= 1
@@ -152,6 +148,14 @@ def train(
             losses.clear()
             progress(report)
     return report or Report(1.0, step, seconds, None, measured())
+
+
+def _descend(loss: Tensor, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 class _Rhythm:
