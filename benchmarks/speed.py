@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--against", nargs="+", default=["generate", "assisted", "none"])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantize", help="of mcsd's target and drafts; transformers runs in the dtype")
+    parser.add_argument("--compile", action="store_true", help="mcsd's target and drafts")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--each", type=int, default=3, help="prompts of each file, evenly spaced")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
@@ -64,7 +65,7 @@ def main() -> None:
         reference(name, args.dtype) if wanted in args.against else None
         for name, wanted in ((args.target, "generate"), (args.drafts[0], "assisted"))
     )
-    plain, engines = systems_of(args.target, args.drafts, args.trees, args.dtype, args.quantize)
+    plain, engines = systems_of(args.target, args.drafts, args.trees, args.dtype, args.quantize, args.compile)
     timers = {name: ForwardTimer(engine) for name, engine in engines.items()}
 
     rows: list[dict[str, Any]] = []
@@ -95,13 +96,13 @@ def main() -> None:
 
 
 def systems_of(
-    target: str, drafts: list[str], trees: list[str], dtype: str, quantize: str | None
+    target: str, drafts: list[str], trees: list[str], dtype: str, quantize: str | None, compile: bool
 ) -> tuple[mcsd.Engine, dict[str, mcsd.Engine]]:
     """A plain engine, and one for each draft and tree. All share the weights and none the wrappers, which are timed."""
-    loaded = load(target, CPU, choose_dtype(dtype, CPU), quantize=quantize)
+    loaded = load(target, CPU, choose_dtype(dtype, CPU), quantize=quantize, compile=compile)
     engines = {}
     for draft in drafts:
-        proposer = draft if draft == "ngram" else load_draft(draft, loaded, quantize)
+        proposer = draft if draft == "ngram" else load_draft(draft, loaded, quantize, compile)
         for tree in trees:
             engines[f"{draft} {tree}"] = mcsd.Engine(
                 copy(loaded.model), copy(proposer), loaded.tokenizer, tree=tree, max_batch=1

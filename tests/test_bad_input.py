@@ -54,7 +54,6 @@ def test_options(options: dict[str, Any], error: type[errors.McsdError], word: s
         ({"device": "quantum"}, errors.InvalidOption, "quantum"),
         ({"device": "cuda:99"}, errors.InvalidOption, "cuda:99"),
         ({"quantize": "int3"}, errors.InvalidOption, "int3"),
-        ({"compile": True}, errors.InvalidOption, "compile"),
         ({"scheme": "x"}, errors.UnknownScheme, "x"),
         ({"tree": "x"}, errors.InvalidTree, "x"),
         ({"tree": "2x1", "scheme": "block"}, errors.InvalidTree, "2x1"),

@@ -15,7 +15,6 @@ from torch import Tensor
 from mcsd.drafters import Drafter, HeadDrafter, ModelDrafter, NgramDrafter
 from mcsd.encoding import Encoder, Message, Prompt, Prompts
 from mcsd.errors import (
-    InvalidOption,
     InvalidParameter,
     NonFiniteLogits,
     RequestError,
@@ -122,7 +121,8 @@ class Engine:
             dtype: "auto", "float32", "bfloat16", "float16".
             quantize: None, or "int8": the weights of target and draft are rounded. The law is then exactly that of the
                 rounded target, which is not quite the law of the target as it was.
-            compile: False; there is no compilation yet.
+            compile: whether to compile target and draft: some ten seconds the first time, a few afterwards. What cannot
+                be compiled runs as it is, and a warning says why.
             tree, scheme, max_batch, max_length: as in the class.
 
         Raises:
@@ -133,8 +133,6 @@ class Engine:
         from mcsd.models.loading import choose_device, choose_dtype, load, load_draft
         from mcsd.models.quantization import check_quantize
 
-        if compile:
-            raise InvalidOption("compile: compilation is not available", "leave it out")
         where = choose_device(device)
         kind = choose_dtype(dtype, where)
         check_quantize(quantize, where)
@@ -145,8 +143,8 @@ class Engine:
         drafts = draft != "ngram" and (shape is None or len(shape) > 0)
         for model in (target, draft) if drafts else (target,):
             locate(model)
-        loaded = load(target, where, kind, quantize=quantize)
-        proposer: Any = load_draft(draft, loaded, quantize) if drafts else "ngram"
+        loaded = load(target, where, kind, quantize=quantize, compile=compile)
+        proposer: Any = load_draft(draft, loaded, quantize, compile) if drafts else "ngram"
         return cls(
             loaded.model, proposer, loaded.tokenizer, "auto" if shape is None else shape, scheme, max_batch, max_length
         )

@@ -38,6 +38,20 @@ def test_int8_weights_say_with_a_tree_what_they_say_without() -> None:
     assert drafted[1].text.startswith(" 9, 10, 11")
 
 
+def test_compiled_models_say_what_others_say() -> None:
+    prompts, params = [PROMPT, "1, 2, 3, 4, 5, 6, 7, 8,"], mcsd.SamplingParams(temperature=0, max_new_tokens=24)
+    texts = [
+        [
+            done.token_ids
+            for done in mcsd.Engine.load(
+                "smollm2-135m", dtype="float32", tree=tree, compile=compiled, max_batch=2
+            ).generate(prompts, params)
+        ]
+        for tree, compiled in (("none", False), ("2x1", True))
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_text_is_what_the_tokenizer_says(engine: mcsd.Engine) -> None:
     done = engine.generate(PROMPT, mcsd.SamplingParams(seed=1, max_new_tokens=40))
     assert done.text == engine.tokenizer.decode(done.token_ids, skip_special_tokens=True)

@@ -94,18 +94,23 @@ def test_trees_and_plain_decoding_say_the_same(family: str) -> None:
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_a_quantized_target_s_own_law_is_what_transformers_says_of_it() -> None:
+def test_a_quantized_law_is_near_the_law_before() -> None:
+    """How far they may be apart is measured on real weights (docs/precision.md); here that the layers are in use."""
     network = deepcopy(tiny("qwen2"))
-    before = network(torch.tensor([[3, 1, 4]])).logits
+    tokens = torch.tensor([[3, 1, 4]])
+
+    def law() -> torch.Tensor:
+        model = TransformersModel(network)
+        cache = model.new_cache(1, 8)
+        cache.add()
+        return model.forward(tokens, mcsd.models.Block.chain(3), cache).logits.softmax(-1)
+
+    before = law()
+    torch.testing.assert_close(before, network(tokens).logits.softmax(-1))
     pack(network, partial(Int8Linear, fine=True))
-    model = TransformersModel(network)
-    after = network(torch.tensor([[3, 1, 4]])).logits
+    after = law()
     assert not torch.equal(before, after)
-    assert (before.softmax(-1) - after.softmax(-1)).abs().sum(-1).max() < 0.1
-    cache = model.new_cache(1, 8)
-    cache.add()
-    ours = model.forward(torch.tensor([[3, 1, 4]]), mcsd.models.Block.chain(3), cache).logits
-    torch.testing.assert_close(ours, after, rtol=1e-3, atol=1e-3)
+    assert (before - after).abs().sum(-1).max() < 0.1
 
 
 def test_drafts_in_bfloat16_are_quantized_and_targets_only_if_asked() -> None:

@@ -34,6 +34,9 @@ class HeadLearner:
         records: some of the text, for the size of the target's states.
     """
 
+    batches = 1
+    """See `Learner.batches`."""
+
     def __init__(self, config: HeadConfig, teacher: Teacher, loss: Loss, records: Sequence[Record]) -> None:
         self.network = DraftHead(config).to(teacher.device)
         self.network.vocabulary.copy_(teacher.vocabulary)

@@ -20,9 +20,11 @@ class ModelLearner:
         teacher: the target's two matrices, and the tokens that count.
         loss: what to make small.
         rate: the learning rate: small for a model that drafts well already, larger for a pruned one.
+        batches: see `Learner.batches`; more for a model whose gradients are mostly noise because it is good already.
     """
 
-    def __init__(self, network: Any, teacher: Teacher, loss: Loss, rate: float) -> None:
+    def __init__(self, network: Any, teacher: Teacher, loss: Loss, rate: float, batches: int) -> None:
+        self.batches = batches
         self.network: Any = network.eval()
         self._teacher = teacher
         self._loss = loss

@@ -54,8 +54,11 @@ _VOCABULARY = 8192
 
 _SETTINGS, _CHECKPOINT = "distill.json", "checkpoint.safetensors"
 
-_RATE_GIVEN, _RATE_PRUNED = 5e-6, 1e-3
+_RATE_GIVEN, _RATE_PRUNED = 1e-5, 1e-3
 """Learning rates of a model that drafts well already, and of one that has lost most of its layers."""
+
+_BATCHES_GIVEN = 4
+"""Batches a step of a model that drafts well already."""
 
 _WRITING = 0.4
 """The most of a budget in minutes that goes into writing text."""
@@ -295,7 +298,8 @@ def _learner(
     layers = _layers(options, initial.model)
     if layers:
         prune(initial.model.network, layers)
-    return ModelLearner(initial.model.network, teacher, loss, _RATE_PRUNED if layers else _RATE_GIVEN), teacher
+    rate, batches = (_RATE_PRUNED, 1) if layers else (_RATE_GIVEN, _BATCHES_GIVEN)
+    return ModelLearner(initial.model.network, teacher, loss, rate, batches), teacher
 
 
 def _layers(options: Options, beginning: TransformersModel) -> int | None:

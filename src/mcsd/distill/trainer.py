@@ -30,6 +30,11 @@ class Learner(Protocol):
         """What is trained."""
         ...
 
+    @property
+    def batches(self) -> int:
+        """Batches whose mean gradient makes a step."""
+        ...
+
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """One for each kind of parameter, at its full learning rate."""
         ...
@@ -98,7 +103,7 @@ def train(
 
     Args:
         learner: is trained in place.
-        batches: what each step reads.
+        batches: what the steps read.
         held_out: what acceptance is measured on.
         teacher: of the held-out text.
         budget: in steps or seconds.
@@ -132,10 +137,12 @@ def train(
         for optimizer, full in zip(optimizers, rates, strict=True):
             for group, lr in zip(optimizer.param_groups, full, strict=True):
                 group["lr"] = lr * rate
-        with mixed:
-            loss = learner.loss(batches[step].to(teacher.device))
-        _descend(loss, learner.network, optimizers)
-        losses.append(loss.item())
+        for place in range(learner.batches):
+            with mixed:
+                loss = learner.loss(batches[step * learner.batches + place].to(teacher.device))
+            (loss / learner.batches).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+        _descend(learner.network, optimizers)
         step, seconds = step + 1, time.monotonic() - start
         done = _share(budget, step, seconds) >= 1
         if done or saving.due():
@@ -150,8 +157,7 @@ def train(
     return report or Report(1.0, step, seconds, None, measured())
 
 
-def _descend(loss: Tensor, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
+def _descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
     for optimizer in optimizers:
         optimizer.step()

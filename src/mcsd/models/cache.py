@@ -5,6 +5,7 @@ order of their forwards. Slots past the end hold zeros or finite leftovers, neve
 poisons an attention row.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,20 +47,27 @@ class KeyValueCache(Cache):
         self._written[rows] = [max(written, longest) for written in self._written[rows]]
         return _View(self, rows, self.lengths[rows] + before, length, longest)
 
-    def layer(self, index: int, keys: Tensor, values: Tensor) -> Tensor:
-        """``[2, rows, heads, slots, head size]`` of one layer, for keys and values ``[B, heads, n, head size]``."""
+    def store(self, index: int, keys: Tensor, values: Tensor) -> Tensor:
+        """All that is kept, ``[layers, 2, rows, heads, slots, head size]``; made at the first call.
+
+        Args:
+            index: a layer.
+            keys, values: what it wants to keep, ``[B, heads, n, head size]``.
+
+        Raises:
+            UnsupportedModel: it is not shaped as what the first layer kept.
+        """
         if self._store is None:
             shape = (self.layers, 2, self.rows, keys.shape[1], self.slots, keys.shape[3])
             self._store = torch.zeros(shape, dtype=keys.dtype, device=keys.device)
-        layer = self._store[index]
-        kept = (layer.shape[2], layer.shape[4], layer.dtype)
+        kept = (self._store.shape[3], self._store.shape[5], self._store.dtype)
         if any((new.shape[1], new.shape[3], new.dtype) != kept for new in (keys, values)):
             raise UnsupportedModel(
                 f"layer {index} has keys of shape {tuple(keys.shape)} and values of shape {tuple(values.shape)}, "
                 f"where {kept[0]} heads of size {kept[1]} are kept",
                 "models whose layers, or keys and values, differ in shape are not supported",
             )
-        return layer
+        return self._store
 
     def _copy(self, source: int, to: int) -> None:
         self._clear(to)
@@ -98,18 +106,24 @@ class _View(transformers.Cache):
         if not self._even:
             self._row_index = torch.arange(rows.start, rows.stop, device=starts.device)[:, None]
             self._slot_index = starts[:, None] + torch.arange(length, device=starts.device)
+        self._new: Sequence[Tensor] = ()
+        self._all: Sequence[Tensor] = ()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the new keys and values of a layer in place; return all that the forward may look at."""
-        keys, values = self._cache.layer(layer_idx, key_states, value_states)
-        for store, new in ((keys, key_states), (values, value_states)):
+        store = self._cache.store(layer_idx, key_states, value_states).flatten(0, 1)
+        if not self._all:
+            # Those of all layers at once: a layer has little time.
+            self._all = store[:, self._rows, :, : self._end].unbind()
+            self._new = store[:, self._rows, :, self._slots].unbind() if self._even else ()
+        for place, new in ((2 * layer_idx, key_states), (2 * layer_idx + 1, value_states)):
             if self._even:
-                store[self._rows, :, self._slots] = new
+                self._new[place].copy_(new)
             else:
-                store[self._row_index, :, self._slot_index] = new.transpose(1, 2)
-        return keys[self._rows, :, : self._end], values[self._rows, :, : self._end]
+                store[place][self._row_index, :, self._slot_index] = new.transpose(1, 2)
+        return self._all[2 * layer_idx], self._all[2 * layer_idx + 1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before this forward's, in the longest row."""

@@ -10,6 +10,7 @@ import torch
 from mcsd.catalog import Location, locate
 from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
 from mcsd.models.compatibility import check_tokenizers
+from mcsd.models.compilation import compile_layers
 from mcsd.models.converted import Conversion
 from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
 from mcsd.models.packing import layer_for, pack, packable
@@ -60,7 +61,12 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load(
-    model: str | Path, device: torch.device, dtype: torch.dtype, draft: bool = False, quantize: str | None = None
+    model: str | Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    draft: bool = False,
+    quantize: str | None = None,
+    compile: bool = False,
 ) -> Loaded:
     """Load a model for generation.
 
@@ -70,6 +76,7 @@ def load(
         dtype: of the weights; bfloat16 on a CPU is packed for its kernels.
         draft: whether it is to draft: then it may be trimmed to the tokens that its folder names, and rounded further.
         quantize: a name in `mcsd.models.quantization.QUANTIZATIONS`, of which the machine is capable.
+        compile: whether to compile it, where that can be done: see `mcsd.models.compilation`.
 
     Raises:
         UnknownModel: nothing is there.
@@ -90,11 +97,16 @@ def load(
     layer = layer_for(device, dtype, draft, quantize)
     if layer:
         pack(network, layer)
-    return Loaded(TransformersModel(network, str(model), vocabulary), tokenizer)
+    loaded = TransformersModel(network, str(model), vocabulary)
+    if compile:
+        compile_layers(loaded)
+    return Loaded(loaded, tokenizer)
 
 
-def load_draft(draft: str | Path, target: Loaded, quantize: str | None = None) -> TransformersModel | BoundHead:
-    """Load what drafts for a target, in its dtype and where it is.
+def load_draft(
+    draft: str | Path, target: Loaded, quantize: str | None = None, compile: bool = False
+) -> TransformersModel | BoundHead:
+    """Load what drafts for a target, in its dtype and where it is; a head is too little to compile.
 
     Raises:
         UnknownModel, WeightsCorrupt, UnsupportedModel: as `load`.
@@ -102,7 +114,7 @@ def load_draft(draft: str | Path, target: Loaded, quantize: str | None = None) -
     """
     if is_head(draft):
         return load_head(draft, target.model, quantize)
-    loaded = load(draft, target.model.device, target.model.network.dtype, draft=True, quantize=quantize)
+    loaded = load(draft, target.model.device, target.model.network.dtype, True, quantize, compile)
     check_tokenizers(target.model, target.tokenizer, loaded.model, loaded.tokenizer)
     return loaded.model
 

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcsd.models.fusion import fuse
+from mcsd.models.product import Product
 from mcsd.models.quantization import Int8Linear, quantizable
 
 _ROWS = 16
 """Rows of the products that the layout is chosen for: about one tree."""
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(Product):
     """A linear layer on oneDNN's own weight layout; computes what ``nn.Linear`` does, in bfloat16.
 
     Args:
@@ -22,12 +24,16 @@ class PackedLinear(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
+        super().__init__(len(linear.weight))
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
         self.bias = linear.bias
 
     def forward(self, states: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
+        return self.product(states)
+
+    def multiply(self, states: Tensor) -> Tensor:
+        """See `Product.multiply`."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
         return out
 
@@ -82,9 +88,12 @@ def layer_for(device: torch.device, dtype: torch.dtype, draft: bool, quantize: s
 def pack(model: nn.Module, layer: Layer) -> None:
     """Replace the linear layers of a model on the CPU in place, one by one, freeing each weight.
 
+    Before that, layers of a known kind are made of fewer and larger ones: see `mcsd.models.fusion`.
+
     An output matrix that is tied to the embedding is then in memory twice. It is worth it: a fifth of a small model's
     weights, and twice as fast for the few rows of a tree.
     """
+    fuse(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mcsd.errors import InvalidOption
+from mcsd.models.product import Product
 
 QUANTIZATIONS = ("int8",)
 """What ``quantize`` may say, beside None."""
@@ -25,8 +26,11 @@ _ZERO = 128
 _FINER = 254
 """Steps of the second byte to one of the first, which leaves half a step to either side."""
 
+_LEAST = 1e-30
+"""The least that the largest of a row counts for: of zeros, and of what is too small for its steps to be numbers."""
 
-class Int8Linear(nn.Module):
+
+class Int8Linear(Product):
     """A linear layer whose weight is rounded to int8, and whose states are as they come in.
 
     Args:
@@ -35,34 +39,39 @@ class Int8Linear(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear, fine: bool) -> None:
-        super().__init__()
+        super().__init__(len(linear.weight))
         self.fine = fine
         weight = linear.weight.detach().float()
-        self.scale = _scales(weight)
-        codes = (weight / self.scale).round_().to(torch.int8)
-        self.scale = self.scale[:, 0]
+        self.scale = weight.abs().amax(-1).clamp_(min=_LEAST).div_(_MOST)
+        codes = (weight / self.scale[:, None]).round_().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(codes, None)
         self._zeros = torch.zeros(len(codes), dtype=torch.int64)
+        self._half, self._finer_half = torch.tensor([_ZERO + 0.5, _ZERO + 0.5 - _FINER / 2])
         self.bias = None if linear.bias is None else linear.bias.detach().float()
 
     def forward(self, states: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, in the states' dtype."""
-        states_scale = _scales(states.float())
-        steps = states / states_scale
-        codes = steps.round()
-        out = self._product(torch.stack([codes, (steps - codes).mul_(_FINER).round_()]) if self.fine else codes[None])
-        out = out[0].add_(out[1], alpha=1 / _FINER) if self.fine else out[0]
-        out.mul_(states_scale)
-        if self.bias is not None:
-            out.add_(self.bias)
+        largest = states.abs().amax(-1, keepdim=True).float().clamp_(min=_LEAST)
+        # Rounded by cutting off, half a step further up; no code is below zero then.
+        steps = torch.addcmul(self._half, states.float(), _MOST / largest)
+        if self.fine:
+            codes = steps.floor()
+            finer = torch.add(self._finer_half, steps.sub_(codes), alpha=_FINER)
+            out = self.product(torch.stack([codes, finer]).to(torch.uint8))
+            out = out[0].add_(out[1], alpha=1 / _FINER)
+        else:
+            out = self.product(steps.to(torch.uint8))
+        largest.mul_(1 / _MOST)
+        out = out.mul_(largest) if self.bias is None else torch.addcmul(self.bias, out, largest)
         return out.to(states.dtype)
 
-    def _product(self, codes: Tensor) -> Tensor:
-        if not codes.numel():
+    def multiply(self, states: Tensor) -> Tensor:
+        """See `Product.multiply`, here of codes moved by `_ZERO`."""
+        if not states.numel():
             # The kernel gives another shape where there are no rows.
-            return codes.new_zeros(*codes.shape[:-1], len(self.scale), dtype=torch.float32)
+            return states.new_zeros(*states.shape[:-1], self.outputs, dtype=torch.float32)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            *((codes + _ZERO).to(torch.uint8), 1.0, _ZERO, self.weight, self.scale, self._zeros),
+            *(states, 1.0, _ZERO, self.weight, self.scale, self._zeros),
             *(None, 1.0, 0, torch.float32, "none", [], ""),
         )
         return out
@@ -71,11 +80,6 @@ class Int8Linear(nn.Module):
         """The rounded weight, float32 ``[out, in]``."""
         codes: Tensor = self.weight.to_dense()
         return codes.t().float() * self.scale[:, None]
-
-
-def _scales(rows: Tensor) -> Tensor:
-    """``[..., 1]``: the size of one step of the codes of each row. A row that holds a NaN gets one."""
-    return rows.abs().amax(-1, keepdim=True).div_(_MOST).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
 def quantizable(device: torch.device) -> bool:

@@ -1,0 +1,88 @@
+"""``compile=True``: what stands between the large products of a decoder layer, as few kernels of its own.
+
+`torch.compile` makes two functions of a layer, before and behind its attention, that serve all layers and every number
+of tokens. Attention and products stay calls of a library. Kernels are kept on disk, so the second start is quick.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from mcsd.catalog import models_folder
+from mcsd.models.base import Block
+from mcsd.models.fusion import Attention, FeedForward, fuse
+from mcsd.models.transformers import TransformersModel
+
+_FOLDER = "compiled"
+
+
+def compile_layers(model: TransformersModel) -> None:
+    """Compile the layers of a model in place, and run them once so that no request has to wait for it.
+
+    What cannot be compiled runs as it is, and a warning says so: there is no compiler, or the layers are of no known
+    kind.
+    """
+    fuse(model.network)
+    layers = [layer for layer in model.network.modules() if isinstance(getattr(layer, "self_attn", None), Attention)]
+    if not layers or not all(isinstance(layer.mlp, FeedForward) for layer in layers):
+        warnings.warn(f"compile: the layers of {model.name} are of no known kind, they run as they are", stacklevel=2)
+        return
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(models_folder().parent / _FOLDER))
+    # Each model has its own: what one was compiled for does not count for another.
+    own: Any = partial(torch.compile, dynamic=True, isolate_recompiles=True)
+    before, behind = own(_before), own(_behind)
+    for layer in layers:
+        layer.forward = partial(_forward, before, behind, layer)
+    try:
+        for tokens in (1, 2):  # One token is a shape of its own.
+            cache = model.new_cache(1, tokens)
+            cache.add()
+            model.forward(torch.zeros(1, tokens, dtype=torch.int64, device=model.device), Block.chain(tokens), cache)
+    except TorchDynamoException as error:
+        for layer in layers:
+            del layer.forward
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"compile: {model.name} runs uncompiled: {reason:.200}", stacklevel=2)
+
+
+def _forward(
+    before: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    behind: Callable[..., Tensor],
+    layer: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    past_key_values: Any,
+    **_: Any,
+) -> Tensor:
+    """A decoder layer as it is in transformers, with rows and tokens as one dimension for what is compiled."""
+    rows, length, size = hidden_states.shape
+    states = _flat(hidden_states)
+    heads = before(layer.input_layernorm, layer.self_attn, states, *map(_flat, position_embeddings))
+    queries, keys, values = (part.view(rows, length, *part.shape[1:]) for part in heads)
+    seen = layer.self_attn.attend(queries, keys, values, attention_mask, past_key_values)
+    out = behind(layer.self_attn.out, layer.post_attention_layernorm, layer.mlp, states, _flat(seen))
+    return out.view(rows, length, size)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """``[B, n, ...]`` as ``[B * n, ...]``; no view, whose base would be a shape of its own to compile for."""
+    return tensor.flatten(0, 1).data
+
+
+def _before(
+    norm: nn.Module, attention: Attention, states: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return attention.heads(norm(states), cos, sin)
+
+
+def _behind(out: nn.Module, norm: nn.Module, block: FeedForward, states: Tensor, seen: Tensor) -> Tensor:
+    states = states + out(seen)
+    behind: Tensor = states + block(norm(states))
+    return behind
