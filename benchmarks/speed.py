@@ -6,15 +6,20 @@ drifts for all alike. Figures are ratios of total tokens per second, with the ra
     python benchmarks/speed.py --prompts FILE.jsonl [FILE.jsonl ...] --each 3
     python benchmarks/speed.py --target smollm2-135m --drafts smollm2-135m-head --trees chain:3 2x1 --against none ...
 
-A tree runs with each draft. ``--against`` names what ratios are to: generate, assisted (with the first draft, which
-must be a model then), none (mcsd plain).
+A tree runs with each draft. ``--against`` names what ratios are to: generate, lookup (its prompt look-up), assisted
+(with the first draft, which must be a model then), none (mcsd plain). Others run in processes of their own, which wait
+while it is not their turn: ``--peer NAME COMMAND`` starts one, see ``benchmarks/peers``, and NAME may be in --against.
+
+    python benchmarks/speed.py ... --peer llama.cpp "ENVIRONMENT/bin/python benchmarks/peers/llama_cpp.py FILE.gguf"
 
 A prompts file holds a JSON object a line with a field "prompt"; answers are asked for in the chat template.
 """
 
 import argparse
 import json
+import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +37,9 @@ from mcsd.drafters import HeadDrafter, ModelDrafter
 from mcsd.models.loading import choose_dtype, load, load_draft
 
 CPU = torch.device("cpu")
+
+_LOOKED_UP = 3
+"""Tokens that transformers' prompt look-up proposes."""
 
 
 class Run(NamedTuple):
@@ -52,19 +60,20 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantize", help="of mcsd's target and drafts; transformers runs in the dtype")
     parser.add_argument("--compile", action="store_true", help="mcsd's target and drafts")
+    parser.add_argument("--peer", nargs=2, action="append", default=[], metavar=("NAME", "COMMAND"))
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--each", type=int, default=3, help="prompts of each file, evenly spaced")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="the table as JSON")
+    parser.add_argument("--figure", type=Path, help="the table as bars: SVG, PNG or PDF")
     args = parser.parse_args()
 
     torch.set_grad_enabled(False)
     prompts = [prompt for path in args.prompts for prompt in spaced(path, args.each)]
-    peer, helper = (
-        reference(name, args.dtype) if wanted in args.against else None
-        for name, wanted in ((args.target, "generate"), (args.drafts[0], "assisted"))
-    )
+    peer = reference(args.target, args.dtype) if {"generate", "lookup", "assisted"} & {*args.against} else None
+    helper = reference(args.drafts[0], args.dtype) if "assisted" in args.against else None
+    others = {name: Peer(shlex.split(command)) for name, command in args.peer}
     plain, engines = systems_of(args.target, args.drafts, args.trees, args.dtype, args.quantize, args.compile)
     timers = {name: ForwardTimer(engine) for name, engine in engines.items()}
 
@@ -72,10 +81,13 @@ def main() -> None:
     for temperature in args.temperatures:
         at = {"temperature": temperature, "new": args.new}
         systems: dict[str, Callable[..., Run]] = {}
-        if peer:
-            systems["generate"] = partial(hf, peer, **at)
-        if peer and helper:
-            systems["assisted"] = partial(hf, peer, assistant_model=helper, **at)
+        helps: dict[str, dict[str, Any]] = {
+            "generate": {},
+            "lookup": {"prompt_lookup_num_tokens": _LOOKED_UP},
+            "assisted": {"assistant_model": helper},
+        }
+        systems |= {name: partial(hf, peer, **at, **help) for name, help in helps.items() if name in args.against}
+        systems |= {name: partial(other, **at) for name, other in others.items()}
         systems["none"] = partial(ours, plain, **at)
         systems |= {name: partial(ours, engine, **at) for name, engine in engines.items()}
         ids = plain.chat_tokens([{"role": "user", "content": prompts[0]}])
@@ -93,6 +105,8 @@ def main() -> None:
         rows += table(temperature, results, [name for name in args.against if name in results], forwards)
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1))
+    if args.figure:
+        draw(rows, args.against[0], args.figure)
 
 
 def systems_of(
@@ -108,6 +122,23 @@ def systems_of(
                 copy(loaded.model), copy(proposer), loaded.tokenizer, tree=tree, max_batch=1
             )
     return mcsd.Engine(copy(loaded.model), tokenizer=loaded.tokenizer, tree="none", max_batch=1), engines
+
+
+class Peer:
+    """A system in a process of its own: a JSON object a line in, one a line out."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, ids: list[int], seed: int, *, temperature: float, new: int) -> Run:
+        """Answer one prompt."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {"ids": ids, "seed": seed, "temperature": temperature, "new": new}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return Run(answer["tokens"], answer["seconds"], None)
 
 
 class ForwardTimer:
@@ -206,6 +237,30 @@ def table(
             + (f"   outside forwards {row['outside_forwards']:.1%}" if name in forwards else "")
         )
     return rows
+
+
+def draw(rows: list[dict[str, Any]], base: str, path: Path) -> None:
+    """A bar a system, how many times as fast as ``base`` it is; a panel a temperature."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    temperatures = sorted({row["temperature"] for row in rows})
+    height = 1.2 + 0.3 * len(rows) / len(temperatures)
+    figure, panels = pyplot.subplots(
+        1, len(temperatures), figsize=(5 * len(temperatures), height), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, temperature in zip(panels[0], temperatures, strict=True):
+        shown = [row for row in rows if row["temperature"] == temperature]
+        bars = panel.barh([row["system"] for row in shown], [row["times"][base] for row in shown])
+        panel.bar_label(bars, fmt=" %.2f")
+        panel.margins(x=0.12)
+        panel.invert_yaxis()
+        panel.axvline(1, color="black", linewidth=0.8)
+        panel.set(title=f"temperature {temperature:g}", xlabel=f"times as fast as {base}")
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 def rate(runs: list[Run]) -> float:

@@ -21,10 +21,16 @@
     + NonFiniteLogits          the model gave NaN or no finite logit for this request
     + RequestInterrupted       cancelled, or running when a step of the engine was broken off
 
+A `McsdWarning` is no error: something works as it should, but less well than it could.
+
 ``exit_code`` is what the command line ends with: 1 the work failed, 2 the words were wrong.
 """
 
 from typing import Any
+
+
+class McsdWarning(UserWarning):
+    """Something works as it should, but less well than it could; the line says why."""
 
 
 class McsdError(Exception):

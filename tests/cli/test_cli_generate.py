@@ -103,3 +103,20 @@ def test_a_full_disk_is_one_line_too(words: list[object]) -> None:
     assert running.returncode == 1
     assert err.startswith("error: OSError: ")
     assert len(err.splitlines()) == 2
+
+
+def test_what_works_less_well_than_it_could_is_one_line(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    words = ["generate", "Once", "-m", tiny, "--tree", "none", "-n", 4, "--temperature", 0, "--dtype", "float32"]
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        compiled = run(*words, "--compile")
+    plain = run(*words)
+    warning, *rest = compiled.err.splitlines()
+    assert warning.startswith("warning: compile: ")
+    assert "No working C++ compiler" in warning
+    assert len(rest) == len(plain.err.splitlines())
+    assert (compiled.code, compiled.out) == (0, plain.out)

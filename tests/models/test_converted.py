@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from conftest import tiny
+from mcsd import errors
 from mcsd.catalog import path_of, pull
 from mcsd.models.converted import Conversion
 from mcsd.models.loading import load
@@ -91,7 +92,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatc
     monkeypatch.setenv("MCSD_HOME", str(tmp_path / "home"))
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
-    with pytest.warns(UserWarning, match="loading stays slow"):
+    with pytest.warns(errors.McsdWarning, match="loading stays slow"):
         Conversion(gguf, torch.float32).keep(tiny("llama"), None)
 
 
@@ -99,7 +100,7 @@ def test_a_full_disk_is_a_warning(file: Path, monkeypatch: pytest.MonkeyPatch) -
     copy = Conversion(file, torch.float32)
     usage = type("Usage", (), {"free": 100_000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.warns(UserWarning, match="no room"):
+    with pytest.warns(errors.McsdWarning, match="no room"):
         copy.keep(tiny("llama"), None)
     assert not list(copy.folder.parent.iterdir())
 

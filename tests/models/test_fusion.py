@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 import mcsd
 from conftest import FAMILIES, tiny
+from mcsd import errors
 from mcsd.models import Block, TransformersModel
 from mcsd.models.compilation import compile_layers
 from mcsd.models.fusion import Attention, FeedForward, Norm, Rotary, fuse
@@ -89,7 +90,7 @@ def test_compiled_layers_compute_the_same(family: str, tmp_path: Path, monkeypat
     network = exact(family)
     compiled = deepcopy(network)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error", errors.McsdWarning)
         compile_layers(TransformersModel(compiled))
     # Two functions, for one token and for several.
     assert counters["stats"]["unique_graphs"] - graphs == 4
@@ -103,19 +104,17 @@ def test_compiled_layers_compute_the_same(family: str, tmp_path: Path, monkeypat
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_why() -> None:
     network = exact("gpt2")
     before = outputs(network)
-    with pytest.warns(UserWarning, match="no known kind"):
+    with pytest.warns(errors.McsdWarning, match="no known kind"):
         compile_layers(TransformersModel(network))
     assert all(torch.equal(a, b) for a, b in zip(outputs(network), before, strict=True))
 
 
 def test_without_a_compiler_it_says_so_and_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor.config as config
-
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     network = exact("llama")
     before = outputs(network)
-    with pytest.warns(UserWarning, match="No working C\\+\\+ compiler"):
+    nothing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with nothing, pytest.warns(errors.McsdWarning, match="No working C\\+\\+ compiler"):
         compile_layers(TransformersModel(network))
     for ours, theirs in zip(outputs(network), before, strict=True):
         assert_same(ours, theirs)

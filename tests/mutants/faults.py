@@ -17,7 +17,7 @@ _RECURSIVE, _RESIDUAL, _BASE = "schemes/recursive.py", "schemes/residual.py", "s
 _SAMPLING, _ENGINE, _LEVELS = "sampling.py", "engine.py", "drafters/levels.py"
 _GREEDY, _KSEQ, _HUB = "schemes/greedy_draft.py", "schemes/kseq.py", "schemes/spechub.py"
 _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
-_MODEL, _CACHE = "models/transformers.py", "models/cache.py"
+_MODEL, _CACHE, _FUSION = "models/transformers.py", "models/cache.py", "models/fusion.py"
 
 _Q_THEN_ALPHA = """            q = torch.where(there[:, None], renormalised(q.scatter(1, choice[:, None], 0.0)), q)
             if column:
@@ -224,4 +224,16 @@ FAULTS = (
         ),
     ),
     Fault("traversal forgets to lower α", _TRAVERSAL, "            if column:\n", "            if False:\n"),
+    Fault(
+        "queries that share keys grouped by node",
+        _FUSION,
+        "self._size).permute(0, 2, 3, 1, 4)",
+        "self._size).permute(0, 2, 1, 3, 4)",
+    ),
+    Fault(
+        "heads turned the wrong way",
+        _FUSION,
+        "sin[:, : sin.shape[1] // 2].neg_()",
+        "sin[:, sin.shape[1] // 2 :].neg_()",
+    ),
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from typer import TyperException
 
 from mcsd.catalog import CATALOG, is_pulled, path_of, pull
-from mcsd.errors import McsdError
+from mcsd.errors import McsdError, McsdWarning
 from mcsd.params import Chunk, Completion
 
 if TYPE_CHECKING:
@@ -196,9 +196,16 @@ def working(what: str) -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep the libraries' warnings off the terminal."""
+    """Keep the libraries' warnings off the terminal; those of mcsd are a line each."""
+    stderr = sys.stderr
+
+    def one_line(message: Warning | str, *_: Any) -> None:
+        print(f"warning: {harmless(str(message))}", file=stderr)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("default", McsdWarning)
+        warnings.showwarning = one_line  # type: ignore[assignment]
         logging.disable(logging.WARNING)
         try:
             yield

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from mcsd.catalog import models_folder
+from mcsd.errors import McsdWarning
 from mcsd.models.base import Block
 from mcsd.models.fusion import Attention, FeedForward, fuse
 from mcsd.models.transformers import TransformersModel
 
-_FOLDER = "compiled"
+_PLACE = "TORCHINDUCTOR_CACHE_DIR"
+"""The environment's word for where kernels are kept; what a user sets there counts."""
 
 
 def compile_layers(model: TransformersModel) -> None:
@@ -31,9 +34,13 @@ def compile_layers(model: TransformersModel) -> None:
     fuse(model.network)
     layers = [layer for layer in model.network.modules() if isinstance(getattr(layer, "self_attn", None), Attention)]
     if not layers or not all(isinstance(layer.mlp, FeedForward) for layer in layers):
-        warnings.warn(f"compile: the layers of {model.name} are of no known kind, they run as they are", stacklevel=2)
+        warnings.warn(
+            f"compile: the layers of {model.name} are of no known kind, they run as they are", McsdWarning, stacklevel=2
+        )
         return
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(models_folder().parent / _FOLDER))
+    # torch writes its default there itself, a folder that a restart of the machine empties.
+    if os.environ.get(_PLACE, default_cache_dir()) == default_cache_dir():
+        os.environ[_PLACE] = str(models_folder().parent / "compiled")
     # Each model has its own: what one was compiled for does not count for another.
     own: Any = partial(torch.compile, dynamic=True, isolate_recompiles=True)
     before, behind = own(_before), own(_behind)
@@ -48,7 +55,7 @@ def compile_layers(model: TransformersModel) -> None:
         for layer in layers:
             del layer.forward
         reason = str(error).strip().splitlines()[0]
-        warnings.warn(f"compile: {model.name} runs uncompiled: {reason:.200}", stacklevel=2)
+        warnings.warn(f"compile: {model.name} runs uncompiled: {reason:.200}", McsdWarning, stacklevel=2)
 
 
 def _forward(

@@ -18,6 +18,7 @@ import transformers
 from safetensors import SafetensorError
 
 from mcsd.catalog import models_folder
+from mcsd.errors import McsdWarning
 
 _SOURCE = "source.json"
 """In the folder of a copy: what it was made of."""
@@ -82,4 +83,6 @@ class Conversion:
         except (OSError, SafetensorError) as error:
             # Another process may have been faster.
             if not self.there():
-                warnings.warn(f"loading stays slow, {self.folder} cannot be written: {error!s:.200}", stacklevel=2)
+                warnings.warn(
+                    f"loading stays slow, {self.folder} cannot be written: {error!s:.200}", McsdWarning, stacklevel=2
+                )
