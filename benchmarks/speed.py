@@ -10,7 +10,7 @@ A tree runs with each draft. ``--against`` names what ratios are to: generate, l
 (with the first draft, which must be a model then), none (mcsd plain). Others run in processes of their own, which wait
 while it is not their turn: ``--peer NAME COMMAND`` starts one, see ``benchmarks/peers``, and NAME may be in --against.
 
-    python benchmarks/speed.py ... --peer llama.cpp "ENVIRONMENT/bin/python benchmarks/peers/llama_cpp.py FILE.gguf"
+    python benchmarks/speed.py ... --peer llama.cpp "ENVIRONMENT/bin/python benchmarks/peers/llamacpp.py FILE.gguf"
 
 A prompts file holds a JSON object a line with a field "prompt"; answers are asked for in the chat template.
 """
@@ -256,10 +256,10 @@ def draw(rows: list[dict[str, Any]], base: str, path: Path) -> None:
         bars = panel.barh([row["system"] for row in shown], [row["times"][base] for row in shown])
         panel.bar_label(bars, fmt=" %.2f")
         panel.margins(x=0.12)
-        panel.invert_yaxis()
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set(title=f"temperature {temperature:g}", xlabel=f"times as fast as {base}")
         panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].invert_yaxis()  # All share it.
     figure.savefig(path)
 
 

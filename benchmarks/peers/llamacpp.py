@@ -1,6 +1,6 @@
 """llama.cpp as a peer of ``benchmarks/speed.py``, in an environment of its own that has llama-cpp-python.
 
-    python llama_cpp.py TARGET.gguf [--draft DRAFT.gguf] [--tokens 3]
+    python llamacpp.py TARGET.gguf [--draft DRAFT.gguf] [--tokens 3]
 
 Reads requests from stdin, a JSON object a line with the prompt's token ids, temperature, new tokens at most and a seed;
 answers each with new tokens and seconds. It runs in the file's own quantization and samples from all tokens.
