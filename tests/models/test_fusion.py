@@ -65,6 +65,28 @@ def test_fused_layers_compute_the_same(family: str) -> None:
         assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("family", KNOWN)
+def test_transformers_runs_fused_layers_too(family: str) -> None:
+    """With and without a cache, with and without padding, as `mcsd verify` does."""
+    network = exact(family)
+    fused = deepcopy(network)
+    fuse(fused)
+    tokens = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))
+    whole = torch.ones_like(tokens)
+    padded = whole.clone()
+    padded[0, 9:] = 0
+    for mask in (whole, padded):
+        for cached in (False, True):
+            ours, theirs = (
+                model(tokens, attention_mask=mask, use_cache=cached).logits[mask.bool()] for model in (fused, network)
+            )
+            assert_same(ours, theirs)
+    greedy = [
+        model.generate(tokens, attention_mask=whole, max_new_tokens=8, do_sample=False) for model in (fused, network)
+    ]
+    assert torch.equal(*greedy)
+
+
 def test_angles_that_move_with_the_length_are_left_alone() -> None:
     network = tiny("llama")
     network.model.rotary_emb.rope_type = "dynamic"

@@ -63,9 +63,9 @@ def _forward(
     behind: Callable[..., Tensor],
     layer: Any,
     hidden_states: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | None,
     position_embeddings: tuple[Tensor, Tensor],
-    past_key_values: Any,
+    past_key_values: Any = None,
     **_: Any,
 ) -> Tensor:
     """A decoder layer as it is in transformers, with rows and tokens as one dimension for what is compiled."""

@@ -113,11 +113,11 @@ class Attention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor,
-        past_key_values: Any,
+        attention_mask: Tensor | None,
+        past_key_values: Any = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """See ``LlamaAttention.forward``; the angles are a `Rotary`'s; mask and cache must be given."""
+        """See ``LlamaAttention.forward``; the angles are a `Rotary`'s."""
         heads = self.heads(hidden_states, *position_embeddings)
         return self.out(self.attend(*heads, attention_mask, past_key_values)), None
 
@@ -133,15 +133,23 @@ class Attention(nn.Module):
         queries, keys = turned.split_with_sizes([self._heads, self._shared], dim=-2)
         return queries, keys, values
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        """What the queries see ``[B, n, heads * size]`` of the cache and the new keys and values."""
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        """What the queries see ``[B, n, heads * size]`` of the cache, if there is one, and the new keys and values.
+
+        Without a mask, each sees what comes before it.
+        """
         rows, length = queries.shape[:2]
-        keys, values = cache.update(keys.transpose(1, 2), values.transpose(1, 2), self._layer)
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        if cache is not None:
+            keys, values = cache.update(keys, values, self._layer)
         # The queries that share keys are rows of one product: [B, shared, each * n, size].
         each = self._heads // self._shared
         queries = queries.reshape(rows, length, self._shared, each, self._size).permute(0, 2, 3, 1, 4)
         if length > 1:
-            mask = mask.expand(-1, each, -1, -1).reshape(rows, 1, each * length, -1)
+            if mask is None:
+                columns = keys.shape[2]
+                mask = torch.ones(1, 1, length, columns, dtype=torch.bool, device=keys.device).tril(columns - length)
+            mask = mask.expand(rows, each, -1, -1).reshape(rows, 1, each * length, -1)
         seen = nn.functional.scaled_dot_product_attention(
             queries.reshape(rows, self._shared, each * length, self._size),
             keys,
