@@ -133,10 +133,7 @@ def train(
     start = time.monotonic() - seconds
     report: Report | None = None
     while (share := _share(budget, step, seconds)) < 1:
-        rate = min(1.0, max(share, 1e-3) / _WARM_UP) * (1 - share)
-        for optimizer, full in zip(optimizers, rates, strict=True):
-            for group, lr in zip(optimizer.param_groups, full, strict=True):
-                group["lr"] = lr * rate
+        _schedule(optimizers, rates, share)
         for place in range(learner.batches):
             with mixed:
                 loss = learner.loss(batches[step * learner.batches + place].to(teacher.device))
@@ -155,6 +152,14 @@ def train(
             losses.clear()
             progress(report)
     return report or Report(1.0, step, seconds, None, measured())
+
+
+def _schedule(optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Sequence[float]], share: float) -> None:
+    """Set the learning rates for where the budget stands; ``rates`` are the full ones, by optimizer and group."""
+    rate = min(1.0, max(share, 1e-3) / _WARM_UP) * (1 - share)
+    for optimizer, full in zip(optimizers, rates, strict=True):
+        for group, lr in zip(optimizer.param_groups, full, strict=True):
+            group["lr"] = lr * rate
 
 
 def _descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
