@@ -1,6 +1,6 @@
 """What several tests need: real weights and tiny random models of every tested family."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from mcsd.catalog import models_folder
 from mcsd.models.loading import Loaded, load
 
 # The suite runs two files at a time, and two threads that wait for each other on a busy core crawl.
@@ -57,6 +58,18 @@ def tiny(family: str, seed: int = 0) -> PreTrainedModel:
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.25)
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_profiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Weights are shared with whoever runs the tests; what is measured meanwhile is not kept."""
+    home, shared = tmp_path_factory.mktemp("home"), models_folder().parent
+    for name in ("models", "converted", "compiled"):
+        (shared / name).mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(shared / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCSD_HOME", str(home))
+        yield
 
 
 @pytest.fixture(params=sorted(FAMILIES))

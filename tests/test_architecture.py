@@ -24,16 +24,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"models"},
     "options": {"errors", "schemes", "tree"},
     "encoding": {"errors", "params"},
+    "prompts": {"encoding", "params"},
+    "planning": {"errors", "params", "tree", "schemes", "models", "catalog"},
     "engine": {
         *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),
-        *("request", "catalog"),
+        *("request", "catalog", "planning", "prompts"),
     },
     "distill": {
         *("engine", "errors", "params", "rng", "sampling", "schemes", "tree", "models", "drafters", "request"),
         "catalog",
     },
-    "verify": {"engine", "encoding", "errors", "params", "sampling", "models"},
-    "cli": {"distill", "verify", "engine", "errors", "params", "catalog", "options"},
+    "verify": {"engine", "encoding", "errors", "params", "prompts", "sampling", "models"},
+    "tune": {
+        *("engine", "errors", "params", "planning", "prompts", "schemes", "tree", "models", "options", "catalog"),
+    },
+    "cli": {"tune", "distill", "verify", "engine", "errors", "params", "catalog", "options"},
 }
 
 

@@ -53,6 +53,11 @@ class Encoder:
             raise InvalidParameter("stop strings, and the engine has no tokenizer", "give a tokenizer")
         return ids
 
+    @property
+    def chats(self) -> bool:
+        """Whether there is a chat template."""
+        return getattr(self._tokenizer, "chat_template", None) is not None
+
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """A conversation as token ids, in the model's chat template, ready for the answer.
 
@@ -60,7 +65,7 @@ class Encoder:
             UnsupportedModel: there is no template.
             InvalidParameter: it refuses the messages.
         """
-        if self._tokenizer is None or getattr(self._tokenizer, "chat_template", None) is None:
+        if self._tokenizer is None or not self.chats:
             raise UnsupportedModel(f"{self._name} has no chat template", "use generate with a text")
         try:
             return list(

@@ -6,13 +6,14 @@ The engine is the only place where drafter, target and scheme meet. It is free o
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from mcsd.drafters import Drafter, HeadDrafter, ModelDrafter, NgramDrafter
+from mcsd.drafters import TOGETHER, Drafter, HeadDrafter, ModelDrafter, NgramDrafter
 from mcsd.encoding import Encoder, Message, Prompt, Prompts
 from mcsd.errors import (
     InvalidParameter,
@@ -23,13 +24,21 @@ from mcsd.errors import (
 from mcsd.models import Block, BoundHead
 from mcsd.models.compatibility import as_model, check_bound, check_vocabularies
 from mcsd.models.prefill import prefill
-from mcsd.options import automatic_tree, check_options
+from mcsd.options import check_options
 from mcsd.params import Chunk, Completion, SamplingParams
+from mcsd.planning import TEMPERATURES, Calibration, FixedTree, Place, Plan, Planner, Profile, forward_curve, place_of
+from mcsd.prompts import built_in
 from mcsd.request import Request
 from mcsd.rng import DRAW, JUDGE, Stream
 from mcsd.sampling import Settings
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, Texts, Verdict
 from mcsd.tree import TreeShape
+
+_ROUNDS = 4
+"""Steps with each tree, at each temperature, before tree "auto" serves its first request."""
+
+_WRITTEN = 16
+"""Tokens of a text that is written for that: short ones, of several prompts."""
 
 
 class Engine:
@@ -40,10 +49,12 @@ class Engine:
         draft: the same, a `mcsd.models.BoundHead`, a `mcsd.drafters.Drafter`, or "ngram" (also None): look-up in the
             text so far.
         tokenizer: of the target; without one, prompts are token ids and there is no text.
-        tree: anything `TreeShape.parse` reads, or "auto".
+        tree: anything `TreeShape.parse` reads; or "auto": the tree that pays, by what is measured before the first
+            request and by what is accepted later on; or a `mcsd.planning.Plan` of your own.
         scheme: a name in `mcsd.SCHEMES`. Candidates of a drafter that does not draw are judged as "top-k".
         max_batch: rows that run together; further requests wait.
         max_length: the most tokens of a request, prompt included; at most the target's context.
+        profile: where the measurements of tree "auto" are kept; without it every engine makes its own.
 
     Raises:
         InvalidTree, UnknownScheme, InvalidOption: by name.
@@ -56,28 +67,29 @@ class Engine:
         target: Any,
         draft: Any = None,
         tokenizer: Any | None = None,
-        tree: str | Path | Sequence[int] | TreeShape = "auto",
+        tree: str | Path | Sequence[int] | TreeShape | Plan = "auto",
         scheme: str = "mcss-wor",
         max_batch: int = 8,
         max_length: int = 2048,
+        profile: Place | None = None,
     ) -> None:
-        shape = check_options(scheme, tree, max_batch, max_length)
+        plan = tree if isinstance(tree, Plan) else None
+        shape = check_options(scheme, "auto" if isinstance(tree, Plan) else tree, max_batch, max_length)
         self.target = as_model(target)
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.max_length = min(max_length, self.target.max_length or max_length)
-        looks_up = draft is None or draft == "ngram"
-        if shape is None:
-            kind = "ngram" if looks_up else "head" if isinstance(draft, BoundHead) else "model"
-            shape = automatic_tree(kind, scheme)
-        self.tree = shape
-        # A draft reads up to two tokens of a text before the candidates.
-        slots = self.max_length + 2 + len(self.tree)
+        self.tree = TreeShape.parse("none") if shape is None else shape
+        """Of the last step, or of the next one if there has been none."""
+        self._plan = plan if shape is None else FixedTree(shape)
+        self._profile = profile
+        # A draft reads two tokens of a text before the candidates, or after plain decoding some more.
+        slots = self.max_length + 2 + max(TOGETHER, (self._plan or Planner).largest)
         self._cache = self.target.new_cache(max_batch, slots)
         self.drafter: Drafter
         if isinstance(draft, Drafter):
             self.drafter = draft
-        elif looks_up or not len(self.tree):
+        elif draft is None or draft == "ngram" or (shape is not None and not len(shape)):
             self.drafter = NgramDrafter(self.target.device)
         elif isinstance(draft, BoundHead):
             check_bound(self.target, draft)
@@ -88,7 +100,7 @@ class Engine:
             self.drafter = ModelDrafter(model, self.target.vocab_size, max_batch, slots)
         chosen = SCHEMES[scheme]
         self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not self.drafter.draws else chosen()
-        self._encoder = Encoder(tokenizer, self.target.name, self.target.vocab_size, self.max_length)
+        self.encoder = Encoder(tokenizer, self.target.name, self.target.vocab_size, self.max_length)
         eos = getattr(tokenizer, "eos_token_id", None)
         self._eos = self.target.eos_token_ids | (frozenset() if eos is None else {eos})
         self._waiting: deque[Request] = deque()
@@ -145,9 +157,9 @@ class Engine:
             locate(model)
         loaded = load(target, where, kind, quantize=quantize, compile=compile)
         proposer: Any = load_draft(draft, loaded, quantize, compile) if drafts else "ngram"
-        return cls(
-            loaded.model, proposer, loaded.tokenizer, "auto" if shape is None else shape, scheme, max_batch, max_length
-        )
+        profile = place_of(target, draft, where, kind, scheme=scheme, quantize=quantize, compile=compile)
+        tree = "auto" if shape is None else shape
+        return cls(loaded.model, proposer, loaded.tokenizer, tree, scheme, max_batch, max_length, profile)
 
     @property
     def scheme_name(self) -> str:
@@ -157,7 +169,8 @@ class Engine:
     @property
     def draft_name(self) -> str:
         """Where candidates come from; "none" when decoding plainly."""
-        return self.drafter.name if len(self.tree) else "none"
+        plain = isinstance(self._plan, FixedTree) and not self._plan.largest
+        return "none" if plain else self.drafter.name
 
     @property
     def target_name(self) -> str:
@@ -237,14 +250,17 @@ class Engine:
         """
         self._since = time.perf_counter()
         try:
+            plan = self._plan or self._calibrate()
             self._admit()
             if not self._rows:
                 return
-            tree = self._draft()
+            before = dict(self._clock)
+            tree = self._draft(plan)
             logits, hidden = self._verify(tree)
             verdict = self._judge(tree, logits)
             self._commit(verdict, hidden)
             self._lap("commit")
+            self._learn(plan, tree, verdict, before)
             self._emit(tree, verdict, logits)
         except BaseException:
             self._abandon()
@@ -273,8 +289,9 @@ class Engine:
             self._seeds = torch.tensor([row.seed for row in self._rows], device=self.target.device)
         self._positions = torch.tensor([len(row.tokens) for row in self._rows], device=self.target.device)
 
-    def _draft(self) -> CandidateTree:
+    def _draft(self, plan: Plan) -> CandidateTree:
         assert self._settings is not None
+        self.tree = plan.choose(self._settings.params)
         texts = [row.all_tokens for row in self._rows]
         random = Stream(self._seeds, self._positions, DRAW)
         self._lap("other")
@@ -303,6 +320,48 @@ class Engine:
         if hidden is not None:
             hidden = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
         self.drafter.commit(verdict.path, verdict.accepted, hidden)
+
+    def _learn(self, plan: Plan, tree: CandidateTree, verdict: Verdict, before: dict[str, float]) -> None:
+        assert self._settings is not None
+        paths = [path[:count] for path, count in zip(verdict.path.tolist(), verdict.accepted.tolist(), strict=True)]
+        spent = {part: seconds - before[part] for part, seconds in self._clock.items()}
+        plan.observe(tree.shape, self._settings.params, paths, spent)
+
+    def _calibrate(self) -> Plan:
+        """Read what is known of this pair and machine, or measure it: on texts that the target writes itself."""
+        profile = self._profile.read() if self._profile else None
+        if profile is None:
+            profile = self._measured()
+            if self._profile and profile:
+                self._profile.keep(profile)
+        # Where target or draft give no distribution, the request that waits has to say so.
+        self._plan = Planner(profile, type(self._scheme)) if profile else FixedTree(TreeShape.parse("1"))
+        return self._plan
+
+    def _measured(self) -> Profile | None:
+        # The requests that wait, and the clock that their statistics are made of, stand aside.
+        waiting, clock = self._waiting, dict(self._clock)
+        trial = Calibration(type(self._scheme), self.drafter.draws)
+        self._waiting, self._plan = deque(), trial
+        texts = built_in(self.encoder) if self.tokenizer is not None else [[0]]
+        room = max(1, self.max_length // 2)
+        try:
+            for temperature in TEMPERATURES:
+                enough = len(trial.steps) + _ROUNDS * len(trial.shapes)
+                params = SamplingParams(temperature=temperature, max_new_tokens=_WRITTEN, seed=0)
+                for prompt in cycle(texts):
+                    request = Request(prompt[:room], params, room, None, frozenset())
+                    self.submit(request)
+                    while len(trial.steps) < enough and not request.done:
+                        self.step()
+                    self.cancel(request)
+                    if isinstance(request.error, NonFiniteLogits):
+                        return None
+                    if len(trial.steps) >= enough:
+                        break
+            return trial.profile(forward_curve(self.target, self.drafter.hidden))
+        finally:
+            self._waiting, self._clock, self._plan = waiting, clock, None
 
     def _emit(self, tree: CandidateTree, verdict: Verdict, logits: Tensor) -> None:
         path = verdict.path.clamp(min=0)
@@ -383,7 +442,7 @@ class Engine:
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """A conversation as token ids, in the model's chat template, ready for the answer."""
-        return self._encoder.chat(messages)
+        return self.encoder.chat(messages)
 
     def request(self, prompt: Prompt, params: Any = None) -> Request:
         """A prompt, with its `SamplingParams`, made ready for `submit`.
@@ -392,5 +451,5 @@ class Engine:
             RequestError: the prompt or a parameter is wrong.
         """
         params = SamplingParams() if params is None else params
-        ids = self._encoder.encode(prompt, params)
+        ids = self.encoder.encode(prompt, params)
         return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)

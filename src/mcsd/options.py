@@ -7,10 +7,6 @@ from mcsd.errors import InvalidOption, UnknownScheme
 from mcsd.schemes import SCHEMES
 from mcsd.tree import TreeShape
 
-_AUTOMATIC = {"ngram": "2x1x1x1", "head": "2x1", "model": "2x2x1"}
-_CHAIN = "chain:3"
-"""Trees of ``tree="auto"``, by where candidates come from; the last for schemes that judge chains."""
-
 MAX_ROWS = 4096
 MAX_SLOTS = 1 << 20
 MAX_TOKENS = 1 << 24
@@ -42,14 +38,3 @@ def check_options(
     shape = TreeShape.parse(tree)
     SCHEMES[scheme].check(shape)
     return shape
-
-
-def automatic_tree(drafter: str, scheme: str) -> TreeShape:
-    """What ``tree="auto"`` stands for.
-
-    Args:
-        drafter: "ngram", "head" or "model".
-        scheme: that judges, where candidates are drawn.
-    """
-    chain = drafter != "ngram" and SCHEMES[scheme].widest == 1
-    return TreeShape.parse(_CHAIN if chain else _AUTOMATIC[drafter])

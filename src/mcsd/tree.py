@@ -114,7 +114,22 @@ class TreeShape:
     def __str__(self) -> str:
         if self._name is not None:
             return self._name
-        return "parents:" + ",".join(map(str, self.parents)) if self.parents else "none"
+        if not self.parents:
+            return "none"
+        counts = self._counts()
+        if counts is None:
+            return "parents:" + ",".join(map(str, self.parents))
+        return f"chain:{len(counts)}" if len(counts) > 1 and max(counts) == 1 else "x".join(map(str, counts))
+
+    def _counts(self) -> list[int] | None:
+        """The children of a node, level by level, if they are the same on all of a level."""
+        children = [0] * (1 + len(self))
+        for parent in self.parents:
+            children[1 + parent] += 1
+        levels: list[set[int]] = [set() for _ in range(1 + self.depth)]
+        for count, depth in zip(children, (0, *self.depths), strict=True):
+            levels[depth].add(count)
+        return None if any(len(level) > 1 for level in levels) else [min(level) for level in levels[:-1]]
 
     def __repr__(self) -> str:
         return f"TreeShape({self})"

@@ -24,8 +24,8 @@ from mcsd.schemes.base import Target
 
 ROWS = 3
 LARGEST = 6
-# After trees of no candidates a drafter may have a whole text to read, beside the longest.
-SLOTS = 2 * CONTEXT + LARGEST
+# What rows read in one forward is filled up to what the longest has to read: seven tokens, or those left together.
+SLOTS = CONTEXT + 7 + LARGEST
 CPU = torch.device("cpu")
 # One embedding is NaN for a while in some rules; the first model of a kind is the target.
 DRAFT = 1
@@ -133,11 +133,13 @@ class Drafters(RuleBasedStateMachine):
     def step(self, above: list[int], scheme: int, ends: list[int], seed: int) -> None:
         self.draft_and_commit(TreeShape(above), scheme, ends, seed)
 
-    # A head needs every state that it is handed, and is never asked for a tree of nothing.
-    @precondition(lambda self: self.texts and not isinstance(self.drafter, HeadDrafter))
-    @rule(seed=SEEDS)
-    def step_without_candidates(self, seed: int) -> None:
-        self.draft_and_commit(TreeShape([]), 0, [0] * ROWS, seed)
+    @precondition(lambda self: self.texts)
+    @rule(count=st.integers(1, 6), seed=SEEDS)
+    def steps_without_candidates(self, count: int, seed: int) -> None:
+        """Plain decoding; the tokens wait to be read."""
+        for step in range(count):
+            if self.texts:
+                self.draft_and_commit(TreeShape([]), 0, [0] * ROWS, seed + step)
 
     @precondition(lambda self: len(self.texts) > 1)
     @rule(pick=st.integers(0, ROWS - 1))
@@ -314,4 +316,7 @@ def test_a_drafter_with_any_history_is_as_a_fresh_one(kind: str, monkeypatch: py
     # Short prompts in several pieces.
     monkeypatch.setattr("mcsd.models.prefill.CHUNK", 5)
     monkeypatch.setattr("mcsd.drafters.head.CHUNK", 5)
+    # Rows that lag catch up alone.
+    monkeypatch.setattr("mcsd.drafters.model.TOGETHER", 4)
+    monkeypatch.setattr("mcsd.drafters.head.TOGETHER", 4)
     run(Drafters, kind, runs=40 if kind == "ngram" else 6, steps=18)

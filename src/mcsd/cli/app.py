@@ -14,6 +14,7 @@ from mcsd.cli.generate import generate
 from mcsd.cli.models import models
 from mcsd.cli.output import debugging, report
 from mcsd.cli.pull import pull
+from mcsd.cli.tune import tune
 from mcsd.cli.verify import verify
 
 INTERRUPTED = 130
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(tune)
 app.command()(distill)
 app.command()(verify)
 app.command()(models)

@@ -79,17 +79,17 @@ class EngineOptions:
 
         # A wrong word is told before a gigabyte is fetched for it.
         check_options(self.scheme, self.tree, max_batch, self.max_length)
-        for name in self._models():
-            if name in CATALOG:
-                fetch(name)
+        fetch_pair(self.target, self.draft if self.tree != "none" else self.target)
         with working(f"loading {self.target}"):
             return Engine.load(**vars(self), max_batch=max_batch)
 
-    def _models(self) -> list[str]:
-        if self.tree == "none":
-            return [self.target]
-        default = CATALOG[self.target].draft if self.target in CATALOG else None
-        return [self.target, self.draft or default or self.target]
+
+def fetch_pair(target: str, draft: str | None) -> None:
+    """Fetch the weights of target and draft that are missing, with a progress bar."""
+    default = CATALOG[target].draft if target in CATALOG else None
+    for name in (target, draft or default):
+        if name in CATALOG:
+            fetch(str(name))
 
 
 @dataclass(frozen=True)

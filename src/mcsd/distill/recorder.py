@@ -46,10 +46,7 @@ class Recorder(Drafter):
         """See `Drafter.draft`."""
         for text, (read, _) in zip(texts, self._rows, strict=True):
             read.append(text[-1])
-        device = settings.temperature.device
-        none = torch.zeros(len(texts), 0, dtype=torch.int64, device=device)
-        failed = torch.zeros(len(texts), dtype=torch.bool, device=device)
-        return CandidateTree(TreeShape.parse("none"), none, none.bool(), none, None, failed)
+        return CandidateTree.none(len(texts), settings.temperature.device)
 
     def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import Level, LevelDrafter, unread
+from mcsd.drafters.levels import TOGETHER, Level, LevelDrafter, unread
 from mcsd.models import Block
 from mcsd.models.head import BoundHead
 from mcsd.models.prefill import CHUNK
@@ -42,22 +42,18 @@ class HeadDrafter(LevelDrafter):
         states = torch.zeros(1, 1, size, dtype=self.head.dtype, device=self._device)
         if hidden is not None:
             states = torch.cat([states, hidden], dim=1)
-        rows = slice(row, row + 1)
-        for start in range(0, len(prompt) - 1, CHUNK):
-            piece = torch.tensor([prompt[start : min(start + CHUNK, len(prompt) - 1)]], device=self._device)
-            length = piece.shape[1]
-            block = Block.chain(length)
-            self.head.forward(piece, states[:, start : start + length], block, self._cache, rows, logits=False)
-            keep = torch.arange(length, device=self._device)[None]
-            self._cache.commit(keep, torch.tensor([length], device=self._device), rows)
-        self._states.append(states[0, -1:])
+        self._states.append(states[0])
+        self._catch_up(row, prompt[:-1])
 
     def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
         assert hidden is not None
         # Behind the root and the path comes the target's own token: as many unread tokens as there are states.
         counts = (accepted + 1).tolist()
-        self._states = [states[:count] for states, count in zip(hidden, counts, strict=True)]
+        self._states = [
+            torch.cat([unread, states[:count]])
+            for unread, states, count in zip(self._states, hidden, counts, strict=True)
+        ]
 
     def remove(self, row: int) -> None:
         """See `Drafter.remove`."""
@@ -70,13 +66,29 @@ class HeadDrafter(LevelDrafter):
         self._cache.clear()
         self._states.clear()
 
+    def _catch_up(self, row: int, tokens: list[int]) -> None:
+        """Read unread tokens of one row."""
+        rows = slice(row, row + 1)
+        for start in range(0, len(tokens), CHUNK):
+            piece = torch.tensor([tokens[start : start + CHUNK]], device=self._device)
+            length = piece.shape[1]
+            states = self._states[row][None, start : start + length]
+            self.head.forward(piece, states, Block.chain(length), self._cache, rows, logits=False)
+            keep = torch.arange(length, device=self._device)[None]
+            self._cache.commit(keep, torch.tensor([length], device=self._device), rows)
+        self._states[row] = self._states[row][len(tokens) :].clone()
+
     def _root(self, texts: list[list[int]]) -> Tensor:
+        for row, (text, read) in enumerate(zip(texts, self._cache.lengths.tolist(), strict=False)):
+            if len(text) - read > TOGETHER:
+                self._catch_up(row, text[read:-1])
         tokens, counts = unread(texts, self._cache.lengths.tolist(), self._device)
         states = torch.nn.utils.rnn.pad_sequence(self._states, batch_first=True)
         longest = tokens.shape[1]
         each = torch.arange(len(texts), device=self._device)
         output = self.head.forward(tokens, states, Block.chain(longest), self._cache)
         self._cache.commit(torch.arange(longest, device=self._device).expand(len(texts), -1), counts)
+        self._states = [states[:0] for states in self._states]
         assert output.hidden is not None
         self._drafted = output.hidden[each, counts - 1][:, None]
         return output.logits[each, counts - 1][:, None]

@@ -17,6 +17,10 @@ from mcsd.tree import TreeShape
 SUPPORT = 64
 """Tokens of the draft's distribution that candidates are drawn from."""
 
+TOGETHER = 32
+"""Unread tokens that rows read in one forward. One that lags by more, after plain decoding, catches up by itself: side
+by side, all rows would have to be filled up to it."""
+
 
 class LevelDrafter(Drafter):
     """Asks a subclass for the logits of one level after the other.
@@ -46,6 +50,8 @@ class LevelDrafter(Drafter):
         """See `Drafter.draft`."""
         device = self._device
         batch, columns = len(texts), 1 + len(shape)
+        if not len(shape):
+            return CandidateTree.none(batch, device)
         tokens, choice = torch.zeros(2, batch, len(shape), dtype=torch.int64, device=device)
         valid = torch.zeros(batch, len(shape), dtype=torch.bool, device=device)
         failed = torch.zeros(batch, dtype=torch.bool, device=device)

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import Level, LevelDrafter, unread
+from mcsd.drafters.levels import TOGETHER, Level, LevelDrafter, unread
 from mcsd.models import Block, LanguageModel, TransformersModel
 from mcsd.models.prefill import prefill
 from mcsd.rng import Randomness
@@ -63,6 +63,9 @@ class ModelDrafter(LevelDrafter):
 
     def _root(self, texts: list[list[int]]) -> Tensor:
         cache, device = self._cache, self.model.device
+        for row, (text, read) in enumerate(zip(texts, cache.lengths.tolist(), strict=False)):
+            if len(text) - read > TOGETHER:
+                prefill(self.model, cache, row, text[read:-1])
         tokens, counts = unread(texts, cache.lengths.tolist(), device)
         longest = tokens.shape[1]
         logits = self.model.forward(tokens, Block.chain(longest), cache).logits

@@ -40,6 +40,13 @@ class CandidateTree:
     q: SparseDistributions | None
     failed: Tensor
 
+    @classmethod
+    def none(cls, rows: int, device: torch.device) -> "CandidateTree":
+        """No candidates: plain decoding."""
+        tokens, valid = torch.zeros(rows, 0, dtype=torch.int64, device=device), torch.zeros(rows, 0, dtype=torch.bool)
+        failed = torch.zeros(rows, dtype=torch.bool, device=device)
+        return cls(TreeShape.parse("none"), tokens, valid.to(device), tokens, None, failed)
+
 
 @dataclass(frozen=True)
 class Node:

@@ -9,10 +9,10 @@ from mcsd.encoding import Prompt
 from mcsd.engine import Engine
 from mcsd.errors import EmptyPrompt, InvalidParameter
 from mcsd.params import SamplingParams
+from mcsd.prompts import built_in
 from mcsd.verify.greedy import check_greedy
 from mcsd.verify.options import Options
 from mcsd.verify.plain import plain_logits
-from mcsd.verify.prompts import built_in
 from mcsd.verify.report import Report
 from mcsd.verify.sampled import check_sampled, places
 
@@ -58,7 +58,9 @@ def verify(
     check_params(params)
     if prompts is not None and not len(prompts):
         raise EmptyPrompt("the list of prompts is empty", "give one, or None for the built-in ones")
-    ids = built_in(engine) if prompts is None else [engine.request(prompt).prompt for prompt in prompts]
+    if prompts is None and engine.tokenizer is None:
+        raise EmptyPrompt("no prompts, and no tokenizer for the built-in ones", "give prompts as token ids")
+    ids = built_in(engine.encoder) if prompts is None else [engine.request(prompt).prompt for prompt in prompts]
     dtype = plain_logits(engine.target, torch.tensor([ids[0]], device=engine.target.device), 1).dtype
     budget = 60 * options.minutes
     greedy, texts = check_greedy(engine, ids, params, begun + _GREEDY * budget, show)

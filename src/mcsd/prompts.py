@@ -1,7 +1,7 @@
 """The prompts that are tried where the user gives none: plain text, and what people ask."""
 
-from mcsd.engine import Engine
-from mcsd.errors import EmptyPrompt
+from mcsd.encoding import Encoder
+from mcsd.params import SamplingParams
 
 PLAIN = (
     "The sun had not yet risen when",
@@ -17,18 +17,15 @@ ASKED = (
 )
 
 
-def built_in(engine: Engine) -> list[list[int]]:
+def built_in(encoder: Encoder) -> list[list[int]]:
     """The prompts as token ids, plain ones and questions in turn; questions in the chat template, if there is one.
 
     Raises:
-        EmptyPrompt: the engine has no tokenizer.
+        InvalidParameter: the encoder has no tokenizer.
     """
-    if engine.tokenizer is None:
-        raise EmptyPrompt("no prompts, and no tokenizer for the built-in ones", "give prompts as token ids")
-    chats = getattr(engine.tokenizer, "chat_template", None) is not None
-    prompts = []
+    params, prompts = SamplingParams(), []
     for text, question in zip(PLAIN, ASKED, strict=True):
-        prompts.append(engine.request(text).prompt)
+        prompts.append(encoder.encode(text, params))
         asked = [{"role": "user", "content": question}]
-        prompts.append(engine.chat_tokens(asked) if chats else engine.request(question).prompt)
+        prompts.append(encoder.chat(asked) if encoder.chats else encoder.encode(question, params))
     return prompts

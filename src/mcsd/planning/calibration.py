@@ -1,0 +1,179 @@
+"""Measuring a pair: what forwards and drafting cost, and what is accepted on texts that the target writes."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from mcsd.models import Block, Cache, LanguageModel
+from mcsd.models.prefill import prefill
+from mcsd.params import SamplingParams
+from mcsd.planning.acceptance import RANKS, Acceptance, Rates, falling
+from mcsd.planning.costs import Costs, Curve, rising
+from mcsd.planning.profile import Profile
+from mcsd.schemes import Scheme
+from mcsd.tree import TreeShape
+
+TEMPERATURES = (1.0, 0.0)
+"""At which acceptance is measured."""
+
+_TREES = {True: ("none", "1", "chain:3", "2x1", "4x1", "8x1"), False: ("none", "4x2x1x1")}
+"""That are tried, by whether candidates are drawn: two levels of different width show what a level costs."""
+
+_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+_TOO_LONG = 3.0
+"""Tokens of the forwards that are timed, up to one that takes so many times as long as that of one token."""
+
+_CONTEXT, _REPEATS = 64, 3
+"""Tokens before them, and how often each is timed."""
+
+_WEIGHT = 4.0
+"""Visits that what drafts usually do counts for."""
+
+
+class Step(NamedTuple):
+    """What became of one step of one row.
+
+    Attributes:
+        greedy: whether at temperature 0.
+        parents: of the tree that was judged.
+        path: the accepted nodes.
+        draft: seconds of drafting; rest: of all but forwards.
+    """
+
+    greedy: bool
+    parents: tuple[int, ...]
+    path: tuple[int, ...]
+    draft: float
+    rest: float
+
+
+class Calibration:
+    """A `Plan` that tries trees in turn, on one row, and takes down what becomes of them.
+
+    Args:
+        scheme: that judges; trees that it cannot judge are left out.
+        draws: whether the drafter draws its candidates; drafting costs nothing with one that does not.
+    """
+
+    def __init__(self, scheme: type[Scheme], draws: bool) -> None:
+        widest = scheme.widest or RANKS
+        shapes = [TreeShape.parse(tree) for tree in _TREES[draws]]
+        self.shapes = [shape for shape in shapes if shape.children.shape[1] <= widest]
+        self.steps: list[Step] = []
+        self.largest = max(map(len, self.shapes))
+        self._draws = draws
+
+    def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
+        """See `Plan.choose`."""
+        return self.shapes[len(self.steps) % len(self.shapes)]
+
+    def observe(
+        self,
+        shape: TreeShape,
+        params: Sequence[SamplingParams],
+        paths: Sequence[Sequence[int]],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """See `Plan.observe`."""
+        rest = seconds["judge"] + seconds["commit"]
+        self.steps.append(Step(params[0].temperature == 0, shape.parents, tuple(paths[0]), seconds["draft"], rest))
+
+    def profile(self, target: Curve) -> Profile:
+        """What has been found.
+
+        Args:
+            target: what the target's forwards cost.
+        """
+        plain = [step.rest for step in self.steps if not step.parents]
+        candidates = [step for step in self.steps if step.parents]
+        usual = _usual(plain)
+        judged, accepted = _line([(len(step.path), step.rest) for step in candidates]) if candidates else (usual, 0.0)
+        first, level = self._levels() if self._draws else (0.0, ())
+        costs = Costs(target, level, first, usual, judged, accepted)
+        return Profile(costs, self._rates(True, falling(0.7, 0.12)), self._rates(False, falling(0.6, 0.12)))
+
+    def _rates(self, greedy: bool, prior: Rates) -> Rates:
+        acceptance = Acceptance(prior, _WEIGHT)
+        for step in self.steps:
+            if step.parents and step.greedy == greedy:
+                acceptance.observe(_shape(step.parents), step.path)
+        return acceptance.rates()
+
+    def _levels(self) -> tuple[float, Curve]:
+        """What the first level of a tree costs more than another, and what levels cost."""
+        seconds: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
+        for step in self.steps:
+            seconds[step.parents].append(step.draft)
+        whole = _usual(seconds[(-1,)])
+        points: defaultdict[int, list[float]] = defaultdict(list)
+        for parents, each in seconds.items():
+            further = [len(level) for level in _shape(parents).levels[1:]]
+            if further and len({*further}) == 1:
+                points[further[0]].append((_usual(each) - whole) / len(further))
+        curve = rising([(count, max(0.0, statistics.mean(each))) for count, each in points.items()])
+        return max(0.0, whole - curve[0][1]), curve
+
+
+def forward_curve(model: LanguageModel, hidden: Sequence[int] = (), rows: Sequence[int] = (1,)) -> Curve:
+    """What forwards cost, by their tokens.
+
+    Args:
+        model: that is timed, in a cache of its own.
+        hidden: layers whose states are asked for.
+        rows: of the forwards that are timed.
+    """
+    room = model.max_length or _CONTEXT + _WIDTHS[-1]
+    context = min(_CONTEXT, room // 2)
+    points: dict[int, float] = {}
+    for count in rows:
+        cache = model.new_cache(count, min(room, _CONTEXT + _WIDTHS[-1]))
+        for row in range(count):
+            prefill(model, cache, cache.add(), [(row + token) % model.vocab_size for token in range(context)])
+        for width in _WIDTHS:
+            if context + width > room:
+                break
+            tokens = (torch.arange(width, device=model.device) % model.vocab_size).expand(count, -1)
+            points[count * width] = min(
+                _forward_seconds(model, tokens, cache, hidden), points.get(count * width, float("inf"))
+            )
+            if points[count * width] > _TOO_LONG * points[min(points)]:
+                break
+    return rising(list(points.items()))
+
+
+def _forward_seconds(model: LanguageModel, tokens: torch.Tensor, cache: Cache, hidden: Sequence[int]) -> float:
+    """The shortest of several: they are only ever slowed down by what else the machine does."""
+    dropped = torch.zeros(len(tokens), dtype=torch.int64, device=model.device)
+    seconds = []
+    # The first one makes kernels ready.
+    for _ in range(1 + _REPEATS):
+        begun = time.perf_counter()
+        logits = model.forward(tokens, Block.chain(tokens.shape[1]), cache, hidden=hidden).logits
+        float(logits[0, -1, 0])  # Reading a number waits for the device.
+        seconds.append(time.perf_counter() - begun)
+        cache.commit(dropped[:, None], dropped)
+    return min(seconds[1:])
+
+
+def _usual(seconds: Sequence[float]) -> float:
+    """A quarter of the measurements are below it: most of those above have been slowed down by something else."""
+    return statistics.quantiles(seconds, n=4, method="inclusive")[0] if len(seconds) > 1 else seconds[0]
+
+
+def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """What judging costs, and each accepted candidate more: a line through points, rising or level."""
+    mean = statistics.mean(seconds for _, seconds in points)
+    if len({accepted for accepted, _ in points}) < 2:
+        return mean, 0.0
+    slope, start = statistics.linear_regression(*zip(*points, strict=True))
+    return (start, slope) if slope > 0 < start else (mean, 0.0)
+
+
+@lru_cache(maxsize=64)
+def _shape(parents: tuple[int, ...]) -> TreeShape:
+    return TreeShape(parents)

@@ -1,0 +1,178 @@
+"""Which tree the next step drafts: always the same, or the one that pays on the text at hand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from mcsd.params import SamplingParams
+from mcsd.planning.acceptance import Acceptance, Rates
+from mcsd.planning.profile import Profile
+from mcsd.planning.search import LARGEST, Choice, best, expected
+from mcsd.schemes import Scheme
+from mcsd.tree import TreeShape
+
+_WEIGHT = 12.0
+"""Visits that the profile's rates of acceptance count for."""
+
+_EVERY = 8
+"""Steps between two looks for a better tree."""
+
+_BETTER = 1.03
+"""How many times as fast another tree must look before it takes the place of the one in use."""
+
+_PAUSE, _LONGEST_PAUSE = 64, 1024
+"""Plain steps after which speculation is tried again; each time in vain doubles them, each other one halves them."""
+
+_TRIAL = 2
+"""Steps of such a trial."""
+
+_PLAIN = TreeShape.parse("none")
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """What the engine asks for a tree before each step, and tells what became of it."""
+
+    largest: int
+    """Nodes of the largest tree that it may name."""
+
+    def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
+        """The tree of the next step, for rows of these parameters.
+
+        It may depend on all that has happened, and on nothing that is still to be drawn: so it cannot bias the text.
+        """
+        ...
+
+    def observe(
+        self,
+        shape: TreeShape,
+        params: Sequence[SamplingParams],
+        paths: Sequence[Sequence[int]],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """What became of a step.
+
+        Args:
+            shape: the tree that was judged; a drafter may have had nothing to propose.
+            params: of the rows.
+            paths: for each row, the accepted nodes from the root down.
+            seconds: draft, target and judge took; the step is not over.
+        """
+        ...
+
+
+class FixedTree:
+    """The tree that the user named."""
+
+    def __init__(self, shape: TreeShape) -> None:
+        self._shape = shape
+        self.largest = len(shape)
+
+    def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
+        """See `Plan.choose`."""
+        return self._shape
+
+    def observe(
+        self,
+        shape: TreeShape,
+        params: Sequence[SamplingParams],
+        paths: Sequence[Sequence[int]],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Nothing follows from it."""
+
+
+class Planner:
+    """The tree that is expected to emit the most tokens a second, by costs that were measured once and by what has
+    been accepted lately. Where none pays it decodes plainly, and tries again from time to time.
+
+    Sampled requests that name a seed are promised the same text in any batch and at any time. While one runs, every
+    step has the tree that the profile alone makes best for one such request.
+
+    Args:
+        profile: what is known of target, draft and machine.
+        scheme: that judges.
+    """
+
+    largest = LARGEST
+
+    def __init__(self, profile: Profile, scheme: type[Scheme]) -> None:
+        self._costs = profile.costs
+        self._scheme = scheme
+        self._acceptance = {
+            True: Acceptance(profile.greedy, _WEIGHT),
+            False: Acceptance(profile.sampled, _WEIGHT),
+        }
+        self._pinned = profile.tree or best(profile.sampled, profile.costs, 1, scheme.widest, scheme.deepest).shape
+        self._shape = self._pinned
+        self._mix = (0, 0)
+        self._steps = 0
+        self._pause = self._left = _PAUSE
+        self._trial: Choice | None = None
+        self._tried: list[tuple[float, float]] = []
+
+    def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
+        """See `Plan.choose`."""
+        if any(one.seed is not None and one.temperature > 0 for one in params):
+            return self._pinned
+        mix = len(params), sum(one.temperature == 0 for one in params)
+        if mix != self._mix or self._steps % _EVERY == 0:
+            self._mix = mix
+            self._look()
+        self._steps += 1
+        if len(self._shape):
+            return self._shape
+        if self._left > 0:
+            self._left -= 1
+            return self._shape
+        self._trial = self._best(speculative=True)
+        return self._trial.shape
+
+    def observe(
+        self,
+        shape: TreeShape,
+        params: Sequence[SamplingParams],
+        paths: Sequence[Sequence[int]],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """See `Plan.observe`."""
+        if len(shape):
+            for one, path in zip(params, paths, strict=True):
+                self._acceptance[one.temperature == 0].observe(shape, path)
+        if self._trial is not None:
+            self._tried.append((1 + sum(map(len, paths)) / len(paths), self._trial.seconds))
+            self._trial = None
+            if len(self._tried) == _TRIAL:
+                self._weigh()
+
+    def _weigh(self) -> None:
+        """Whether a trial was worth its time: if so it goes on, until the rates say so too or it is no longer."""
+        tokens, seconds = (sum(part) for part in zip(*self._tried, strict=True))
+        pays = tokens * expected(_PLAIN, self._rates(), self._costs, self._mix[0]).seconds > seconds
+        self._pause = max(_PAUSE, self._pause // 2) if pays else min(2 * self._pause, _LONGEST_PAUSE)
+        self._left = 0 if pays else self._pause
+        self._steps = 0
+        self._tried.clear()
+
+    def _look(self) -> None:
+        rates, rows = self._rates(), self._mix[0]
+        choice = self._best()
+        if choice.rate > _BETTER * expected(self._shape, rates, self._costs, rows).rate:
+            if not len(self._shape):
+                self._pause = self._left = _PAUSE
+            self._shape = choice.shape
+
+    def _best(self, speculative: bool = False) -> Choice:
+        scheme = self._scheme
+        return best(self._rates(), self._costs, self._mix[0], scheme.widest, scheme.deepest, speculative)
+
+    def _rates(self) -> Rates:
+        """Of the rows at hand: an average over them."""
+        rows, cold = self._mix
+        if cold in (0, rows):
+            return self._acceptance[cold > 0].rates()
+        share = cold / rows
+        both = zip(self._acceptance[True].rates(), self._acceptance[False].rates(), strict=True)
+        return tuple(
+            tuple(share * one + (1 - share) * other for one, other in zip(greedy, sampled, strict=True))
+            for greedy, sampled in both
+        )

@@ -1,0 +1,169 @@
+"""What is kept between runs, and what the first request of an engine measures."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mcsd
+from conftest import tiny
+from mcsd.errors import McsdWarning, NonFiniteLogits
+from mcsd.planning import Costs, Place, Profile, forward_curve, place_of
+from mcsd.planning.acceptance import falling
+from mcsd.testing import TabularModel
+from mcsd.tree import TreeShape
+
+CPU = torch.device("cpu")
+PROFILE = Profile(
+    Costs(((1, 0.1), (8, 0.25)), ((1, 0.01),), 0.001, 0.002, 0.003, 0.0004),
+    falling(0.7, 0.1),
+    falling(0.6, 0.1),
+    TreeShape.parse("2x1"),
+    {"races": []},
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "profiles" / "pair.json", {"target": "a", "draft": "b"})
+
+
+def test_a_profile_comes_back_as_it_was(place: Place) -> None:
+    assert place.read() is None
+    place.write(PROFILE)
+    assert place.read() == PROFILE
+    place.write(replace(PROFILE, tree=None))
+    assert place.read() == replace(PROFILE, tree=None)
+    assert [file.name for file in place.path.parent.iterdir()] == ["pair.json"]
+
+
+def test_the_profile_of_something_else_is_none(place: Place) -> None:
+    place.write(PROFILE)
+    assert Place(place.path, {"target": "a", "draft": "c"}).read() is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("costs", "target"), []),
+        (("costs", "target"), [[4, 0.1], [1, 0.2]]),
+        (("costs", "target"), [[1, float("nan")]]),
+        (("costs", "plain"), -1),
+        (("greedy",), [[0.5]]),
+        (("sampled", 0, 0), 1.5),
+        (("tree",), [5]),
+        (("tree",), [-1] * 5000),
+        (("costs",), None),
+    ],
+)
+def test_what_is_no_profile_is_none(place: Place, path: tuple[Any, ...], value: Any) -> None:
+    place.write(PROFILE)
+    whole: Any = json.loads(place.path.read_text())
+    part = whole
+    for step in path[:-1]:
+        part = part[step]
+    part[path[-1]] = value
+    place.path.write_text(json.dumps(whole))
+    assert place.read() is None
+    place.path.write_text(json.dumps(whole)[:40])
+    assert place.read() is None
+
+
+def test_where_it_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.warns(McsdWarning, match="measures anew"):
+        Place(tmp_path / "file" / "pair.json", {}).keep(PROFILE)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_weights_that_are_replaced_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCSD_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "model"
+    tiny("llama").save_pretrained(folder)
+
+    def place(**settings: Any) -> Path:
+        return place_of(str(folder), "ngram", CPU, torch.float32, **settings).path
+
+    first = place(scheme="mcss")
+    assert first.parent == tmp_path / "home" / "profiles"
+    assert place(scheme="mcss") == first
+    assert place(scheme="mcss-wor") != first
+    os.utime(folder / "model.safetensors", (1, 1))
+    assert place(scheme="mcss") != first
+
+
+def test_forwards_are_timed_within_the_models_context() -> None:
+    class Short(TabularModel):
+        max_length = 20
+
+    for rows in ((1,), (1, 3)):
+        curve = forward_curve(Short(torch.eye(4)), rows=rows)
+        assert curve[0][0] == 1
+        assert all(seconds > 0 for _, seconds in curve)
+        assert curve[-1][0] <= 10 * max(rows)
+
+
+def test_the_first_request_measures_and_later_engines_know(place: Place) -> None:
+    def engine() -> mcsd.Engine:
+        return mcsd.Engine(tiny("llama"), tiny("llama", seed=1), tree="auto", max_length=100, profile=place)
+
+    params = mcsd.SamplingParams(max_new_tokens=30, seed=4)
+    first = engine()
+    prompts = [[5, 9, 2], [7]]
+    texts = first.generate(prompts, params)
+    known = place.read()
+    assert known is not None
+    # The measuring is in nobody's statistics.
+    assert all(done.stats.target_calls <= 30 for done in texts)
+    # The same seed has the same text: later in the engine, in another one, and alone.
+    first.generate([[9]] * 8, mcsd.SamplingParams(max_new_tokens=40))
+    assert [done.token_ids for done in first.generate(prompts, params)] == [done.token_ids for done in texts]
+    assert engine().generate([prompts[1]], params)[0].token_ids == texts[1].token_ids
+    assert place.read() == known
+
+
+@pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
+@pytest.mark.parametrize("draft", ["model", "ngram"])
+def test_every_scheme_and_drafter_can_be_automatic(scheme: str, draft: str) -> None:
+    proposer = "ngram" if draft == "ngram" else TabularModel(torch.eye(6).roll(1, dims=1))
+    engine = mcsd.Engine(TabularModel(torch.eye(6).roll(1, dims=1)), proposer, tree="auto", scheme=scheme, max_batch=2)
+    for done in engine.generate([[0]] * 3, mcsd.SamplingParams(temperature=0, max_new_tokens=50)):
+        assert done.token_ids == tuple((1 + i) % 6 for i in range(50))
+
+
+def test_a_short_context_is_enough() -> None:
+    engine = mcsd.Engine(tiny("llama"), tiny("llama"), tree="auto", max_length=4)
+    (done,) = engine.generate([[1, 2]], mcsd.SamplingParams(temperature=0))
+    assert len(done.token_ids) == 2
+
+
+@pytest.mark.parametrize("broken", ["target", "draft"])
+def test_broken_weights_are_named_by_the_request(broken: str, place: Place) -> None:
+    models = {"target": tiny("llama"), "draft": tiny("llama")}
+    models[broken].model.norm.weight.data.fill_(float("nan"))
+    engine = mcsd.Engine(models["target"], models["draft"], tree="auto", max_length=100, profile=place)
+    with pytest.raises(NonFiniteLogits):
+        engine.generate([[1, 2]])
+    assert place.read() is None
+
+
+def test_ctrl_c_while_measuring_ends_the_request_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = mcsd.Engine(tiny("llama"), tiny("llama"), tree="auto", max_length=100)
+    forward, calls = engine.target.forward, 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(engine.target, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([[1, 2]])
+    (done,) = engine.generate([[1, 2]], mcsd.SamplingParams(max_new_tokens=5))
+    assert len(done.token_ids) == 5
