@@ -91,6 +91,12 @@ DRAFTS: Mapping[str, Path] = MappingProxyType(
 """Drafts that come with the package, by name: folders."""
 
 
+def default_draft(target: str | Path) -> str:
+    """What drafts for a target unless told otherwise: a model or head that goes with it, else look-up in the text."""
+    entry = CATALOG.get(str(target))
+    return (entry.draft if entry else None) or "ngram"
+
+
 def models_folder() -> Path:
     """Where weights are kept: ``$MCSD_HOME/models``, by default ``~/.cache/mcsd/models`` (or below XDG_CACHE_HOME)."""
     if home := os.environ.get("MCSD_HOME"):

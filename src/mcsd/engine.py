@@ -141,7 +141,7 @@ class Engine:
             UnknownModel, WeightsCorrupt, DownloadFailed, UnsupportedModel, VocabularyMismatch: about the models.
             InvalidOption, InvalidTree, UnknownScheme: about the options.
         """
-        from mcsd.catalog import CATALOG, locate
+        from mcsd.catalog import default_draft, locate
         from mcsd.models.loading import choose_device, choose_dtype, load, load_draft
         from mcsd.models.quantization import check_quantize
 
@@ -150,8 +150,7 @@ class Engine:
         check_quantize(quantize, where)
         # What is wrong with the options is said before the weights are read.
         shape = check_options(scheme, tree, max_batch, max_length)
-        if draft is None:
-            draft = (CATALOG[str(target)].draft if target in CATALOG else None) or "ngram"
+        draft = default_draft(target) if draft is None else draft
         drafts = draft != "ngram" and (shape is None or len(shape) > 0)
         for model in (target, draft) if drafts else (target,):
             locate(model)

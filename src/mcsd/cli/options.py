@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mcsd.catalog import CATALOG
+from mcsd.catalog import CATALOG, default_draft
 from mcsd.cli.output import debugging, fetch, silenced, working
 from mcsd.params import SamplingParams
 
@@ -86,10 +86,9 @@ class EngineOptions:
 
 def fetch_pair(target: str, draft: str | None) -> None:
     """Fetch the weights of target and draft that are missing, with a progress bar."""
-    default = CATALOG[target].draft if target in CATALOG else None
-    for name in (target, draft or default):
+    for name in (target, draft or default_draft(target)):
         if name in CATALOG:
-            fetch(str(name))
+            fetch(name)
 
 
 @dataclass(frozen=True)

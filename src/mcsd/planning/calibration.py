@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -50,6 +50,12 @@ class Step(NamedTuple):
     path: tuple[int, ...]
     draft: float
     rest: float
+
+    @classmethod
+    def of_list(cls, value: Sequence[Any]) -> "Step":
+        """A step as JSON gives it back."""
+        greedy, parents, path, draft, rest = value
+        return cls(bool(greedy), tuple(parents), tuple(path), draft, rest)
 
 
 class Calibration:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from mcsd.catalog import CATALOG, locate
+from mcsd.catalog import default_draft, locate
 from mcsd.engine import Engine
 from mcsd.errors import InvalidOption
 from mcsd.models.loading import choose_device, choose_dtype, load, load_draft
@@ -87,7 +87,7 @@ class Pair:
     """The models of a run, and engines that share them."""
 
     def __init__(self, options: Options) -> None:
-        draft = options.draft or (CATALOG[options.target].draft if options.target in CATALOG else None) or "ngram"
+        draft = options.draft or default_draft(options.target)
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, device)
         check_quantize(options.quantize, device)
@@ -177,7 +177,7 @@ def _parts(
     done = set()
     for entry in log.entries:
         if entry["kind"] == "steps":
-            trial.steps += [Step(*step) for step in entry["steps"]]
+            trial.steps += [Step.of_list(step) for step in entry["steps"]]
             done.add((entry["prompt"], entry["temperature"]))
         if entry["kind"] == "forwards":
             return trial.profile(tuple((tokens, seconds) for tokens, seconds in entry["curve"]))

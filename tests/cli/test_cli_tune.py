@@ -1,0 +1,93 @@
+"""``mcsd tune``: what it keeps, what it says, and that a run that is killed goes on where it was."""
+
+import json
+import time
+from pathlib import Path
+
+import mcsd
+from cli.conftest import Run, assert_one_line_error, start
+from mcsd.catalog import models_folder
+from mcsd.tune import Options, tune
+
+
+def logs() -> list[Path]:
+    return list((models_folder().parent / "profiles").glob("*.tuning.jsonl"))
+
+
+def test_it_keeps_what_auto_goes_by(run: Run, tiny: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Name a river.\nWrite a poem.\n")
+    words = ("tune", "--target", tiny, "--draft", tiny, "--minutes", 0.2, "--prompts", prompts)
+    done = run(*words, "--json")
+    assert (done.code, done.err) == (0, "")
+    report = json.loads(done.out)
+    kept = json.loads(Path(report["profile"]).read_text())
+    sampled, greedy = report["races"]
+    assert (sampled["temperature"], greedy["temperature"]) == (1.0, 0.0)
+    for race in (sampled, greedy):
+        assert race["contenders"][0]["tree"] == "none"
+        assert race["contenders"][0]["times"] == 1.0
+        assert all(one["measured"] > 0 and one["slowest"] <= one["fastest"] for one in race["contenders"])
+        assert race["prompts"] in (1, 2)
+    # It is its own draft: at temperature 0 everything is accepted.
+    assert kept["greedy"][0][0] > 0.75
+    assert kept["findings"]["races"] == report["races"]
+    fastest = max((one for one in sampled["contenders"] if one["scheme"] == "mcss-wor"), key=lambda o: o["measured"])
+    assert kept["tree"] == list(mcsd.TreeShape.parse(fastest["tree"]).parents)
+    assert not logs()
+    engine = mcsd.Engine.load(str(tiny), str(tiny), max_length=100)
+    engine.generate("Name", mcsd.SamplingParams(seed=1, max_new_tokens=4))
+    assert engine.tree.parents == tuple(kept["tree"])
+    said = run(*words)
+    assert said.code == 0
+    assert said.out.splitlines()[0] == f"target {tiny}, draft {tiny}, scheme mcss-wor"
+    assert "at temperature 0:" in said.out
+
+
+def test_a_killed_run_can_be_gone_on_with(tiny: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"What is {number}?" for number in range(40)))
+    words = ("tune", "--target", tiny, "--draft", "ngram", "--prompts", prompts)
+    process = start(*words, "--minutes", 0.5)
+    while not (logs() and len(logs()[0].read_text().splitlines()) > 5):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    (log,) = logs()
+    with log.open("a") as file:
+        file.write('{"kind": "race", "half')
+    again = start(*words, "--minutes", 0.01)
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    assert "kept in" in out
+    assert not logs()
+
+
+def test_what_is_done_is_not_done_again(tiny: Path) -> None:
+    """Broken off at every third request; the one in flight is all that is run twice."""
+    prompts, options = ["Name a river.", "Write a poem."], Options(str(tiny), "ngram", minutes=1.0)
+    said: list[str] = []
+    for _ in range(100):
+        before = len(said)
+
+        def show(line: str, before: int = before) -> None:
+            said.append(line)
+            if len(said) - before == 4:
+                raise KeyboardInterrupt
+
+        try:
+            report = tune(options, prompts, show)
+        except KeyboardInterrupt:
+            said.pop()
+        else:
+            break
+    assert len(said) == len(set(said)) > 12
+    assert [race.prompts for race in report.races] == [2, 2]
+    assert not logs()
+
+
+def test_wrong_words(run: Run, tiny: Path) -> None:
+    assert_one_line_error(run("tune", "--target", tiny, "--minutes", 0), 2, "minutes=0")
+    assert_one_line_error(run("tune", "--target", tiny, "--scheme", "best"), 2, "best")
+    assert_one_line_error(run("tune", "--target", "no-such-model"), 2, "no-such-model")
