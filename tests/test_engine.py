@@ -236,7 +236,7 @@ class Recorder(NgramDrafter):
         super().__init__(torch.device("cpu"))
         self.states: list[torch.Tensor] = []
 
-    def add(self, prompt: list[int], hidden: torch.Tensor | None, like: int | None = None) -> None:
+    def add(self, prompt: list[int], hidden: torch.Tensor | None) -> None:
         super().add(prompt, hidden)
         assert hidden is not None
         self.states.append(hidden[0])

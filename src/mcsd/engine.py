@@ -241,6 +241,22 @@ class Engine:
             request.error = RequestInterrupted("the request was cancelled", "submit it again")
 
     @torch.no_grad()
+    def prepare(self) -> None:
+        """For tree "auto": read what is known of this pair and machine, or measure it on texts that the target writes.
+
+        That takes some seconds. A first request does it if nobody has.
+        """
+        if self._plan is not None:
+            return
+        profile = self._profile.read() if self._profile else None
+        if profile is None:
+            profile = self._measured()
+            if self._profile and profile:
+                self._profile.keep(profile)
+        # Where target or draft give no distribution, the request that waits has to say so.
+        self._plan = Planner(profile, type(self._scheme)) if profile else FixedTree(TreeShape.parse("1"))
+
+    @torch.no_grad()
     def step(self) -> None:
         """Advance every row by at least one token. Requests take what was emitted for them.
 
@@ -249,17 +265,18 @@ class Engine:
         """
         self._since = time.perf_counter()
         try:
-            plan = self._plan or self._calibrate()
+            if self._waiting:
+                self.prepare()
             self._admit()
             if not self._rows:
                 return
             before = dict(self._clock)
-            tree = self._draft(plan)
+            tree = self._draft()
             logits, hidden = self._verify(tree)
             verdict = self._judge(tree, logits)
             self._commit(verdict, hidden)
             self._lap("commit")
-            self._learn(plan, tree, verdict, before)
+            self._learn(tree, verdict, before)
             self._emit(tree, verdict, logits)
         except BaseException:
             self._abandon()
@@ -280,7 +297,7 @@ class Engine:
             if like is None:
                 hidden = prefill(self.target, self._cache, row, request.prompt[:-1], self.drafter.hidden)
                 begun[tuple(request.prompt)] = row, hidden
-            self.drafter.add(request.prompt, hidden, like)
+            self.drafter.add(request.prompt, hidden)
             self._lap("prefill")
         assert self._cache.used == len(self._rows)
         if self._settings is None:
@@ -288,9 +305,10 @@ class Engine:
             self._seeds = torch.tensor([row.seed for row in self._rows], device=self.target.device)
         self._positions = torch.tensor([len(row.tokens) for row in self._rows], device=self.target.device)
 
-    def _draft(self, plan: Plan) -> CandidateTree:
+    def _draft(self) -> CandidateTree:
         assert self._settings is not None
-        self.tree = plan.choose(self._settings.params)
+        assert self._plan is not None
+        self.tree = self._plan.choose(self._settings.params)
         texts = [row.all_tokens for row in self._rows]
         random = Stream(self._seeds, self._positions, DRAW)
         self._lap("other")
@@ -320,22 +338,12 @@ class Engine:
             hidden = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
         self.drafter.commit(verdict.path, verdict.accepted, hidden)
 
-    def _learn(self, plan: Plan, tree: CandidateTree, verdict: Verdict, before: dict[str, float]) -> None:
+    def _learn(self, tree: CandidateTree, verdict: Verdict, before: dict[str, float]) -> None:
         assert self._settings is not None
+        assert self._plan is not None
         paths = [path[:count] for path, count in zip(verdict.path.tolist(), verdict.accepted.tolist(), strict=True)]
         spent = {part: seconds - before[part] for part, seconds in self._clock.items()}
-        plan.observe(tree.shape, self._settings.params, paths, spent)
-
-    def _calibrate(self) -> Plan:
-        """Read what is known of this pair and machine, or measure it: on texts that the target writes itself."""
-        profile = self._profile.read() if self._profile else None
-        if profile is None:
-            profile = self._measured()
-            if self._profile and profile:
-                self._profile.keep(profile)
-        # Where target or draft give no distribution, the request that waits has to say so.
-        self._plan = Planner(profile, type(self._scheme)) if profile else FixedTree(TreeShape.parse("1"))
-        return self._plan
+        self._plan.observe(tree.shape, self._settings.params, paths, spent)
 
     def _measured(self) -> Profile | None:
         # The requests that wait, and the clock that their statistics are made of, stand aside.

@@ -121,9 +121,9 @@ class Drafters(RuleBasedStateMachine):
     @precondition(lambda self: len(self.texts) < ROWS - 1)
     @rule(length=LENGTHS, seed=SEEDS)
     def take_twins(self, length: int, seed: int) -> None:
-        """Two rows with one prompt; the second need not be read."""
+        """Two rows with one prompt, which need be read only once."""
         self.take(length, seed)
-        self.drafter.add(list(self.texts[-1]), self.states(self.texts[-1:])[0], len(self.texts) - 1)
+        self.drafter.add(list(self.texts[-1]), self.states(self.texts[-1:])[0])
         self.texts.append(list(self.texts[-1]))
         self.params.append(self.params[-1])
         self.seeds.append(seed + 1)
@@ -317,6 +317,5 @@ def test_a_drafter_with_any_history_is_as_a_fresh_one(kind: str, monkeypatch: py
     monkeypatch.setattr("mcsd.models.prefill.CHUNK", 5)
     monkeypatch.setattr("mcsd.drafters.head.CHUNK", 5)
     # Rows that lag catch up alone.
-    monkeypatch.setattr("mcsd.drafters.model.TOGETHER", 4)
-    monkeypatch.setattr("mcsd.drafters.head.TOGETHER", 4)
+    monkeypatch.setattr("mcsd.drafters.levels.TOGETHER", 4)
     run(Drafters, kind, runs=40 if kind == "ngram" else 6, steps=18)

@@ -171,18 +171,23 @@ FAULTS = (
         "block.offsets.to(self.device)",
         "torch.arange(len(block.offsets))",
     ),
-    Fault("stale cache row after another ends", "models/base.py", "            self._copy(last, row)\n", ""),
+    Fault(
+        "stale cache row after another ends",
+        "models/base.py",
+        "            self.copy(last, row)\n",
+        "            self.lengths[row] = self.lengths[last]\n",
+    ),
     Fault(
         "a shared prompt copied one token short",
         "models/base.py",
-        "self.lengths[row] = self.lengths[like]",
-        "self.lengths[row] = self.lengths[like] - 1",
+        "            self.copy(like, row)\n",
+        "            self.copy(like, row)\n            self.lengths[row] -= 1\n",
     ),
     Fault(
         "a shared prompt's keys not copied",
         "models/base.py",
-        "            self._copy(like, row)\n",
-        "",
+        "            self.copy(like, row)\n",
+        "            self.lengths[row] = self.lengths[like]\n",
     ),
     Fault(
         "a shared prompt taken for its beginning",

@@ -81,7 +81,10 @@ class EngineOptions:
         check_options(self.scheme, self.tree, max_batch, self.max_length)
         fetch_pair(self.target, self.draft if self.tree != "none" else self.target)
         with working(f"loading {self.target}"):
-            return Engine.load(**vars(self), max_batch=max_batch)
+            engine = Engine.load(**vars(self), max_batch=max_batch)
+        with working(f"measuring {self.target} and its draft, once"):
+            engine.prepare()
+        return engine
 
 
 def fetch_pair(target: str, draft: str | None) -> None:

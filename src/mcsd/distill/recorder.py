@@ -36,7 +36,7 @@ class Recorder(Drafter):
         """Drop the texts that have ended."""
         self._ended.clear()
 
-    def add(self, prompt: list[int], hidden: Tensor | None, like: int | None = None) -> None:
+    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         self._rows.append((prompt[:-1], [] if hidden is None else [hidden[0]]))
 

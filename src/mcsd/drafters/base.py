@@ -27,13 +27,12 @@ class Drafter(ABC):
     """Whether candidates are drawn from a q. If not, they are judged as scheme "top-k" judges."""
 
     @abstractmethod
-    def add(self, prompt: list[int], hidden: Tensor | None, like: int | None = None) -> None:
-        """A row begins.
+    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
+        """A row begins. What it takes long to read is better read when the row is first drafted for: it may never be.
 
         Args:
             prompt: all of it.
             hidden: its states ``[1, len(prompt) - 1, F]``, if wanted and not empty.
-            like: a row that has begun with the same prompt and has not been drafted for yet: it need not be read again.
         """
 
     @abstractmethod

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import TOGETHER, Level, LevelDrafter, unread
+from mcsd.drafters.levels import Level, LevelDrafter, catch_up, unread
 from mcsd.models import Block
 from mcsd.models.head import BoundHead
 from mcsd.models.prefill import CHUNK
@@ -32,18 +32,14 @@ class HeadDrafter(LevelDrafter):
         self._drafted = torch.empty(0)
         """``[B, N, H]``: the head's own states at the last level it read."""
 
-    def add(self, prompt: list[int], hidden: Tensor | None, like: int | None = None) -> None:
+    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
-        row = self._cache.add(like)
-        if like is not None:
-            self._states.append(self._states[like])
-            return
+        self._cache.add()
         size = len(self.hidden) * self.head.config.hidden_size
         states = torch.zeros(1, 1, size, dtype=self.head.dtype, device=self._device)
         if hidden is not None:
             states = torch.cat([states, hidden], dim=1)
         self._states.append(states[0])
-        self._catch_up(row, prompt[:-1])
 
     def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
@@ -66,8 +62,8 @@ class HeadDrafter(LevelDrafter):
         self._cache.clear()
         self._states.clear()
 
-    def _catch_up(self, row: int, tokens: list[int]) -> None:
-        """Read unread tokens of one row."""
+    def _read(self, row: int, tokens: list[int]) -> None:
+        """Read the first unread tokens of one row."""
         rows = slice(row, row + 1)
         for start in range(0, len(tokens), CHUNK):
             piece = torch.tensor([tokens[start : start + CHUNK]], device=self._device)
@@ -76,14 +72,12 @@ class HeadDrafter(LevelDrafter):
             self.head.forward(piece, states, Block.chain(length), self._cache, rows, logits=False)
             keep = torch.arange(length, device=self._device)[None]
             self._cache.commit(keep, torch.tensor([length], device=self._device), rows)
-        self._states[row] = self._states[row][len(tokens) :].clone()
 
     def _root(self, texts: list[list[int]]) -> Tensor:
-        for row, (text, read) in enumerate(zip(texts, self._cache.lengths.tolist(), strict=False)):
-            if len(text) - read > TOGETHER:
-                self._catch_up(row, text[read:-1])
+        catch_up(texts, self._cache, self._read)
         tokens, counts = unread(texts, self._cache.lengths.tolist(), self._device)
-        states = torch.nn.utils.rnn.pad_sequence(self._states, batch_first=True)
+        last = [states[-count:] for states, count in zip(self._states, counts.tolist(), strict=True)]
+        states = torch.nn.utils.rnn.pad_sequence(last, batch_first=True)
         longest = tokens.shape[1]
         each = torch.arange(len(texts), device=self._device)
         output = self.head.forward(tokens, states, Block.chain(longest), self._cache)

@@ -1,6 +1,7 @@
 """Drafting a tree level by level: one forward a level, q cut to its likeliest tokens."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mcsd.drafters.base import Drafter
-from mcsd.models import Block
+from mcsd.models import Block, Cache
 from mcsd.rng import Randomness
 from mcsd.sampling import Settings, SparseDistributions, sparse_probabilities
 from mcsd.schemes import CandidateTree, Scheme
@@ -81,6 +82,27 @@ class LevelDrafter(Drafter):
             valid[:, level.kids] = (drawn >= 0) & (valid[:, parents] if level.block is not None else True)
         distributions = None if weights is None else SparseDistributions(support, weights)
         return CandidateTree(shape, tokens, valid, choice, distributions, failed)
+
+
+def catch_up(texts: list[list[int]], cache: Cache, read: Callable[[int, list[int]], object]) -> None:
+    """Read prompts, and what rows lag behind by, one row at a time, but for the last token of each.
+
+    Args:
+        texts: all tokens of each row.
+        cache: of the draft.
+        read: reads and commits tokens in a row.
+    """
+    begun: dict[tuple[int, ...], int] = {}
+    for row, (text, known) in enumerate(zip(texts, cache.lengths.tolist(), strict=False)):
+        if not known and len(text) > 1:
+            # Rows that begin with the same text are read once.
+            like = begun.setdefault(tuple(text[:-1]), row)
+            if like != row:
+                cache.copy(like, row)
+                continue
+        elif len(text) - known <= TOGETHER:
+            continue
+        read(row, text[known:-1])
 
 
 def unread(texts: list[list[int]], lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import TOGETHER, Level, LevelDrafter, unread
+from mcsd.drafters.levels import Level, LevelDrafter, catch_up, unread
 from mcsd.models import Block, LanguageModel, TransformersModel
 from mcsd.models.prefill import prefill
 from mcsd.rng import Randomness
@@ -32,11 +32,9 @@ class ModelDrafter(LevelDrafter):
         self._cache = model.new_cache(rows, slots)
         self._rank = torch.empty(0, dtype=torch.int64)
 
-    def add(self, prompt: list[int], hidden: Tensor | None, like: int | None = None) -> None:
+    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
-        row = self._cache.add(like)
-        if like is None:
-            prefill(self.model, self._cache, row, prompt[:-1])
+        self._cache.add()
 
     def draft(
         self, texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: Settings, random: Randomness
@@ -63,9 +61,7 @@ class ModelDrafter(LevelDrafter):
 
     def _root(self, texts: list[list[int]]) -> Tensor:
         cache, device = self._cache, self.model.device
-        for row, (text, read) in enumerate(zip(texts, cache.lengths.tolist(), strict=False)):
-            if len(text) - read > TOGETHER:
-                prefill(self.model, cache, row, text[read:-1])
+        catch_up(texts, cache, lambda row, tokens: prefill(self.model, cache, row, tokens))
         tokens, counts = unread(texts, cache.lengths.tolist(), device)
         longest = tokens.shape[1]
         logits = self.model.forward(tokens, Block.chain(longest), cache).logits

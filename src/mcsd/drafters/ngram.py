@@ -34,7 +34,7 @@ class NgramDrafter(Drafter):
         self._device = device
         self._rows: list[_Index] = []
 
-    def add(self, prompt: list[int], hidden: Tensor | None, like: int | None = None) -> None:
+    def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         self._rows.append(_Index())
 

@@ -77,16 +77,19 @@ class Cache:
         row = self.used
         self.used += 1
         if like is not None:
-            self._copy(like, row)
-            self.lengths[row] = self.lengths[like]
+            self.copy(like, row)
         return row
+
+    def copy(self, source: int, to: int) -> None:
+        """Let row ``to`` hold what row ``source`` has committed, in place of its own."""
+        self._copy(source, to)
+        self.lengths[to] = self.lengths[source]
 
     def remove(self, row: int) -> None:
         """Free a row. The last row in use moves into its place."""
         last = self.used - 1
         if row != last:
-            self._copy(last, row)
-            self.lengths[row] = self.lengths[last]
+            self.copy(last, row)
         self.lengths[last] = 0
         self.used = last
 
