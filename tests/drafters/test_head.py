@@ -128,7 +128,7 @@ def test_candidates_are_of_its_vocabulary_and_distinct(scheme: str) -> None:
 
 def test_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
     _, made = learner("llama")
-    from mcsd.distill.files import save_tensors, save_text
+    from mcsd.files import save_tensors, save_text
 
     save_tensors(tmp_path / "model.safetensors", made.network.state_dict())
     save_text(tmp_path / "config.json", made.network.config_json())

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcsd.distill.files import same_settings, save_tensors, tensors_of, unwritable
 from mcsd.errors import DataError
+from mcsd.files import same_settings, save_tensors, tensors_of, unwritable
 
 _SETTINGS, _RUNNING = "settings.json", "running.safetensors"
 

@@ -16,7 +16,6 @@ from mcsd.catalog import locate
 from mcsd.distill.batches import Batches, collate
 from mcsd.distill.card import card
 from mcsd.distill.corpus import Corpus, Record
-from mcsd.distill.files import same_settings, save_tensors, save_text, unwritable
 from mcsd.distill.head import AHEAD, HeadLearner
 from mcsd.distill.losses import LOSSES
 from mcsd.distill.model import ModelLearner, layers_of, prune
@@ -27,6 +26,7 @@ from mcsd.distill.trainer import Budget, Learner, Report, train
 from mcsd.distill.writer import answers, invented, read, write
 from mcsd.engine import Engine
 from mcsd.errors import DataError, InvalidOption
+from mcsd.files import same_settings, save_tensors, save_text, unwritable
 from mcsd.models.compatibility import check_tokenizers, check_vocabularies
 from mcsd.models.head import CONFIG, WEIGHTS, HeadConfig
 from mcsd.models.loading import Loaded, choose_device, load

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mcsd.distill.batches import Batch, Batches
-from mcsd.distill.files import SAVE_SECONDS, save_tensors, tensors_of
 from mcsd.distill.teacher import Teacher
+from mcsd.files import SAVE_SECONDS, save_tensors, tensors_of
 
 _SAVING, _MEASURING = 0.1, 0.05
 """The most of the time that goes into checkpoints (of a large model they take long), and into measuring acceptance."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from mcsd.distill.corpus import Corpus, Record
-from mcsd.distill.files import SAVE_SECONDS
 from mcsd.distill.recorder import Recorder
 from mcsd.engine import Engine
 from mcsd.errors import DataError, PromptTooLong
+from mcsd.files import SAVE_SECONDS
 from mcsd.models.prefill import prefill
 from mcsd.params import SamplingParams
 from mcsd.request import Request

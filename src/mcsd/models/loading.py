@@ -84,9 +84,7 @@ def load(
         UnsupportedModel: an architecture that the engine or transformers does not know.
     """
     location = locate(model)
-    network, tokenizer = (
-        _read_gguf(model, location, dtype) if location.kind == "gguf" else _read(model, location, dtype)
-    )
+    network, tokenizer = read(model, dtype)
     network = network.to(device)
     vocabulary = None
     if draft and location.kind == "folder":
@@ -101,6 +99,16 @@ def load(
     if compile:
         compile_layers(loaded)
     return Loaded(loaded, tokenizer)
+
+
+def read(model: str | Path, dtype: torch.dtype) -> tuple[Any, Any | None]:
+    """A network as transformers itself has it, and its tokenizer; None if there is none.
+
+    Raises:
+        UnknownModel, WeightsCorrupt, UnsupportedModel: as `load`.
+    """
+    location = locate(model)
+    return _read_gguf(model, location, dtype) if location.kind == "gguf" else _read(model, location, dtype)
 
 
 def load_draft(
