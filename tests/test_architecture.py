@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": {"params"},
     "schemes": {"errors", "rng", "sampling", "tree"},
     "catalog": {"errors"},
+    "files": {"errors"},
     "models": {"errors", "tree", "catalog"},
     "drafters": {"models", "schemes", "rng", "sampling", "tree"},
     "text": set(),
@@ -32,13 +33,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "distill": {
         *("engine", "errors", "params", "rng", "sampling", "schemes", "tree", "models", "drafters", "request"),
-        "catalog",
+        *("catalog", "files"),
+    },
+    "bench": {
+        *(
+            "engine",
+            "errors",
+            "params",
+            "rng",
+            "sampling",
+            "schemes",
+            "tree",
+            "models",
+            "drafters",
+            "encoding",
+            "options",
+        ),
+        *("catalog", "files"),
     },
     "verify": {"engine", "encoding", "errors", "params", "prompts", "sampling", "models"},
     "tune": {
         *("engine", "errors", "params", "planning", "prompts", "schemes", "tree", "models", "options", "catalog"),
     },
-    "cli": {"tune", "distill", "verify", "engine", "errors", "params", "catalog", "options"},
+    "cli": {"bench", "tune", "distill", "verify", "engine", "errors", "params", "catalog", "options"},
 }
 
 

@@ -9,6 +9,7 @@
     + DownloadFailed           the index or hub could not deliver
   x OutputFailed               a file could not be written
   x DataError                  text to learn from is missing, empty or unreadable
+  x MissingPackage             a package that an extra brings is not installed
   x OptionError                a setting of the engine
     + UnknownScheme
     + InvalidTree
@@ -88,6 +89,12 @@ class OutputFailed(McsdError):
 
 class DataError(McsdError):
     """Text to learn from is missing, empty or unreadable."""
+
+
+class MissingPackage(McsdError):
+    """A package that an extra brings is not installed."""
+
+    exit_code = 1
 
 
 class OptionError(McsdError):

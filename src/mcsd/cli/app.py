@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from mcsd.cli.bench import bench
 from mcsd.cli.chat import chat
 from mcsd.cli.distill import distill
 from mcsd.cli.generate import generate
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(tune)
+app.command()(bench)
 app.command()(distill)
 app.command()(verify)
 app.command()(models)

@@ -1,0 +1,71 @@
+"""What figures depend on: versions, machine, weights, settings. No names of hosts or people."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcsd.errors import WeightsCorrupt
+
+_PACKAGES = ("mcsd", "torch", "transformers", "safetensors", "gguf", "numpy")
+_TELLING = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+"""What of a processor's flags decides how fast products are."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that compute."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, threads, memory, system; and the accelerator, if that is where models are."""
+    model, flags = _processor()
+    found: dict[str, Any] = {
+        "processor": model,
+        "instructions": [flag for flag in _TELLING if flag in flags],
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.type == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _processor() -> tuple[str, set[str]]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor(), set()
+    entries = dict(line.partition(":")[::2] for line in reversed(lines))
+    entries = {name.strip(): value.strip() for name, value in entries.items()}
+    return entries.get("model name", platform.processor()), set(entries.get("flags", "").split())
+
+
+def digests(files: Mapping[str, Iterable[Path]]) -> dict[str, dict[str, str]]:
+    """The SHA-256 of weight files: by whose they are, then by name.
+
+    Raises:
+        WeightsCorrupt: one cannot be read.
+    """
+    return {label: {path.name: _digest(path) for path in paths} for label, paths in files.items()}
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsCorrupt(f"{path} cannot be read: {error}", "fetch the weights again") from error
+
+
+def without_home(text: str) -> str:
+    """A path, with the user's own folder written ``~``."""
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text

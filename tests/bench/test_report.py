@@ -1,0 +1,127 @@
+"""The page: it holds what it shows, loads nothing, and takes nothing from outside at its word."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcsd.bench.experiment import TUNED
+from mcsd.bench.journal import Accepted, Answered, Verified
+from mcsd.bench.report import draw, page, write_report
+from mcsd.bench.results import Results, acceptances, attentions, speeds
+
+EVIL = "<script>alert(1)</script>\"'&$x$"
+PARTS = {"prefill": 0.1, "draft": 0.2, "target": 0.5, "judge": 0.1, "commit": 0.01, "other": 0.02}
+MANIFEST: dict[str, Any] = {
+    "weights": {"target": EVIL, "draft": "small"},
+    "machine": {"processor": EVIL, "threads": 2, "memory_gib": 3.0},
+    "versions": {"torch": "1", "transformers": "2"},
+}
+
+
+def results(name: str = EVIL) -> Results:
+    answered = [
+        Answered(
+            *(system, role, "draft", tree, "mcss", prompts, [number], temperature, 0, [0], [3], [[1] * 9]),
+            *(seconds * (1 + 0.1 * number), PARTS, [calls], [12], [4], [1, 2]),
+        )
+        for system, role, tree, seconds, calls in (("plain", "plain", "none", 2.0, 9), (name, "multi", name, 1.0, 4))
+        for prompts in (name, "other")
+        for number in range(3)
+        for temperature in (0.0, 1.0)
+    ]
+    accepted = [
+        Accepted(draft, scheme, prompts, number, 1.0, 10, [4 + number, 6, 9])
+        for draft in ("draft", TUNED)
+        for scheme in ("mcss", "mcss-wor", "naive")
+        for prompts in (name, "other")
+        for number in range(3)
+    ]
+    verified = [Verified(name, 4, 2, 2, i, 0.01, 0.03) for i in range(3)]
+    return Results(tuple(speeds(answered)), tuple(acceptances(accepted)), tuple(attentions(verified)), MANIFEST)
+
+
+class Page(HTMLParser):
+    """Elements, and whatever they would fetch."""
+
+    void = ("meta", "use", "path", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.void:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "data", "srcset", "poster") and not (value or "").startswith("#"):
+                self.fetched.append(str(value))
+            assert not name.startswith("on")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.void:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return page(results(), draw(results()))
+
+
+def test_nothing_is_fetched_or_run(text: str) -> None:
+    found = Page(text)
+    assert found.open == []
+    assert found.fetched == []
+    assert not {"script", "link", "img", "iframe", "object", "image"} & set(found.tags)
+    assert not re.search(r"url\((?!#|&quot;#|\"#)", text)
+    assert "@import" not in text
+    # Names of XML's languages are no addresses.
+    assert set(re.findall(r'https?://[^"\s]+', text)) <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
+    assert "default-src 'none'" in text
+
+
+def test_words_from_outside_are_escaped(text: str) -> None:
+    assert "alert(1)" in text
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_it_shows_what_it_promises(text: str) -> None:
+    found = Page(text)
+    assert found.tags.count("figure") == found.tags.count("svg") == 4
+    for title in ("Acceptance against the number of candidates", "Speed-up", "Where a step's time goes"):
+        assert title in text
+    assert "temperature 0: fastest is" in text
+    # Twice the tokens a second of plain decoding, on every prompt alike.
+    assert "2.00 [2.00, 2.00] times plain decoding" in text
+    assert text.count('<tr class="best">') == 2
+    assert "currentColor" in text
+
+
+def test_a_figure_in_a_file_is_whole(tmp_path: Path) -> None:
+    write_report(results("2x1"), tmp_path / "report.html")
+    for path in (tmp_path / "figures").iterdir():
+        svg = path.read_text()
+        assert svg.startswith("<svg")
+        assert svg.rstrip().endswith("</svg>")
+        assert "currentColor" not in svg
+    assert Page((tmp_path / "report.html").read_text()).open == []
+
+
+def test_what_was_not_measured_is_said() -> None:
+    some = results()
+    bare = Results(some.speeds, (), (), MANIFEST)
+    text = page(bare, draw(bare))
+    assert text.count("Not measured.") == 2
+    assert Page(text).tags.count("svg") == 2
