@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import mcsd
-from acceptance import forward_over
+from mcsd.bench.acceptance import forward_over
 from mcsd.models.loading import load
 from speed import CPU, spaced
 

@@ -29,12 +29,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, GgufConfig
 
 import mcsd
-from mcsd.catalog import locate
+from mcsd.bench.assisted import answer
 from mcsd.drafters import HeadDrafter, ModelDrafter
-from mcsd.models.loading import choose_dtype, load, load_draft
+from mcsd.models.loading import choose_dtype, load, load_draft, read
 
 CPU = torch.device("cpu")
 
@@ -71,8 +70,9 @@ def main() -> None:
 
     torch.set_grad_enabled(False)
     prompts = [prompt for path in args.prompts for prompt in spaced(path, args.each)]
-    peer = reference(args.target, args.dtype) if {"generate", "lookup", "assisted"} & {*args.against} else None
-    helper = reference(args.drafts[0], args.dtype) if "assisted" in args.against else None
+    dtype = choose_dtype(args.dtype, CPU)
+    peer = read(args.target, dtype)[0] if {"generate", "lookup", "assisted"} & {*args.against} else None
+    helper = read(args.drafts[0], dtype)[0] if "assisted" in args.against else None
     others = {name: Peer(shlex.split(command)) for name, command in args.peer}
     plain, engines = systems_of(args.target, args.drafts, args.trees, args.dtype, args.quantize, args.compile)
     timers = {name: ForwardTimer(engine) for name, engine in engines.items()}
@@ -167,32 +167,11 @@ def spaced(path: Path, count: int) -> list[str]:
     return [json.loads(lines[i * len(lines) // count])["prompt"] for i in range(count)]
 
 
-def reference(name: str, dtype: str) -> Any:
-    """The model as transformers itself loads it."""
-    location = locate(name)
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if location.kind == "gguf":
-        options |= {"gguf_file": location.file, "quantization_config": GgufConfig(dequantize=True)}
-    return AutoModelForCausalLM.from_pretrained(location.source, **options)
-
-
 def hf(model: Any, ids: list[int], seed: int, *, temperature: float, new: int, **options: Any) -> Run:
-    """``model.generate`` at the same settings; its own top_k=50 is switched off."""
-    torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    inputs = torch.tensor([ids])
+    """``model.generate`` at the same settings."""
     start = time.perf_counter()
-    # The repetition penalty and top_p of the weights' own generation config are switched off too.
-    output = model.generate(
-        inputs,
-        attention_mask=torch.ones_like(inputs),
-        max_new_tokens=new,
-        repetition_penalty=1.0,
-        top_p=1.0 if temperature else None,
-        **sampling,
-        **options,
-    )
-    return Run(output.shape[1] - len(ids), time.perf_counter() - start, None)
+    tokens = answer(model, ids, seed, temperature, new, **options)
+    return Run(len(tokens), time.perf_counter() - start, None)
 
 
 def ours(engine: mcsd.Engine, ids: list[int], seed: int, *, temperature: float, new: int) -> Run:

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import mcsd
-from acceptance import forward_over
+from mcsd.bench.acceptance import forward_over
 from mcsd.drafters.levels import SUPPORT
 from mcsd.models import Block
 from mcsd.models.head import BoundHead

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcsd.drafters import Drafter
 from mcsd.engine import Engine
-from mcsd.models import Block
+from mcsd.models import Block, LanguageModel, Output
 from mcsd.params import SamplingParams
 from mcsd.rng import DRAW, JUDGE, Stream
 from mcsd.sampling import Settings
@@ -46,13 +46,17 @@ class Answer:
 
 
 @torch.no_grad()
+def forward_over(model: LanguageModel, tokens: list[int], layers: tuple[int, ...] = ()) -> Output:
+    """One forward over a text; the states are those of ``layers``."""
+    cache = model.new_cache(1, len(tokens))
+    cache.add()
+    return model.forward(torch.tensor([tokens], device=model.device), Block.chain(len(tokens)), cache, hidden=layers)
+
+
 def read(engine: Engine, prompt: list[int], answer: list[int]) -> Answer:
     """One forward of an engine's target over a prompt and an answer that is not empty."""
-    text, target = [*prompt, *answer], engine.target
-    cache = target.new_cache(1, len(text))
-    cache.add()
-    tokens = torch.tensor([text], device=target.device)
-    output = target.forward(tokens, Block.chain(len(text)), cache, hidden=engine.drafter.hidden)
+    text = [*prompt, *answer]
+    output = forward_over(engine.target, text, engine.drafter.hidden)
     logits = output.logits[0, len(prompt) - 1 : -1].clone()
     return Answer(len(prompt), text, logits, None if output.hidden is None else output.hidden[0])
 

@@ -14,7 +14,7 @@ _INK = "#010203"
 
 _SERIES = ("#3b82c4", "#e07b39", "#3fa06b", "#b65fb0", "#8a8f98", "#c9a227")
 _COLOURS = {
-    "mcss-wor": _SERIES[0], "top-k": _SERIES[0], "mcss": _SERIES[1], "naive": _SERIES[2],
+    "mcss-wor": _SERIES[0], "top-k": _SERIES[5], "mcss": _SERIES[1], "naive": _SERIES[2],
     "draft": _SERIES[1], "target": _SERIES[0], "judge": _SERIES[2], "commit": _SERIES[3], "other": _SERIES[4],
 }  # fmt: skip
 _WORDS = {"mcss-wor": "without replacement", "mcss": "with replacement", "naive": "naive", "top-k": "the likeliest"}
@@ -77,8 +77,7 @@ def svg(name: str, draw: Draw) -> str:
         pyplot.close(figure)
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # The page sets the width; the drawing keeps its shape.
-    text = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", text, count=1)
+    # A narrow page makes it smaller; the drawing keeps its shape.
     text = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", text, count=1)
     return text.replace(_INK, "currentColor")
 
@@ -100,6 +99,9 @@ def acceptance(rows: Sequence[Acceptance]) -> Any:
         panels[line][0].set_ylabel("one of k is accepted")
     for panel in panels[-1]:
         panel.set_xlabel("candidates k")
+    # The bands of a few texts are wide: they may be cut off.
+    values = [interval.value for row in rows if row.prompts in sets for interval in row.within]
+    panels[0][0].set_ylim(max(min(values) - 0.05, 0), min(max(values) + 0.05, 1.01))
     lines = {line.get_label(): line for panel in panels.flat for line in panel.get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(4, len(lines)))
     return figure
@@ -160,6 +162,7 @@ def steps(rows: Sequence[Speed]) -> Any:
                 f"{tokens:.2f} tokens", (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
             )
         _bars(axis, names, title, "milliseconds a step")
+        axis.margins(x=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(STEP))
     return figure

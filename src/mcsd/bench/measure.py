@@ -80,11 +80,11 @@ def _manifest(models: Models, ids: Encoded, experiment: Experiment, about: Mappi
         for name, texts in ids.items()
     }
     manifest = {
-        **about,
         "experiment": asdict(experiment),
         "prompts": asked,
         "versions": versions(),
         "machine": machine(models.target.device),
+        **about,
     }
     # As it will be read again: lists for tuples.
     return dict(json.loads(json.dumps(manifest)))

@@ -112,7 +112,7 @@ def _sections(results: Results, figures: Mapping[str, str], marked: set[int]) ->
             figures.get("acceptance"),
             "How often the target accepts one of the first k candidates, at the positions of text that it wrote itself."
             " At temperature 0 candidates are the draft's likeliest tokens, whatever the scheme. Bands are 95 % "
-            "confidence intervals over texts.",
+            "confidence intervals over texts; all schemes judged the same positions, so their differences are surer.",
         ),
         _table(acceptance_table(results.acceptances)),
         "<h2>Speed-up</h2>",

@@ -19,7 +19,8 @@ def verdict(results: Results) -> list[str]:
         if row.role == PLAIN:
             lines.append(f"{where}: nothing beats plain decoding")
         else:
-            lines.append(f"{where}: fastest is {row.system}, {_interval(row.speedup)} times plain decoding")
+            doubt = ", which the interval does not rule out" if row.speedup.low is None or row.speedup.low <= 1 else ""
+            lines.append(f"{where}: fastest is {row.system}, {_interval(row.speedup)} times plain decoding{doubt}")
     return lines
 
 

@@ -107,12 +107,12 @@ def bench(*, out: Out, weights: WeightOptions, options: ExperimentOptions, json:
     with gauge.running():
         gauge.show("reading weights")
         about = {
-            "command": without_home(_command(out, weights, options)),
             "weights": {
                 name: without_home(value) if isinstance(value, str) else value
                 for name, value in {**vars(wanted), **wanted.drafts()}.items()
             },
             "digests": digests(wanted.files()),
+            "command": without_home(_command(weights, options)),
         }
         models = wanted.load(any(system.role == "assisted" for system in systems))
         results = bench(models, prompts, experiment, out, options.max_length, about, gauge.show)
@@ -192,12 +192,12 @@ def _numbers(name: str, given: list[str] | None, default: str, kind: type[float]
     try:
         return [kind(word) for word in _words(given, default)]
     except ValueError as error:
-        raise InvalidOption(f"{name}={','.join(given or [])!r:.60} are no numbers", f"such as {default}") from error
+        raise InvalidOption(f"{name}={','.join(given or []):.60}: not all are numbers", f"such as {default}") from error
 
 
-def _command(out: Path, weights: WeightOptions, options: ExperimentOptions) -> str:
-    """The command line that asks for the same."""
-    words = ["mcsd", "bench", "--out", str(out)]
+def _command(weights: WeightOptions, options: ExperimentOptions) -> str:
+    """The command line that asks for the same, in whatever folder."""
+    words = ["mcsd", "bench"]
     given = {**asdict(weights), **asdict(options)}
     defaults = {**asdict(WeightOptions()), **asdict(ExperimentOptions())}
     given["tuned_draft"], defaults["tuned_draft"] = given.pop("tuned"), defaults.pop("tuned")
