@@ -93,10 +93,21 @@ def same_settings(path: Path, settings: Mapping[str, Any]) -> None:
         return
     except (OSError, TypeError, ValueError) as error:
         raise WeightsCorrupt(f"{path} cannot be read: {error}", "delete the folder, or choose another") from error
-    differing = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
-    if differing:
-        name = differing[0]
+    name, before, now = _difference(old, settings)
+    if name:
         raise InvalidOption(
-            f"{path.parent} was begun with {name}={old.get(name)!r:.60}, not {settings.get(name)!r:.60}",
+            f"{path.parent} was begun with {name}={before!r:.60}, not {now!r:.60}",
             "give the same options to go on with it, or another --out",
         )
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """The first setting that differs, and its two values; no name if none does. ``a.b`` is b of a."""
+    for name in {**old, **new}:
+        before, now = old.get(name), new.get(name)
+        if before != now and isinstance(before, Mapping) and isinstance(now, Mapping):
+            inner, before, now = _difference(before, now)
+            return f"{name}.{inner}", before, now
+        if before != now:
+            return name, before, now
+    return "", None, None

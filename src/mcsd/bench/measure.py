@@ -45,7 +45,7 @@ def measure(
     show: Show = lambda line: None,
 ) -> Results:
     """Measure, or go on measuring; see `mcsd.bench.bench`, which also writes what people read."""
-    ids = _encode(models, prompts, max_length - experiment.max_new_tokens)
+    ids = _encode(models, prompts, experiment.max_new_tokens, max_length)
     jobs = plan(experiment, {name: len(texts) for name, texts in ids.items()})
     manifest = _manifest(models, ids, experiment, about or {})
     same_settings(out / MANIFEST, manifest)
@@ -66,11 +66,12 @@ def measure(
     )
 
 
-def _encode(models: Models, prompts: Prompts, room: int) -> dict[str, list[list[int]]]:
-    if room < 1:
-        raise InvalidOption("no room for a prompt before the new tokens", "raise max_length, or lower max_new_tokens")
+def _encode(models: Models, prompts: Prompts, new: int, max_length: int) -> dict[str, list[list[int]]]:
     target = models.target
-    encoder = Encoder(models.tokenizer, target.name, target.vocab_size, min(room, target.max_length or room) + 1)
+    room = min(max_length, target.max_length or max_length) - new
+    if room < 1:
+        raise InvalidOption(f"no room for a prompt and {new} new tokens", "raise max_length, or lower max_new_tokens")
+    encoder = Encoder(models.tokenizer, target.name, target.vocab_size, room + 1)
     return encoded(prompts, encoder, getattr(models.tokenizer, "chat_template", None) is not None)
 
 

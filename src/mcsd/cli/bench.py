@@ -85,8 +85,11 @@ def bench(*, out: Out, weights: WeightOptions, options: ExperimentOptions, json:
     """Measure acceptance and speed over trees, schemes, temperatures, batch sizes and baselines."""
     with working("starting"):
         from mcsd.bench import Experiment, Weights, bench
-        from mcsd.bench.manifest import digests, without_home
+        from mcsd.bench.figures import check_matplotlib
+        from mcsd.bench.plan import plan
 
+    # What is wrong is told before weights are fetched and read.
+    check_matplotlib()
     wanted = Weights(**vars(weights))
     prompts = _prompts(options)
     length = PAPER_LENGTH if options.paper else LENGTH
@@ -99,6 +102,7 @@ def bench(*, out: Out, weights: WeightOptions, options: ExperimentOptions, json:
         options.repeats,
         options.seed,
     )
+    plan(experiment, {name: len(texts) for name, texts in prompts.items()})
     for name in (wanted.target, *wanted.drafts().values()):
         if name in CATALOG:
             fetch(name)
@@ -106,16 +110,10 @@ def bench(*, out: Out, weights: WeightOptions, options: ExperimentOptions, json:
     gauge = Gauge()
     with gauge.running():
         gauge.show("reading weights")
-        about = {
-            "weights": {
-                name: without_home(value) if isinstance(value, str) else value
-                for name, value in {**vars(wanted), **wanted.drafts()}.items()
-            },
-            "digests": digests(wanted.files()),
-            "command": without_home(_command(weights, options)),
-        }
         models = wanted.load(any(system.role == "assisted" for system in systems))
-        results = bench(models, prompts, experiment, out, options.max_length, about, gauge.show)
+        results = bench(
+            models, prompts, experiment, out, options.max_length, _about(wanted, weights, options), gauge.show
+        )
     if json:
         print_json(as_object(results, out))
     else:
@@ -193,6 +191,18 @@ def _numbers(name: str, given: list[str] | None, default: str, kind: type[float]
         return [kind(word) for word in _words(given, default)]
     except ValueError as error:
         raise InvalidOption(f"{name}={','.join(given or []):.60}: not all are numbers", f"such as {default}") from error
+
+
+def _about(wanted: "Weights", weights: WeightOptions, options: ExperimentOptions) -> dict[str, Any]:
+    """What else must be the same for a folder to go on: once loaded, weights are on this machine and can be read."""
+    from mcsd.bench.manifest import digests, without_home
+
+    names = {
+        name: without_home(value) if isinstance(value, str) else value
+        for name, value in {**vars(wanted), **wanted.drafts()}.items()
+    }
+    command = without_home(_command(weights, options))
+    return {"weights": names, "digests": digests(wanted.files()), "command": command}
 
 
 def _command(weights: WeightOptions, options: ExperimentOptions) -> str:
