@@ -88,7 +88,13 @@ def test_the_verdict() -> None:
     results = Results(tuple(speeds(KNOWN)), (), (), {})
     assert [row.system for row in results.best()] == ["2x1 mcss"]
     (line,) = verdict(results)
-    assert line.startswith("temperature 1: fastest is 2x1 mcss, 1.78 [")
+    # Without one prompt it is 1.96, 1.67 or 1.67; their logarithms' error is 0.108, times 4.17.
+    assert line == "temperature 1: fastest is 2x1 mcss, 1.78 [1.13, 2.79] times plain decoding"
+    uneven = [*KNOWN[:5], answered("2x1 mcss", "b", 0, 30, 6.0, 25)]
+    (line,) = verdict(Results(tuple(speeds(uneven)), (), (), {}))
+    assert line.endswith("too close to tell them apart")
+    few = Results(tuple(speeds([*KNOWN[:2], *KNOWN[3:5]])), (), (), {})
+    assert verdict(few) == ["temperature 1: fastest is 2x1 mcss, 1.67 times plain decoding, on too few prompts to tell"]
     slow = Results(tuple(speeds(KNOWN[:3])), (), (), {})
     assert verdict(slow) == ["temperature 1: nothing beats plain decoding"]
     assert len(speed_table(results.speeds)) == 7

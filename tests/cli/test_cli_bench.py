@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cli.conftest import Run, assert_one_line_error, start
-from mcsd.cli.bench import ExperimentOptions, WeightOptions, _command
+from mcsd.cli.bench import ExperimentOptions, WeightOptions, _command, _prompts
 
 SMALL = ("--each", 2, "-n", 6, "--dtype", "float32")
 
@@ -137,6 +137,12 @@ def test_wrong_words(words: str, said: str, run: Run, tmp_path: Path, monkeypatc
 def test_prompts_of_one_name(run: Run, prompts: Path, tmp_path: Path) -> None:
     result = run("bench", "--out", tmp_path / "out", "--prompts", prompts, "--prompts", f"asked={prompts}")
     assert_one_line_error(result, 2, "prompts 'asked' are given twice")
+
+
+def test_a_path_may_hold_the_sign_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a=b.txt").write_text("one\ntwo\n")
+    for word, name in ((f"{tmp_path}/a=b.txt", "a=b"), (f"c={tmp_path}/a=b.txt", "c")):
+        assert _prompts(ExperimentOptions(prompts=[word])) == {name: ["one", "two"]}
 
 
 def test_a_folder_of_something_else(run: Run, tiny: Path, prompts: Path, tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ class Contestants:
         """A new engine for a system, with a cache no larger than the prompts need."""
         draft = "ngram" if system.role == PLAIN else self._models.drafts[system.draft]
         return Engine(
-            self._models.target,
-            draft,
-            self._models.tokenizer,
-            system.tree,
-            system.scheme,
-            rows or self._rows,
-            self._length,
+            target=self._models.target,
+            draft=draft,
+            tokenizer=self._models.tokenizer,
+            tree=system.tree,
+            scheme=system.scheme,
+            max_batch=rows or self._rows,
+            max_length=self._length,
         )
 
     def run(self, job: Job) -> Answered:

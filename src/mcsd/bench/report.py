@@ -153,7 +153,9 @@ def _table(table: Table, marked: set[int] | None = None) -> str:
     if not rows:
         return ""
     words = [' class="word"' if name in _WORDS else "" for name in head]
-    lines = ["<tr>" + "".join(f"<th{c}>{escape(n.lower())}</th>" for c, n in zip(words, head, strict=True)) + "</tr>"]
+    lines = [
+        "<tr>" + "".join(f"<th{c}>{escape(n.capitalize())}</th>" for c, n in zip(words, head, strict=True)) + "</tr>"
+    ]
     for i, row in enumerate(rows):
         cells = "".join(f"<td{c}>{escape(cell)}</td>" for c, cell in zip(words, row, strict=True))
         lines.append(f'<tr class="best">{cells}</tr>' if marked and i in marked else f"<tr>{cells}</tr>")

@@ -19,9 +19,16 @@ def verdict(results: Results) -> list[str]:
         if row.role == PLAIN:
             lines.append(f"{where}: nothing beats plain decoding")
         else:
-            doubt = ", which the interval does not rule out" if row.speedup.low is None or row.speedup.low <= 1 else ""
-            lines.append(f"{where}: fastest is {row.system}, {_interval(row.speedup)} times plain decoding{doubt}")
+            lines.append(
+                f"{where}: fastest is {row.system}, {_interval(row.speedup)} times plain decoding{_doubt(row)}"
+            )
     return lines
+
+
+def _doubt(row: Speed) -> str:
+    if row.speedup.low is None:
+        return ", on too few prompts to tell"
+    return ", too close to tell them apart" if row.speedup.low <= 1 else ""
 
 
 def speed_table(rows: Sequence[Speed]) -> Table:

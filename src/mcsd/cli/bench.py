@@ -157,7 +157,8 @@ def _prompts(options: ExperimentOptions) -> dict[str, list[str | list[int]]]:
         raise InvalidOption(f"each={each} is not from 1 to 4096", "give such a number of prompts")
     texts = built_in() if options.prompts is None else {}
     for word in options.prompts or ():
-        name, _, file = word.rpartition("=")
+        # A path may hold the sign itself.
+        name, _, file = ("", "", word) if Path(word).exists() or "=" not in word else word.partition("=")
         name = name or Path(file).stem
         if name in texts:
             raise InvalidOption(f"prompts {name!r:.60} are given twice", "name them: --prompts NAME=FILE")
