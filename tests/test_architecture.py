@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors", "schemes", "tree"},
     "encoding": {"errors", "params"},
     "prompts": {"encoding", "params"},
-    "planning": {"errors", "params", "tree", "schemes", "models", "catalog"},
+    "planning": {"errors", "files", "params", "tree", "schemes", "models", "catalog"},
     "engine": {
         *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),
         *("request", "catalog", "planning", "prompts"),

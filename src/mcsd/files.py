@@ -30,7 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputFailed: the disk is full, or the folder cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    # Two processes may write the same file at once.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

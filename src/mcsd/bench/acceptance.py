@@ -102,8 +102,8 @@ def accepted_within(engine: Engine, answer: Answer, params: SamplingParams, sche
 def _begin(drafter: Drafter, answer: Answer, draws: int) -> None:
     prompt = answer.tokens[: answer.prompt]
     states = None if answer.states is None or len(prompt) == 1 else answer.states[None, : len(prompt) - 1]
-    for row in range(draws):
-        drafter.add(prompt, states, 0 if row else None)
+    for _ in range(draws):
+        drafter.add(prompt, states)
 
 
 def _states(answer: Answer, step: int, draws: int) -> Tensor | None:

@@ -72,7 +72,7 @@ def _encode(models: Models, prompts: Prompts, new: int, max_length: int) -> dict
     if room < 1:
         raise InvalidOption(f"no room for a prompt and {new} new tokens", "raise max_length, or lower max_new_tokens")
     encoder = Encoder(models.tokenizer, target.name, target.vocab_size, room + 1)
-    return encoded(prompts, encoder, getattr(models.tokenizer, "chat_template", None) is not None)
+    return encoded(prompts, encoder)
 
 
 def _manifest(models: Models, ids: Encoded, experiment: Experiment, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,15 +40,12 @@ def spaced(prompts: Sequence[str], count: int) -> list[str]:
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
-def encoded(
-    prompts: Mapping[str, Sequence[str | list[int]]], encoder: Encoder, chats: bool
-) -> dict[str, list[list[int]]]:
+def encoded(prompts: Mapping[str, Sequence[str | list[int]]], encoder: Encoder) -> dict[str, list[list[int]]]:
     """Prompts as token ids, by set.
 
     Args:
         prompts: texts or token ids.
-        encoder: of the target.
-        chats: whether texts are questions for its chat template.
+        encoder: of the target; where it has a chat template, texts are questions for that.
 
     Raises:
         RequestError: a prompt is empty or too long, or there is none.
@@ -59,7 +56,7 @@ def encoded(
     return {
         name: [
             encoder.encode(encoder.chat([{"role": "user", "content": text}]), plainly)
-            if chats and isinstance(text, str)
+            if encoder.chats and isinstance(text, str)
             else encoder.encode(text, plainly)
             for text in texts
         ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from mcsd.bench.assisted import Assisted
 from mcsd.bench.experiment import DRAFT, TUNED
-from mcsd.catalog import CATALOG, locate
+from mcsd.catalog import default_draft, locate
 from mcsd.errors import InvalidOption
 from mcsd.models import LanguageModel
 from mcsd.models.loading import choose_device, choose_dtype, is_head, load, load_draft
@@ -50,8 +50,7 @@ class Weights:
 
     def drafts(self) -> dict[str, str]:
         """The drafts by `DRAFT` and `TUNED`; the target's default draft, else look-up, where none is named."""
-        default = CATALOG[self.target].draft if self.target in CATALOG else None
-        named = {DRAFT: self.draft or default or "ngram"}
+        named = {DRAFT: self.draft or default_draft(self.target)}
         return named | ({TUNED: self.tuned} if self.tuned is not None else {})
 
     def check(self) -> None:

@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import os
 import platform
 import re
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from math import isfinite
@@ -18,6 +16,7 @@ import torch
 
 from mcsd.catalog import locate, models_folder
 from mcsd.errors import McsdError, McsdWarning, OutputFailed
+from mcsd.files import save_text
 from mcsd.planning.acceptance import DEPTH, RANKS, Rates
 from mcsd.planning.costs import Costs, Curve
 from mcsd.tree import TreeShape
@@ -100,19 +99,7 @@ class Place:
         Raises:
             OutputFailed: the disk is full, or the folder cannot be written.
         """
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({"key": dict(self.key), **profile.as_object()}) + "\n")
-            os.replace(part, self.path)
-        except OSError as error:
-            raise OutputFailed(
-                f"cannot write {self.path}: {error.strerror or error}",
-                "free space there, or set MCSD_HOME to a folder that can be written",
-            ) from error
-        finally:
-            with suppress(OSError):
-                part.unlink()
+        save_text(self.path, json.dumps({"key": dict(self.key), **profile.as_object()}) + "\n")
 
     def keep(self, profile: Profile) -> None:
         """As `write`; where that cannot be, it is a warning and no more."""
