@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mcsd.bench.experiment import PLAIN, TUNED
+from mcsd.bench.experiment import MULTI, PLAIN, TUNED
 from mcsd.bench.results import ALL, STEP, Acceptance, Attention, Speed, overall
 from mcsd.errors import MissingPackage
 
@@ -18,6 +18,9 @@ _COLOURS = {
     "draft": _SERIES[1], "target": _SERIES[0], "judge": _SERIES[2], "commit": _SERIES[3], "other": _SERIES[4],
 }  # fmt: skip
 _WORDS = {"mcss-wor": "without replacement", "mcss": "with replacement", "naive": "naive", "top-k": "the likeliest"}
+
+_LONGEST = 28
+"""Letters of a name that are shown."""
 
 _STYLE = {
     "svg.fonttype": "path",
@@ -86,14 +89,14 @@ def acceptance(rows: Sequence[Acceptance]) -> Any:
     """Acceptance against k: a panel a set of prompts and temperature, a line a scheme and draft."""
     temperatures = sorted({row.temperature for row in rows})
     sets = list(dict.fromkeys(row.prompts for row in rows if row.prompts != ALL))
-    figure, panels = _panels(len(temperatures), len(sets), (3.6, 2.7), sharey=True)
+    figure, panels = _panels(len(temperatures), len(sets), (3.6 if len(sets) > 1 else 5.4, 2.9), sharey=True)
     for line, temperature in enumerate(temperatures):
         for column, prompts in enumerate(sets):
             panel = panels[line][column]
             for row in rows:
                 if (row.temperature, row.prompts) == (temperature, prompts):
                     _curve(panel, row)
-            panel.set_title(f"{prompts}, temperature {temperature:g}")
+            panel.set_title(f"{_short(prompts)}, temperature {temperature:g}")
             panel.set_xticks(range(1, 1 + len(rows[0].within)))
             panel.grid(axis="y", color="#888888", alpha=0.25, linewidth=0.6)
         panels[line][0].set_ylabel("one of k is accepted")
@@ -103,7 +106,10 @@ def acceptance(rows: Sequence[Acceptance]) -> Any:
     values = [interval.value for row in rows if row.prompts in sets for interval in row.within]
     panels[0][0].set_ylim(max(min(values) - 0.05, 0), min(max(values) + 0.05, 1.01))
     lines = {line.get_label(): line for panel in panels.flat for line in panel.get_lines()}
-    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(4, len(lines)))
+    # Inches that a label needs, so that the legend is no wider than the figure.
+    label = 2.6 if any(row.draft == TUNED for row in rows) else 1.8
+    columns = max(1, int(figure.get_figwidth() / label))
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=columns)
     return figure
 
 
@@ -114,42 +120,41 @@ def _curve(panel: Any, row: Acceptance) -> None:
     style = {"color": _COLOURS[row.scheme], "linestyle": "--" if tuned else "-", "marker": "s" if tuned else "o"}
     label = _WORDS[row.scheme] + (", tuned draft" if tuned else "")
     panel.plot(widths, values, label=label, markersize=3.5, linewidth=1.5, **style)
-    low = [value if interval.low is None else interval.low for interval, value in zip(row.within, values, strict=True)]
-    high = [
-        value if interval.high is None else interval.high for interval, value in zip(row.within, values, strict=True)
-    ]
+    low, high = (
+        [value if end is None else end for end, value in zip(ends, values, strict=True)]
+        for ends in ([interval.low for interval in row.within], [interval.high for interval in row.within])
+    )
     panel.fill_between(widths, low, high, color=_COLOURS[row.scheme], alpha=0.12, linewidth=0)
 
 
 def speedup(rows: Sequence[Speed]) -> Any:
     """Times as fast as plain decoding: a panel a temperature and batch size, a bar a system."""
-    panels = _conditions(rows)
+    rows = overall(rows)
     names = list(dict.fromkeys(row.system for row in rows))
-    figure, axes = _panels(1, len(panels), (4.3, 0.9 + 0.27 * len(names)), sharex=True, sharey=True)
-    for axis, (title, shown) in zip(axes[0], panels, strict=True):
+    figure, panels = _conditions(rows, 0.9 + 0.27 * len(names))
+    # The intervals of a few prompts are wide: they may be cut off.
+    most = 1.6 * max(row.speedup.value for row in rows)
+    for axis, shown in panels:
         for row in shown:
             place, value = names.index(row.system), row.speedup
-            colour = _SERIES[4] if row.role == PLAIN else _SERIES[0] if row.role == "multi" else _SERIES[1]
+            colour = _SERIES[4] if row.role == PLAIN else _SERIES[0] if row.role == MULTI else _SERIES[1]
             axis.barh(place, value.value, color=colour, height=0.68)
             end = value.value
             if value.low is not None and value.high is not None:
-                end = max(end, value.high)
-                axis.plot([value.low, value.high], [place, place], color=_INK, linewidth=1.2)
-            axis.annotate(
-                f"{value.value:.2f}", (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
-            )
-        _bars(axis, names, title, "times as fast as plain decoding")
+                end = min(max(end, value.high), most)
+                axis.plot([value.low, end], [place, place], color=_INK, linewidth=1.2)
+            _note(axis, end, place, f"{value.value:.2f}")
+        _bars(axis, names, "times as fast as plain decoding")
         axis.axvline(1, color=_INK, linewidth=0.8, linestyle=":")
     return figure
 
 
 def steps(rows: Sequence[Speed]) -> Any:
     """Where an average step's time goes: stacked bars, a panel a temperature and batch size."""
-    rows = [row for row in rows if row.step]
-    panels = _conditions(rows)
+    rows = [row for row in overall(rows) if row.step]
     names = list(dict.fromkeys(row.system for row in rows))
-    figure, axes = _panels(1, len(panels), (4.3, 1.2 + 0.27 * len(names)), sharex=True, sharey=True)
-    for axis, (title, shown) in zip(axes[0], panels, strict=True):
+    figure, panels = _conditions(rows, 1.1 + 0.27 * len(names))
+    for axis, shown in panels:
         places = [names.index(row.system) for row in shown]
         left = [0.0] * len(shown)
         for part in STEP:
@@ -157,13 +162,11 @@ def steps(rows: Sequence[Speed]) -> Any:
             axis.barh(places, widths, left=left, color=_COLOURS[part], height=0.68, label=part)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         for place, end, row in zip(places, left, shown, strict=True):
-            tokens = row.block_efficiency.value if row.block_efficiency else 1.0
-            axis.annotate(
-                f"{tokens:.2f} tokens", (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
-            )
-        _bars(axis, names, title, "milliseconds a step")
+            if row.block_efficiency is not None:
+                _note(axis, end, place, f"{row.block_efficiency.value:.2f} tokens")
+        _bars(axis, names, "milliseconds a step")
         axis.margins(x=0.3)
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(STEP))
     return figure
 
@@ -177,20 +180,24 @@ def attention(rows: Sequence[Attention]) -> Any:
         batch = axis.barh(place + 0.19, row.batch_ms, color=_SERIES[4], height=0.36)
         for bars, note in ((tree, ""), (batch, f"{row.paths} rows of {1 + row.depth}")):
             axis.bar_label(bars, [note], padding=4, fontsize=8)
-    _bars(axis, [row.tree for row in rows], "", "milliseconds a forward of the target")
+    _bars(axis, [row.tree for row in rows], "milliseconds a forward of the target")
     figure.legend([tree, batch], ["tree mask", "batch of paths"], loc="outside upper center", ncols=2)
     return figure
 
 
-def _conditions(rows: Sequence[Speed]) -> list[tuple[str, list[Speed]]]:
-    """Rows over all prompts by temperature and batch size, with a title."""
-    rows = overall(rows)
+def _conditions(rows: Sequence[Speed], height: float) -> tuple[Any, list[tuple[Any, list[Speed]]]]:
+    """A figure, and a titled panel with its rows for each temperature and batch size, two side by side."""
     several = len({row.batch for row in rows}) > 1
-    found = []
-    for temperature, batch in sorted({(row.temperature, row.batch) for row in rows}):
-        title = f"temperature {temperature:g}" + (f", batch {batch}" if several else "")
-        found.append((title, [row for row in rows if (row.temperature, row.batch) == (temperature, batch)]))
-    return found
+    conditions = sorted({(row.temperature, row.batch) for row in rows})
+    columns = min(2, len(conditions))
+    figure, axes = _panels(-(-len(conditions) // columns), columns, (4.3, height), sharex=True, sharey=True)
+    panels = []
+    for axis, (temperature, batch) in zip(axes.flat, conditions, strict=False):
+        axis.set_title(f"temperature {temperature:g}" + (f", batch {batch}" if several else ""))
+        panels.append((axis, [row for row in rows if (row.temperature, row.batch) == (temperature, batch)]))
+    for axis in axes.flat[len(conditions) :]:
+        axis.set_axis_off()
+    return figure, panels
 
 
 def _panels(lines: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
@@ -203,9 +210,20 @@ def _panels(lines: int, columns: int, size: tuple[float, float], **options: Any)
     return figure, axes
 
 
-def _bars(axis: Any, names: Sequence[str], title: str, label: str) -> None:
-    axis.set_yticks(range(len(names)), names)
+def _bars(axis: Any, names: Sequence[str], label: str) -> None:
+    """What bars from above to below have in common."""
+    axis.set_yticks(range(len(names)), [_short(name) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set_title(title)
+    axis.tick_params(labelbottom=True)
     axis.set_xlabel(label)
     axis.margins(x=0.16)
+
+
+def _note(axis: Any, end: float, place: float, text: str) -> None:
+    """A few words behind a bar."""
+    axis.annotate(text, (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+def _short(name: str) -> str:
+    """A tree may be a long list of parents."""
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
