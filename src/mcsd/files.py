@@ -1,5 +1,6 @@
 """Files that are whole or absent, and the settings that say what a folder was made with."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -112,3 +113,20 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, An
         if before != now:
             return name, before, now
     return "", None, None
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While the block runs, nobody else can be in such a block with the same file. A kill ends it too.
+
+    Raises:
+        InvalidOption: another one is.
+    """
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidOption(
+                f"{path.parent} is being written by another process", "wait until it ends, or give another --out"
+            ) from error
+        yield

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import tiny
-from mcsd.bench.attention import Verification, branches, leaf_paths
+from mcsd.bench.attention import Verification, comparable, leaf_paths
 from mcsd.models import TransformersModel
 from mcsd.tree import TreeShape
 
@@ -29,9 +29,9 @@ def test_paths_that_end_early_repeat_their_end() -> None:
     assert leaf_paths(TreeShape.parse("parents:-1,-1,0,2")).tolist() == [[0, 2, 2, 2], [0, 1, 3, 4]]
 
 
-def test_which_trees_branch() -> None:
-    shapes = map(TreeShape.parse, ("none", "chain:3", "2", "1x2"))
-    assert [branches(shape) for shape in shapes] == [False, False, True, True]
+def test_which_trees_have_paths_to_compare() -> None:
+    shapes = map(TreeShape.parse, ("none", "chain:3", "2", "1x2", "64", "65", "8x9"))
+    assert [comparable(shape) for shape in shapes] == [False, False, True, True, True, False, False]
 
 
 def test_a_measurement() -> None:

@@ -146,6 +146,17 @@ def test_it_goes_on_after_a_break(after: int, models: Models, experiment: Experi
 KEY = ("system", "prompts", "numbers", "temperature", "repeat")
 
 
+def test_two_at_once_are_kept_apart(models: Models, experiment: Experiment, tmp_path: Path) -> None:
+    def again(line: str) -> None:
+        with pytest.raises(InvalidOption, match="being written by another process"):
+            measure(models, PROMPTS, experiment, tmp_path, 2048)
+        raise Killed
+
+    with pytest.raises(Killed):
+        measure(models, PROMPTS, experiment, tmp_path, 2048, show=again)
+    assert {path.name for path in tmp_path.iterdir()} == {"manifest.json"}
+
+
 def test_another_experiment_needs_another_folder(models: Models, experiment: Experiment, tmp_path: Path) -> None:
     def killed(line: str) -> None:
         raise Killed

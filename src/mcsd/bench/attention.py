@@ -17,9 +17,13 @@ from mcsd.tree import TreeShape
 ROUNDS = 8
 
 
-def branches(shape: TreeShape) -> bool:
-    """Whether a tree has more than one path."""
-    return shape.children.shape[1] > 1
+MOST_PATHS = 64
+"""Each path takes a row of a cache."""
+
+
+def comparable(shape: TreeShape) -> bool:
+    """Whether a tree has more than one path, and no more than `MOST_PATHS`."""
+    return 1 < len(shape) - len(set(shape.parents) - {-1}) <= MOST_PATHS
 
 
 def leaf_paths(shape: TreeShape) -> Tensor:
@@ -35,14 +39,14 @@ class Verification:
     Args:
         target: that reads.
         text: token ids; the last one is the root.
-        shape: the tree, with more than one path. Its candidates are tokens of the text: which they are costs nothing.
+        shape: the tree, which is `comparable`. Its candidates are tokens of the text: which they are costs nothing.
     """
 
     def __init__(self, target: LanguageModel, text: list[int], shape: TreeShape) -> None:
         self._target, self._shape = target, shape
         self._paths = leaf_paths(shape)
-        slots = len(text) + len(shape) + 1
-        self._one, self._many = target.new_cache(1, slots), target.new_cache(len(self._paths), slots)
+        self._one = target.new_cache(1, len(text) + len(shape))
+        self._many = target.new_cache(len(self._paths), len(text) + shape.depth)
         for cache in (self._one, self._many):
             prefill(target, cache, cache.add(), text[:-1])
         for _ in self._paths[1:]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mcsd.bench.acceptance import COMPARED, DRAWS, WIDEST, accepted_within, read
-from mcsd.bench.attention import ROUNDS, Verification, branches
+from mcsd.bench.attention import ROUNDS, Verification, comparable
 from mcsd.bench.contestants import Contestants
 from mcsd.bench.experiment import DRAFT, MULTI, PLAIN, TUNED, Experiment, System
 from mcsd.bench.grid import LOSSLESS
@@ -21,7 +21,7 @@ from mcsd.bench.weights import Models
 from mcsd.encoding import Encoder
 from mcsd.engine import Engine
 from mcsd.errors import InvalidOption
-from mcsd.files import same_settings
+from mcsd.files import alone, same_settings
 from mcsd.options import check_options
 from mcsd.params import SamplingParams
 
@@ -49,15 +49,16 @@ def measure(
     jobs = plan(experiment, {name: len(texts) for name, texts in ids.items()})
     manifest = _manifest(models, ids, experiment, about or {})
     same_settings(out / MANIFEST, manifest)
-    answered, accepted = Journal(out / REQUESTS, Answered), Journal(out / ACCEPTANCE, Accepted)
-    verified = Journal(out / ATTENTION, Verified)
-    contestants = Contestants(models, ids, experiment.max_new_tokens, max(experiment.batch_sizes))
-    for number, job in enumerate(jobs):
-        if job.key not in answered:
-            show(f"request {number + 1} of {len(jobs)}: {job.system.name} at temperature {job.temperature:g}")
-            answered.append(contestants.run(job))
-    _accept(contestants, models, ids, answered.entries, accepted, show)
-    _verify(models, ids, experiment, verified, show)
+    with alone(out / MANIFEST):
+        answered, accepted = Journal(out / REQUESTS, Answered), Journal(out / ACCEPTANCE, Accepted)
+        verified = Journal(out / ATTENTION, Verified)
+        contestants = Contestants(models, ids, experiment.max_new_tokens, max(experiment.batch_sizes))
+        for number, job in enumerate(jobs):
+            if job.key not in answered:
+                show(f"request {number + 1} of {len(jobs)}: {job.system.name} at temperature {job.temperature:g}")
+                answered.append(contestants.run(job))
+        _accept(contestants, models, ids, answered.entries, accepted, show)
+        _verify(models, ids, experiment, verified, show)
     return Results(
         tuple(speeds(answered.entries)),
         tuple(acceptances(accepted.entries)),
@@ -144,7 +145,7 @@ def _verify(models: Models, ids: Encoded, experiment: Experiment, verified: Jour
     text = (prompt * _CONTEXT)[: min(_CONTEXT, models.target.max_length or _CONTEXT)]
     for tree, shape in shapes.items():
         missing = [round for round in range(ROUNDS) if (tree, round) not in verified]
-        if shape is None or not branches(shape) or not missing:
+        if shape is None or not comparable(shape) or not missing:
             continue
         show(f"tree attention: {tree}")
         verification = Verification(models.target, text, shape)
