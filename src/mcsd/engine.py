@@ -177,6 +177,11 @@ class Engine:
         return self.target.name
 
     @property
+    def token_bytes(self) -> int:
+        """What a forward of the target reads of keys and values for each token of the text."""
+        return self._cache.token_bytes
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Wall time of all steps so far, by part."""
         return dict(self._clock)

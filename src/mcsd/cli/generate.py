@@ -33,18 +33,19 @@ def generate(
     text = _read(prompt)
     loaded = engine.load()
     clock = Profiler(loaded) if profile else None
-    if json:
-        done = loaded.generate(text, params)
-        print_json(as_object(loaded, done) | ({"profile": asdict(clock.profile(done))} if clock else {}))
-        return
-    if color:
+    if color and not json:
         legend()
-    for chunk in show(loaded.stream(text, params), color):
-        if chunk.completion:
-            done = chunk.completion
+    stream = loaded.stream(text, params)
+    chunks = list(stream if json else show(stream, color))
+    done = chunks[-1].completion
+    assert done is not None
+    found = clock.profile(chunks) if clock else None
+    if json:
+        print_json(as_object(loaded, done) | ({"profile": asdict(found)} if found else {}))
+        return
     print(summary(loaded, done), file=sys.stderr)
-    if clock:
-        print("\n".join(table(clock.profile(done))), file=sys.stderr)
+    if found:
+        print("\n".join(table(found)), file=sys.stderr)
 
 
 def _read(prompt: str | None) -> str:

@@ -1,11 +1,13 @@
 """Where the time of a step goes, and how far its forwards are from what memory allows."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from mcsd.cli.output import columns
-from mcsd.params import Completion
+from mcsd.params import Chunk
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +25,15 @@ class Part:
     Attributes:
         name: draft, target, judge, commit or other.
         seconds: of wall time.
-        bytes_read: weights that its forwards cannot do without; 0 where there are none.
-        least: seconds in which memory delivers those.
+        weight_bytes: weights that its forwards cannot do without; 0 where there are none.
+        cache_bytes: keys and values of the text before the step, which they read too.
+        least: seconds in which memory delivers both.
     """
 
     name: str
     seconds: float
-    bytes_read: int
+    weight_bytes: int
+    cache_bytes: float
     least: float
 
 
@@ -59,18 +63,29 @@ class Profiler:
         self._engine = engine
         self._before = engine.seconds
 
-    def profile(self, done: Completion) -> Profile:
-        """The steps of the one request that has run since."""
-        engine, steps = self._engine, max(1, done.stats.target_calls)
+    def profile(self, chunks: Sequence[Chunk]) -> Profile:
+        """The steps of the one request that has run since, of which these are all chunks."""
+        engine, steps = self._engine, len(chunks)
         after, rate = engine.seconds, bandwidth(engine.target.device)
-        # A draft reads its weights once for each level of the tree.
-        reads = dict.fromkeys(("draft", "target", "judge", "commit", "other"), 0)
-        reads["draft"] = engine.drafter.weight_bytes * engine.tree.depth
-        reads["target"] = getattr(engine.target, "weight_bytes", 0)
+        tokens = _tokens_before(chunks)
+        # A draft reads its weights, and what it keeps of the text, once for each level of the tree.
+        levels, weights = engine.tree.depth, getattr(engine.target, "weight_bytes", 0)
+        reads = dict.fromkeys(("draft", "target", "judge", "commit", "other"), (0, 0.0))
+        reads["draft"] = levels * engine.drafter.weight_bytes, levels * engine.drafter.token_bytes * tokens
+        reads["target"] = weights, engine.token_bytes * tokens
         parts = [
-            Part(name, (after[name] - self._before[name]) / steps, size, size / rate) for name, size in reads.items()
+            Part(name, (after[name] - self._before[name]) / steps, *both, sum(both) / rate)
+            for name, both in reads.items()
         ]
         return Profile(steps, rate, tuple(parts))
+
+
+def _tokens_before(chunks: Sequence[Chunk]) -> float:
+    """Tokens that caches hold when a step begins, on average: all of the text but the last one."""
+    done = chunks[-1].completion
+    assert done is not None
+    lengths = accumulate((len(chunk.token_ids) for chunk in chunks[:-1]), initial=done.stats.prompt_tokens - 1)
+    return sum(lengths) / len(chunks)
 
 
 def bandwidth(device: "torch.device | str") -> float:
@@ -90,7 +105,7 @@ def table(profile: Profile) -> list[str]:
     """A profile as people read it, a line an entry."""
     total = sum(part.seconds for part in profile.parts)
     rows = [
-        ("PART", "MS", "SHARE", "READS", "MEMORY ALONE", "TIMES THAT"),
+        ("PART", "MS", "SHARE", "WEIGHTS", "KEYS AND VALUES", "MEMORY ALONE", "TIMES THAT"),
         *(_row(part, total) for part in profile.parts),
     ]
     return [
@@ -101,8 +116,8 @@ def table(profile: Profile) -> list[str]:
 
 def _row(part: Part, total: float) -> tuple[str, ...]:
     share = part.seconds / total if total else 0.0
-    memory = ("", "", "")
+    memory = ("", "", "", "")
     if part.least:
-        times = part.seconds / part.least
-        memory = (f"{part.bytes_read / 1e6:.0f} MB", f"{1e3 * part.least:.1f} ms", f"{times:.1f}")
+        sizes = (f"{part.weight_bytes / 1e6:.0f} MB", f"{part.cache_bytes / 1e6:.1f} MB")
+        memory = (*sizes, f"{1e3 * part.least:.1f} ms", f"{part.seconds / part.least:.1f}")
     return (part.name, f"{1e3 * part.seconds:.2f}", f"{share:.1%}", *memory)

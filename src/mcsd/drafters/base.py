@@ -26,6 +26,11 @@ class Drafter(ABC):
     draws: ClassVar[bool] = True
     """Whether candidates are drawn from a q. If not, they are judged as scheme "top-k" judges."""
 
+    @property
+    def token_bytes(self) -> int:
+        """What drafting a level reads of keys and values for each token of the text."""
+        return 0
+
     @abstractmethod
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """A row begins. What it takes long to read is better read when the row is first drafted for: it may never be.

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mcsd.drafters.levels import Level, LevelDrafter, catch_up, unread
 from mcsd.models import Block
+from mcsd.models.cache import KeyValueCache
 from mcsd.models.head import BoundHead
 from mcsd.models.prefill import CHUNK
 
@@ -26,7 +27,7 @@ class HeadDrafter(LevelDrafter):
         self.hidden = head.config.states
         self.head = head
         self.weight_bytes = head.weight_bytes
-        self._cache = head.new_cache(rows, slots)
+        self._cache: KeyValueCache = head.new_cache(rows, slots)
         self._states: list[Tensor] = []
         """For each row ``[c, F]``: the target's states before each of its c unread tokens."""
         self._drafted = torch.empty(0)

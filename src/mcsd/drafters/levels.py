@@ -32,10 +32,17 @@ class LevelDrafter(Drafter):
         limit: logits that count; what there is beyond them is padding.
     """
 
+    _cache: Cache
+
     def __init__(self, device: torch.device, vocabulary: Tensor | None, limit: int) -> None:
         self._device = device
         self._vocabulary = vocabulary
         self._limit = limit
+
+    @property
+    def token_bytes(self) -> int:
+        """See `Drafter.token_bytes`."""
+        return self._cache.token_bytes
 
     @abstractmethod
     def _root(self, texts: list[list[int]]) -> Tensor:

@@ -71,6 +71,11 @@ class Cache:
         self.used = 0
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
 
+    @property
+    def token_bytes(self) -> int:
+        """What is kept of a token, and read again by each forward."""
+        return 0
+
     def add(self, like: int | None = None) -> int:
         """Take an empty row, or one that holds what row ``like`` has committed; its number is the highest in use."""
         assert self.used < self.rows, "no free row"

@@ -35,6 +35,11 @@ class KeyValueCache(Cache):
         self._store: Tensor | None = None
         self._written = [0] * rows
 
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of all layers; 0 before the first forward."""
+        return 0 if self._store is None else self._store[:, :, 0, :, 0].nbytes
+
     def add(self, like: int | None = None) -> int:
         """Take a row, cleared of what an earlier request left; see `Cache.add`."""
         row = super().add(like)
