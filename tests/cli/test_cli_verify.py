@@ -11,6 +11,8 @@ import torch
 from cli.conftest import Run, assert_one_line_error
 from mcsd.cli.options import EngineOptions
 from mcsd.engine import Engine
+from mcsd.models.packing import packable
+from mcsd.models.quantization import quantizable
 from mcsd.testing import TabularModel
 
 
@@ -86,6 +88,24 @@ def test_a_wrong_engine_fails(run: Run, tabular: Callable[[], Engine], monkeypat
     value = json.loads(result.out)
     assert value["passed"] is value["greedy"]["passed"] is value["sampled"]["passed"] is False
     assert all(not one["tie"] for one in value["greedy"]["divergences"])
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(not packable(CPU, torch.bfloat16), reason="this CPU has no kernels for packed weights")
+@pytest.mark.parametrize(
+    "quantize",
+    [(), pytest.param(("--quantize", "int8"), marks=pytest.mark.skipif(not quantizable(CPU), reason="nor for bytes"))],
+)
+def test_a_packed_model_passes(quantize: tuple[str, ...], run: Run, tiny: Path) -> None:
+    """Its fused layers are run as transformers runs them too: without a tree, padded, and without a cache."""
+    models = ("-m", tiny, "-md", tiny, "--tree", "2x1", "--dtype", "bfloat16", *quantize)
+    result = run("verify", *models, "--samples", 500, "--contexts", 1, "-n", 4, "--temperature", 0.5, "--json")
+    assert (result.code, result.err) == (0, "")
+    value = json.loads(result.out)
+    assert (value["dtype"], value["passed"], value["greedy"]["texts"]) == ("bfloat16", True, 8)
+    assert [one["samples"] for one in value["sampled"]["contexts"]] == [500]
 
 
 @pytest.mark.parametrize(
