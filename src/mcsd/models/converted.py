@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,28 +62,43 @@ class Conversion:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def keep(self, network: Any, tokenizer: Any | None) -> None:
-        """Make the copy. Where there is no room for it, or it cannot be written, that is a warning and no more.
+        """Make the copy, as `keep_whole` does.
 
         Args:
             network: a ``PreTrainedModel``, as it was read.
             tokenizer: its own, if it has one.
         """
+
+        def write(part: Path) -> None:
+            network.save_pretrained(part)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(part)
+            (part / _SOURCE).write_text(json.dumps(self._source, indent=1) + "\n")
+            self.drop()
+
         size = sum(tensor.nbytes for tensor in network.state_dict().values())
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(self.folder.parent).free < _ROOM * size:
-                raise OSError(f"no room for {size / 1e9:.1f} GB")
-            with tempfile.TemporaryDirectory(prefix=".part-", dir=self.folder.parent) as scratch:
-                part = Path(scratch) / "copy"
-                network.save_pretrained(part)
-                if tokenizer is not None:
-                    tokenizer.save_pretrained(part)
-                (part / _SOURCE).write_text(json.dumps(self._source, indent=1) + "\n")
-                self.drop()
-                os.rename(part, self.folder)
-        except (OSError, SafetensorError) as error:
-            # Another process may have been faster.
-            if not self.there():
-                warnings.warn(
-                    f"loading stays slow, {self.folder} cannot be written: {error!s:.200}", McsdWarning, stacklevel=2
-                )
+        keep_whole(self.folder, size, write, self.there)
+
+
+def keep_whole(place: Path, size: int, write: Callable[[Path], None], there: Callable[[], bool]) -> None:
+    """Make a copy that is there whole or not at all.
+
+    Where there is no room for it, or it cannot be written, that is a warning and no more.
+
+    Args:
+        place: a file, or a folder that is not there.
+        size: its bytes, about.
+        write: makes it somewhere else, from where it is moved.
+        there: whether it is in its place; another process may be faster.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(place.parent).free < _ROOM * size:
+            raise OSError(f"no room for {size / 1e9:.1f} GB")
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=place.parent) as scratch:
+            part = Path(scratch) / "copy"
+            write(part)
+            os.rename(part, place)
+    except (OSError, SafetensorError) as error:
+        if not there():
+            warnings.warn(f"loading stays slow, {place} cannot be written: {error!s:.200}", McsdWarning, stacklevel=3)

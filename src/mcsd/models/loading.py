@@ -13,7 +13,8 @@ from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.compilation import compile_layers
 from mcsd.models.converted import Conversion
 from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
-from mcsd.models.packing import layer_for, pack, packable
+from mcsd.models.packing import layer_for, pack, packable, rounds
+from mcsd.models.rounded import pack_rounded
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import load_vocabulary, trim
 
@@ -85,6 +86,7 @@ def load(
     """
     location = locate(model)
     network, tokenizer = read(model, dtype)
+    copy = _copy_of(location, dtype)
     network = network.to(device)
     vocabulary = None
     if draft and location.kind == "folder":
@@ -93,7 +95,9 @@ def load(
         vocabulary = vocabulary.to(device)
         trim(network, vocabulary)
     layer = layer_for(device, dtype, draft, quantize)
-    if layer:
+    if copy and rounds(device, dtype, draft, quantize):
+        pack_rounded(network, not draft, copy)
+    elif layer:
         pack(network, layer)
     loaded = TransformersModel(network, str(model), vocabulary)
     if compile:
@@ -108,7 +112,8 @@ def read(model: str | Path, dtype: torch.dtype) -> tuple[Any, Any | None]:
         UnknownModel, WeightsCorrupt, UnsupportedModel: as `load`.
     """
     location = locate(model)
-    return _read_gguf(model, location, dtype) if location.kind == "gguf" else _read(model, location, dtype)
+    copy = _copy_of(location, dtype)
+    return _read_gguf(model, location, dtype, copy) if copy else _read(model, location, dtype)
 
 
 def load_draft(
@@ -153,10 +158,13 @@ def load_head(draft: str | Path, target: TransformersModel, quantize: str | None
     return BoundHead(DraftHead.load(Path(locate(draft).source)), target, str(draft), quantize)
 
 
-def _read_gguf(model: str | Path, location: Location, dtype: torch.dtype) -> tuple[Any, Any | None]:
+def _copy_of(location: Location, dtype: torch.dtype) -> Conversion | None:
+    """The copy of a GGUF file, which may or may not be there; None for all else."""
+    return Conversion(Path(location.source) / location.file, dtype) if location.file else None
+
+
+def _read_gguf(model: str | Path, location: Location, dtype: torch.dtype, copy: Conversion) -> tuple[Any, Any | None]:
     """Network and tokenizer of a GGUF file, or of the copy that an earlier load has made of it."""
-    assert location.file is not None
-    copy = Conversion(Path(location.source) / location.file, dtype)
     if copy.there():
         try:
             return _read(model, Location("folder", str(copy.folder)), dtype)

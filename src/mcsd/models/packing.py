@@ -75,12 +75,17 @@ Layer = Callable[[nn.Linear], nn.Module]
 """Makes what stands for a linear layer."""
 
 
-def layer_for(device: torch.device, dtype: torch.dtype, draft: bool, quantize: str | None) -> Layer | None:
-    """What stands for linear layers; None: they themselves.
+def rounds(device: torch.device, dtype: torch.dtype, draft: bool, quantize: str | None) -> bool:
+    """Whether linear layers are in int8.
 
-    A draft in bfloat16 is in int8 where the machine can: its q changes a little, the law of what is said does not.
+    A draft in bfloat16 is where the machine can: its q changes a little, the law of what is said does not.
     """
-    if quantize is not None or (draft and dtype == torch.bfloat16 and quantizable(device)):
+    return quantize is not None or (draft and dtype == torch.bfloat16 and quantizable(device))
+
+
+def layer_for(device: torch.device, dtype: torch.dtype, draft: bool, quantize: str | None) -> Layer | None:
+    """What stands for linear layers; None: they themselves."""
+    if rounds(device, dtype, draft, quantize):
         return partial(Int8Linear, fine=not draft)
     return PackedLinear if packable(device, dtype) else None
 
