@@ -83,6 +83,8 @@ class Engine:
         """Of the last step, or of the next one if there has been none."""
         self._plan = plan if shape is None else FixedTree(shape)
         self._profile = profile
+        self.levels = 0
+        """Levels of candidates that all steps so far have drafted."""
         # A draft reads two tokens of a text before the candidates, or after plain decoding some more.
         slots = self.max_length + 2 + max(TOGETHER, (self._plan or Planner).largest)
         self._cache = self.target.new_cache(max_batch, slots)
@@ -318,6 +320,7 @@ class Engine:
         random = Stream(self._seeds, self._positions, DRAW)
         self._lap("other")
         tree = self.drafter.draft(texts, self.tree, self._scheme, self._settings, random)
+        self.levels += tree.shape.depth
         self._lap("draft")
         return tree
 
@@ -352,7 +355,7 @@ class Engine:
 
     def _measured(self) -> Profile | None:
         # The requests that wait, and the clock that their statistics are made of, stand aside.
-        waiting, clock = self._waiting, dict(self._clock)
+        waiting, clock, levels = self._waiting, dict(self._clock), self.levels
         trial = Calibration(type(self._scheme), self.drafter.draws)
         self._waiting, self._plan = deque(), trial
         texts = built_in(self.encoder) if self.tokenizer is not None else [[0]]
@@ -373,7 +376,7 @@ class Engine:
                         break
             return trial.profile(forward_curve(self.target, self.drafter.hidden))
         finally:
-            self._waiting, self._clock, self._plan = waiting, clock, None
+            self._waiting, self._clock, self.levels, self._plan = waiting, clock, levels, None
 
     def _emit(self, tree: CandidateTree, verdict: Verdict, logits: Tensor) -> None:
         path = verdict.path.clamp(min=0)

@@ -32,7 +32,7 @@ class Part:
 
     name: str
     seconds: float
-    weight_bytes: int
+    weight_bytes: float
     cache_bytes: float
     least: float
 
@@ -61,7 +61,7 @@ class Profiler:
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
-        self._before = engine.seconds
+        self._before, self._levels = engine.seconds, engine.levels
 
     def profile(self, chunks: Sequence[Chunk]) -> Profile:
         """The steps of the one request that has run since, of which these are all chunks."""
@@ -69,8 +69,9 @@ class Profiler:
         after, rate = engine.seconds, bandwidth(engine.target.device)
         tokens = _tokens_before(chunks)
         # A draft reads its weights, and what it keeps of the text, once for each level of the tree.
-        levels, weights = engine.tree.depth, getattr(engine.target, "weight_bytes", 0)
-        reads = dict.fromkeys(("draft", "target", "judge", "commit", "other"), (0, 0.0))
+        levels = (engine.levels - self._levels) / steps
+        weights = getattr(engine.target, "weight_bytes", 0)
+        reads = dict.fromkeys(("draft", "target", "judge", "commit", "other"), (0.0, 0.0))
         reads["draft"] = levels * engine.drafter.weight_bytes, levels * engine.drafter.token_bytes * tokens
         reads["target"] = weights, engine.token_bytes * tokens
         parts = [
