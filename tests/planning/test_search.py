@@ -89,6 +89,6 @@ def test_the_tree_shrinks_as_the_batch_grows() -> None:
 
 def test_curves() -> None:
     curve = rising([(8, 2.0), (1, 1.0), (4, 0.5)])
-    assert curve == ((1, 1.0), (4, 1.0), (8, 2.0))
-    assert [seconds_at(curve, tokens) for tokens in (1, 2, 4, 6, 8, 16)] == [1.0, 1.0, 1.0, 1.5, 2.0, 4.0]
+    assert curve == ((1, 0.5), (4, 0.5), (8, 2.0))
+    assert [seconds_at(curve, tokens) for tokens in (1, 2, 4, 6, 8, 16)] == [0.5, 0.5, 0.5, 1.25, 2.0, 5.0]
     assert seconds_at(FREE, 50) == 0.0

@@ -57,9 +57,12 @@ def seconds_at(curve: Curve, tokens: int) -> float:
 
 
 def rising(points: Sequence[tuple[int, float]]) -> Curve:
-    """Measured points as a curve that never falls: more tokens cost no less, whatever the clock says."""
-    highest, curve = 0.0, []
-    for tokens, seconds in sorted(points):
-        highest = max(highest, seconds)
-        curve.append((tokens, highest))
-    return tuple(curve)
+    """Measured points as a curve that never falls: what more tokens have taken, fewer need not take longer than.
+
+    Measurements are only ever too slow, so of two that contradict each other the slower one is wrong.
+    """
+    least, curve = float("inf"), []
+    for tokens, seconds in sorted(points, reverse=True):
+        least = min(least, seconds)
+        curve.append((tokens, least))
+    return tuple(reversed(curve))
