@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         ),
         *("catalog", "files"),
     },
-    "verify": {"engine", "encoding", "errors", "params", "prompts", "sampling", "models"},
+    "verify": {"engine", "encoding", "errors", "params", "prompts", "sampling", "schemes", "models"},
     "tune": {
         *("engine", "errors", "params", "planning", "prompts", "schemes", "tree", "models", "options", "catalog"),
     },

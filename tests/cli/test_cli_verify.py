@@ -125,3 +125,21 @@ def test_wrong_words(words: str, said: str, run: Run, tabular: Callable[[], Engi
 
 def test_an_engine_that_cannot_be(run: Run) -> None:
     assert_one_line_error(run("verify", "--target", "smollm-135"), 2, "no model 'smollm-135'")
+
+
+@pytest.mark.parametrize(
+    ("words", "tree"), [((), "2x2x1"), (("--scheme", "block"), "chain:3"), (("--tree", "none"), "none")]
+)
+def test_where_no_tree_is_named_there_is_one(
+    run: Run, tabular: Callable[[], Engine], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], tree: str
+) -> None:
+    """What auto chooses may be plain decoding, of which there is nothing to check."""
+    asked = []
+
+    def load(self: EngineOptions, max_batch: int) -> Engine:
+        asked.append(self.tree)
+        return tabular()
+
+    monkeypatch.setattr(EngineOptions, "load", load)
+    assert run("verify", "--samples", 500, "--contexts", 1, "-n", 4, *words).code == 0
+    assert asked == [tree]

@@ -157,7 +157,7 @@ def test_a_draft_catches_up_after_plain_steps(pause: int) -> None:
 
     class Pausing(FixedTree):
         def __init__(self) -> None:
-            super().__init__(TreeShape.parse("chain:3"))
+            super().__init__(TreeShape.parse("chain:3"), 64)
             self._steps = 0
             self.paths: list[int] = []
 
@@ -170,7 +170,6 @@ def test_a_draft_catches_up_after_plain_steps(pause: int) -> None:
                 self.paths += map(len, paths)
 
     plan = Pausing()
-    plan.largest = 64
     engine = mcsd.Engine(tiny("llama"), tiny("llama"), tree=plan, max_batch=3, max_length=240)
     prompts = [[5, 9, 2], [7], list(range(1, 40))]
     done = engine.generate(prompts, [mcsd.SamplingParams(temperature=0, max_new_tokens=n) for n in (180, 90, 170)])

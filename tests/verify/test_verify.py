@@ -61,15 +61,15 @@ def check(subject: mcsd.Engine, samples: int = 2000, params: mcsd.SamplingParams
     return verify(subject, PROMPTS, params, Options(contexts=4, samples=samples))
 
 
-def tree_for(scheme: str) -> str:
+def tree_of(scheme: str) -> str:
     return {1: "chain:3", 2: "2x2"}.get(mcsd.SCHEMES[scheme].widest or 0, "3x2")
 
 
 @pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
 def test_every_scheme_passes_on_a_network(scheme: str) -> None:
-    report = check(engine(scheme=scheme, tree=tree_for(scheme)), samples=500)
+    report = check(engine(scheme=scheme, tree=tree_of(scheme)), samples=500)
     assert report.passed, report
-    assert (report.scheme, report.tree, report.dtype) == (scheme, tree_for(scheme), "float32")
+    assert (report.scheme, report.tree, report.dtype) == (scheme, tree_of(scheme), "float32")
     assert report.greedy.texts == len(PROMPTS)
     assert report.greedy.tokens == 12 * len(PROMPTS)
     assert 0 < report.greedy.rounding < 1e-4
@@ -82,7 +82,7 @@ def test_every_scheme_passes_on_a_network(scheme: str) -> None:
 @pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
 def test_every_scheme_passes_on_tables(scheme: str) -> None:
     target, draft = tables()
-    subject = mcsd.Engine(target, draft, tree=tree_for(scheme), scheme=scheme, max_batch=512, max_length=32)
+    subject = mcsd.Engine(target, draft, tree=tree_of(scheme), scheme=scheme, max_batch=512, max_length=32)
     report = check(subject, samples=500)
     assert report.passed, report
     assert report.greedy.divergences == ()

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +36,12 @@ _SHOWN = 10
 
 _how = functools.partial(typer.Option, rich_help_panel="Verification")
 
+CheckedTree = Annotated[
+    str,
+    typer.Option(
+        "--tree", help="Candidates to check: 4x2x2x1, chain:4, ...", show_default="2x2x1", rich_help_panel="Engine"
+    ),
+]
 Prompts = Annotated[
     Path | None, _how("--prompts", help="A prompt a line, or JSONL.", show_default="eight built-in ones")
 ]
@@ -48,8 +54,9 @@ Seed = Annotated[int, _how("--seed", help="Another seed is another sample.")]
 
 @dataclass(frozen=True)
 class SmallEngineOptions(EngineOptions):
-    """As for the other commands, but many short sequences run together."""
+    """As for the other commands, but many short sequences run together, and some tree is tried in any case."""
 
+    tree: CheckedTree = "auto"
     max_length: MaxLength = 512
 
 
@@ -83,11 +90,13 @@ def verify(
     params = SamplingParams(**vars(sampling))
     with working("starting"):
         from mcsd.distill.sources import load_prompts
-        from mcsd.verify import Options, check_params, verify
+        from mcsd.verify import Options, check_params, tree_for, verify
 
     options = Options(contexts, samples, minutes)
     check_params(params)
     given = None if prompts is None else load_prompts(prompts)
+    if engine.tree == "auto":
+        engine = replace(engine, tree=tree_for(engine.scheme))
     loaded = engine.load(_ROWS)
     gauge = Gauge()
     with gauge.running():

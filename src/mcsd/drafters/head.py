@@ -28,8 +28,8 @@ class HeadDrafter(LevelDrafter):
         self.head = head
         self.weight_bytes = head.weight_bytes
         self._cache: KeyValueCache = head.new_cache(rows, slots)
-        self._states: list[Tensor] = []
-        """For each row ``[c, F]``: the target's states before each of its c unread tokens."""
+        self._states: list[list[Tensor]] = []
+        """For each row, in pieces ``[c, F]``: the target's states before each of its unread tokens."""
         self._drafted = torch.empty(0)
         """``[B, N, H]``: the head's own states at the last level it read."""
 
@@ -40,17 +40,15 @@ class HeadDrafter(LevelDrafter):
         states = torch.zeros(1, 1, size, dtype=self.head.dtype, device=self._device)
         if hidden is not None:
             states = torch.cat([states, hidden], dim=1)
-        self._states.append(states[0])
+        self._states.append([states[0]])
 
     def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
         assert hidden is not None
         # Behind the root and the path comes the target's own token: as many unread tokens as there are states.
         counts = (accepted + 1).tolist()
-        self._states = [
-            torch.cat([unread, states[:count]])
-            for unread, states, count in zip(self._states, hidden, counts, strict=True)
-        ]
+        for pieces, states, count in zip(self._states, hidden, counts, strict=True):
+            pieces.append(states[:count])
 
     def remove(self, row: int) -> None:
         """See `Drafter.remove`."""
@@ -63,27 +61,28 @@ class HeadDrafter(LevelDrafter):
         self._cache.clear()
         self._states.clear()
 
-    def _read(self, row: int, tokens: list[int]) -> None:
-        """Read the first unread tokens of one row."""
+    def _read(self, row: int, tokens: list[int], known: Tensor) -> None:
+        """Read the first unread tokens of one row; ``known [c, F]`` are the states before them and further ones."""
         rows = slice(row, row + 1)
         for start in range(0, len(tokens), CHUNK):
             piece = torch.tensor([tokens[start : start + CHUNK]], device=self._device)
             length = piece.shape[1]
-            states = self._states[row][None, start : start + length]
+            states = known[None, start : start + length]
             self.head.forward(piece, states, Block.chain(length), self._cache, rows, logits=False)
             keep = torch.arange(length, device=self._device)[None]
             self._cache.commit(keep, torch.tensor([length], device=self._device), rows)
 
     def _root(self, texts: list[list[int]]) -> Tensor:
-        catch_up(texts, self._cache, self._read)
+        known = [torch.cat(pieces) for pieces in self._states]
+        catch_up(texts, self._cache, lambda row, tokens: self._read(row, tokens, known[row]))
         tokens, counts = unread(texts, self._cache.lengths.tolist(), self._device)
-        last = [states[-count:] for states, count in zip(self._states, counts.tolist(), strict=True)]
+        last = [states[-count:] for states, count in zip(known, counts.tolist(), strict=True)]
         states = torch.nn.utils.rnn.pad_sequence(last, batch_first=True)
         longest = tokens.shape[1]
         each = torch.arange(len(texts), device=self._device)
         output = self.head.forward(tokens, states, Block.chain(longest), self._cache)
         self._cache.commit(torch.arange(longest, device=self._device).expand(len(texts), -1), counts)
-        self._states = [states[:0] for states in self._states]
+        self._states = [[] for _ in texts]
         assert output.hidden is not None
         self._drafted = output.hidden[each, counts - 1][:, None]
         return output.logits[each, counts - 1][:, None]

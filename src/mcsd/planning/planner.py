@@ -61,15 +61,20 @@ class Plan(Protocol):
 
 
 class FixedTree:
-    """The tree that the user named."""
+    """The tree that somebody named.
 
-    def __init__(self, shape: TreeShape) -> None:
-        self._shape = shape
-        self.largest = len(shape)
+    Args:
+        shape: the tree; it may be set anew between steps.
+        largest: nodes of the largest tree that it will be; by default those of this one.
+    """
+
+    def __init__(self, shape: TreeShape, largest: int | None = None) -> None:
+        self.shape = shape
+        self.largest = len(shape) if largest is None else largest
 
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
         """See `Plan.choose`."""
-        return self._shape
+        return self.shape
 
     def observe(
         self,

@@ -13,7 +13,7 @@ from mcsd.models.loading import choose_device, choose_dtype, load, load_draft
 from mcsd.models.quantization import check_quantize
 from mcsd.options import check_options
 from mcsd.params import SamplingParams
-from mcsd.planning import TEMPERATURES, Calibration, Place, Profile, forward_curve, place_of
+from mcsd.planning import TEMPERATURES, Calibration, FixedTree, Place, Plan, Profile, forward_curve, place_of
 from mcsd.planning.calibration import Step
 from mcsd.planning.search import LARGEST
 from mcsd.prompts import built_in
@@ -67,24 +67,13 @@ class Options:
             raise InvalidOption(f"minutes={self.minutes} is not a number above 0", "give the minutes that it may take")
 
 
-class Switch:
-    """A `Plan` with a tree that is set from outside."""
-
-    largest = LARGEST
-
-    def __init__(self) -> None:
-        self.shape = TreeShape.parse("none")
-
-    def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
-        """See `Plan.choose`."""
-        return self.shape
-
-    def observe(self, *_: Any) -> None:
-        """Nothing follows from it."""
-
-
 class Pair:
-    """The models of a run, and engines that share them."""
+    """The models of a run, and engines that share them.
+
+    Attributes:
+        draws: whether candidates are drawn.
+        place: where the profile is kept.
+    """
 
     def __init__(self, options: Options) -> None:
         draft = options.draft or default_draft(options.target)
@@ -99,7 +88,7 @@ class Pair:
         self._draft: Any = draft if draft == "ngram" else load_draft(draft, self._target, *setting)
         self.draws = draft != "ngram"
         self._max_length = options.max_length
-        self._racing: dict[str, tuple[Engine, Switch]] = {}
+        self._racing: dict[str, tuple[Engine, FixedTree]] = {}
         self.place: Place = place_of(
             options.target,
             draft,
@@ -110,7 +99,7 @@ class Pair:
             compile=options.compile,
         )
 
-    def engine(self, plan: Any, scheme: str) -> Engine:
+    def engine(self, plan: Plan, scheme: str) -> Engine:
         """An engine of one row."""
         target = self._target
         return Engine(target.model, self._draft, target.tokenizer, plan, scheme, 1, self._max_length)
@@ -118,10 +107,10 @@ class Pair:
     def run(self, entrant: Entrant, prompt: list[int], temperature: float, new: int) -> dict[str, Any]:
         """Let an entrant answer a prompt; the prompt itself is not in the time."""
         if entrant.scheme not in self._racing:
-            switch = Switch()
-            self._racing[entrant.scheme] = self.engine(switch, entrant.scheme), switch
-        engine, switch = self._racing[entrant.scheme]
-        switch.shape = entrant.choice.shape
+            plan = FixedTree(entrant.choice.shape, LARGEST)
+            self._racing[entrant.scheme] = self.engine(plan, entrant.scheme), plan
+        engine, plan = self._racing[entrant.scheme]
+        plan.shape = entrant.choice.shape
         params = SamplingParams(temperature=temperature, max_new_tokens=new, seed=0)
         stats = engine.generate([prompt], params)[0].stats
         seconds = sum(stats.seconds.values()) - stats.seconds["prefill"]

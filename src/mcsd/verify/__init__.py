@@ -2,6 +2,6 @@
 
 from mcsd.verify.options import Options
 from mcsd.verify.report import Report
-from mcsd.verify.run import check_params, verify
+from mcsd.verify.run import check_params, tree_for, verify
 
-__all__ = ["Options", "Report", "check_params", "verify"]
+__all__ = ["Options", "Report", "check_params", "tree_for", "verify"]

@@ -10,6 +10,7 @@ from mcsd.engine import Engine
 from mcsd.errors import EmptyPrompt, InvalidParameter
 from mcsd.params import SamplingParams
 from mcsd.prompts import built_in
+from mcsd.schemes import SCHEMES
 from mcsd.verify.greedy import check_greedy
 from mcsd.verify.options import Options
 from mcsd.verify.plain import plain_logits
@@ -18,6 +19,12 @@ from mcsd.verify.sampled import check_sampled, places
 
 _GREEDY, _SAMPLING = 0.4, 0.95
 """Shares of the budget after which no further greedy texts, and no further samples, are begun."""
+
+
+def tree_for(scheme: str) -> str:
+    """The tree that is checked where none is named: "auto" might be plain decoding, which checks nothing."""
+    known = SCHEMES.get(scheme)
+    return "chain:3" if known and known.widest == 1 else "2x2x1"
 
 
 def check_params(params: SamplingParams) -> None:
