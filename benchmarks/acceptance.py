@@ -95,6 +95,7 @@ def share_of_a_target_forward(engine: mcsd.Engine, tokens: int = 200) -> float:
     cache.commit(torch.arange(tokens)[None], torch.tensor([tokens]))
     settings = Settings.of([mcsd.SamplingParams()], CPU)
     shape, scheme = mcsd.TreeShape.parse("1"), SCHEMES["mcss-wor"]()
+    drafter.read([text])
     drafting, forwards = [], []
     last = None if states is None else states[:, -1:]
     for step in range(30):

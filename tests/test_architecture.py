@@ -53,7 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "verify": {"engine", "encoding", "errors", "params", "prompts", "sampling", "schemes", "models"},
     "tune": {
-        *("engine", "errors", "params", "planning", "prompts", "schemes", "tree", "models", "options", "catalog"),
+        *("engine", "errors", "files", "params", "planning", "prompts", "schemes", "tree", "models", "options"),
+        "catalog",
     },
     "cli": {"bench", "tune", "distill", "verify", "engine", "errors", "params", "catalog", "options"},
 }

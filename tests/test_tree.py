@@ -118,12 +118,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @given(parent_lists())
 @settings(deadline=None)
 def test_renumbering_keeps_the_tree(listed: list[int]) -> None:
-    """By depth, otherwise in the order given; the tree and the order of siblings stay."""
+    """By depth and parent: one list for each tree. The tree and the order of siblings stay."""
     shape = TreeShape(listed)
-    by_depth = sorted((len(ancestors(listed, node)), node) for node in range(len(listed)))
-    old = [node for _, node in by_depth]
-    assert shape.depths == tuple(depth for depth, _ in by_depth)
-    assert [-1 if parent < 0 else old[parent] for parent in shape.parents] == [listed[node] for node in old]
+    assert list(shape.depths) == sorted(len(ancestors(listed, node)) for node in range(len(listed)))
+    assert list(shape.parents) == sorted(shape.parents)
 
     def nested(parents: list[int] | tuple[int, ...], root: int = -1) -> list[Any]:
         return [nested(parents, node) for node, parent in enumerate(parents) if parent == root]
@@ -133,6 +131,20 @@ def test_renumbering_keeps_the_tree(listed: list[int]) -> None:
     assert again == shape
     assert hash(again) == hash(shape)
     assert (shape == TreeShape([*shape.parents, -1])) is False
+
+
+@pytest.mark.parametrize("name", ["none", "1", "3", "chain:2", "2x1", "2x2x1", "4x2x2x1", "3x1x2"])
+def test_trees_that_are_counts_are_called_so(name: str) -> None:
+    shape = TreeShape.parse(name)
+    assert str(TreeShape(shape.parents)) == name
+    assert TreeShape.parse(str(TreeShape(shape.parents))) == shape
+
+
+def test_other_trees_are_called_by_their_parents() -> None:
+    assert str(TreeShape([-1, -1, 0])) == "parents:-1,-1,0"
+    # However it is written, it is the same tree.
+    assert TreeShape([-1, -1, 0, 1, 0, 1]) == TreeShape.parse("2x2")
+    assert str(TreeShape([-1, -1, 0, 1, 0, 1])) == "2x2"
 
 
 @given(parent_lists())

@@ -17,6 +17,7 @@ from mcsd.drafters import TOGETHER, Drafter, HeadDrafter, ModelDrafter, NgramDra
 from mcsd.encoding import Encoder, Message, Prompt, Prompts
 from mcsd.errors import (
     InvalidParameter,
+    InvalidTree,
     NonFiniteLogits,
     RequestError,
     RequestInterrupted,
@@ -37,8 +38,8 @@ from mcsd.tree import TreeShape
 _ROUNDS = 4
 """Steps with each tree, at each temperature, before tree "auto" serves its first request."""
 
-_WRITTEN = 16
-"""Tokens of a text that is written for that: short ones, of several prompts."""
+_WRITTEN, _MEASURED_LENGTH = 16, 512
+"""New tokens of a text that is written for that, short ones of several prompts; and the most that it has in all."""
 
 
 class Engine:
@@ -54,7 +55,8 @@ class Engine:
         scheme: a name in `mcsd.SCHEMES`. Candidates of a drafter that does not draw are judged as "top-k".
         max_batch: rows that run together; further requests wait.
         max_length: the most tokens of a request, prompt included; at most the target's context.
-        profile: where the measurements of tree "auto" are kept; without it every engine makes its own.
+        profile: where the measurements of tree "auto" are kept; without it every engine makes its own, and so the tree
+            that a seed pins may be another one in each.
 
     Raises:
         InvalidTree, UnknownScheme, InvalidOption: by name.
@@ -80,7 +82,7 @@ class Engine:
         self.max_batch = max_batch
         self.max_length = min(max_length, self.target.max_length or max_length)
         self.tree = TreeShape.parse("none") if shape is None else shape
-        """Of the last step, or of the next one if there has been none."""
+        """Of the last step; before the first one the tree that was named, or none."""
         self._plan = plan if shape is None else FixedTree(shape)
         self._profile = profile
         self.levels = 0
@@ -137,7 +139,7 @@ class Engine:
                 rounded target, which is not quite the law of the target as it was.
             compile: whether to compile target and draft: some ten seconds the first time, a few afterwards. What cannot
                 be compiled runs as it is, and a warning says why.
-            tree, scheme, max_batch, max_length: as in the class.
+            tree, scheme, max_batch, max_length: as in the class; a plan is for engines that are made of objects.
 
         Raises:
             UnknownModel, WeightsCorrupt, DownloadFailed, UnsupportedModel, VocabularyMismatch: about the models.
@@ -158,7 +160,9 @@ class Engine:
             locate(model)
         loaded = load(target, where, kind, quantize=quantize, compile=compile)
         proposer: Any = load_draft(draft, loaded, quantize, compile) if drafts else "ngram"
-        profile = place_of(target, draft, where, kind, scheme=scheme, quantize=quantize, compile=compile)
+        profile = None
+        if shape is None:
+            profile = place_of(target, draft, where, kind, scheme=scheme, quantize=quantize, compile=compile)
         tree = "auto" if shape is None else shape
         return cls(loaded.model, proposer, loaded.tokenizer, tree, scheme, max_batch, max_length, profile)
 
@@ -255,13 +259,16 @@ class Engine:
         """
         if self._plan is not None:
             return
-        profile = self._profile.read() if self._profile else None
+        scheme = type(self._scheme)
+        profile = self._profile.read(scheme) if self._profile else None
         if profile is None:
             profile = self._measured()
             if self._profile and profile:
+                # Another process may have been faster, and served texts by what it found.
+                profile = self._profile.read(scheme) or profile
                 self._profile.keep(profile)
         # Where target or draft give no distribution, the request that waits has to say so.
-        self._plan = Planner(profile, type(self._scheme)) if profile else FixedTree(TreeShape.parse("1"))
+        self._plan = Planner(profile, scheme) if profile else FixedTree(TreeShape.parse("1"))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -270,10 +277,10 @@ class Engine:
         Whatever breaks a step off (Ctrl-C, no memory) ends the running requests with `RequestInterrupted`, because
         their caches may be ahead of their texts. Waiting requests stay, and the engine goes on.
         """
-        self._since = time.perf_counter()
         try:
             if self._waiting:
                 self.prepare()
+            self._since = time.perf_counter()
             self._admit()
             if not self._rows:
                 return
@@ -315,14 +322,30 @@ class Engine:
     def _draft(self) -> CandidateTree:
         assert self._settings is not None
         assert self._plan is not None
-        self.tree = self._plan.choose(self._settings.params)
+        shape = self._plan.choose(self._settings.params)
+        if shape != self.tree:
+            self._check(shape)
+            self.tree = shape
         texts = [row.all_tokens for row in self._rows]
         random = Stream(self._seeds, self._positions, DRAW)
         self._lap("other")
+        if len(shape):
+            self.drafter.read(texts)
+            self._lap("prefill")
         tree = self.drafter.draft(texts, self.tree, self._scheme, self._settings, random)
         self.levels += tree.shape.depth
         self._lap("draft")
         return tree
+
+    def _check(self, shape: TreeShape) -> None:
+        """Whether a plan may name a tree: schemes would judge some trees by another law than the target's."""
+        assert self._plan is not None
+        type(self._scheme).check(shape)
+        if len(shape) > self._plan.largest:
+            raise InvalidTree(
+                f"the plan names a tree of {len(shape)} nodes, where it had said {self._plan.largest} at most",
+                "raise its `largest`",
+            )
 
     def _verify(self, tree: CandidateTree) -> tuple[Tensor, Tensor | None]:
         roots = torch.tensor([[row.all_tokens[-1]] for row in self._rows], device=self.target.device)
@@ -354,29 +377,26 @@ class Engine:
         self._plan.observe(tree.shape, self._settings.params, paths, spent)
 
     def _measured(self) -> Profile | None:
-        # The requests that wait, and the clock that their statistics are made of, stand aside.
-        waiting, clock, levels = self._waiting, dict(self._clock), self.levels
+        """Measure, in an engine of one row; None where target or draft give no distribution."""
         trial = Calibration(type(self._scheme), self.drafter.draws)
-        self._waiting, self._plan = deque(), trial
-        texts = built_in(self.encoder) if self.tokenizer is not None else [[0]]
-        room = max(1, self.max_length // 2)
+        length = min(self.max_length, _MEASURED_LENGTH)
+        engine = Engine(self.target, self.drafter, self.tokenizer, trial, self.scheme_name, 1, length)
+        try:
+            prompts = built_in(self.encoder) if self.tokenizer is not None else [[0]]
+        except RequestError:
+            # They are longer than a request may be, or the template refuses them.
+            prompts = [[0]]
         try:
             for temperature in TEMPERATURES:
                 enough = len(trial.steps) + _ROUNDS * len(trial.shapes)
-                params = SamplingParams(temperature=temperature, max_new_tokens=_WRITTEN, seed=0)
-                for prompt in cycle(texts):
-                    request = Request(prompt[:room], params, room, None, frozenset())
-                    self.submit(request)
-                    while len(trial.steps) < enough and not request.done:
-                        self.step()
-                    self.cancel(request)
-                    if isinstance(request.error, NonFiniteLogits):
-                        return None
+                params = SamplingParams(temperature=temperature, max_new_tokens=_WRITTEN, seed=0, ignore_eos=True)
+                for prompt in cycle(prompts):
+                    engine.generate([prompt[: max(1, length // 2)]], params)
                     if len(trial.steps) >= enough:
                         break
-            return trial.profile(forward_curve(self.target, self.drafter.hidden))
-        finally:
-            self._waiting, self._clock, self.levels, self._plan = waiting, clock, levels, None
+        except NonFiniteLogits:
+            return None
+        return trial.profile(forward_curve(self.target, self.drafter.hidden))
 
     def _emit(self, tree: CandidateTree, verdict: Verdict, logits: Tensor) -> None:
         path = verdict.path.clamp(min=0)

@@ -127,6 +127,6 @@ def alone(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InvalidOption(
-                f"{path.parent} is being written by another process", "wait until it ends, or give another --out"
+                f"{path.parent} is being written by another process", "wait until it ends, or choose another folder"
             ) from error
         yield

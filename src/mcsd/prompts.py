@@ -21,7 +21,7 @@ def built_in(encoder: Encoder) -> list[list[int]]:
     """The prompts as token ids, plain ones and questions in turn; questions in the chat template, if there is one.
 
     Raises:
-        InvalidParameter: the encoder has no tokenizer.
+        RequestError: the encoder has no tokenizer or a template that refuses them, or they are too long for it.
     """
     params, prompts = SamplingParams(), []
     for text, question in zip(PLAIN, ASKED, strict=True):

@@ -26,8 +26,8 @@ class TreeShape:
 
     Args:
         parents: the parent of each node, -1 for the root. Nodes may come in any order in which a parent comes
-            before its children; they are renumbered by depth, siblings keeping their order.
-        name: how the shape is shown; by default its list of parents.
+            before its children; they are renumbered by depth and parent, siblings keeping their order.
+        name: how the shape is shown; by default its level counts, if it has any, or its list of parents.
 
     Raises:
         InvalidTree: a parent that does not come before its child, or more than `MAX_NODES` nodes.
@@ -41,8 +41,16 @@ class TreeShape:
             if not isinstance(parent, int) or isinstance(parent, bool) or not -1 <= parent < node:
                 raise InvalidTree(f"node {node} has parent {parent!r:.40}: not -1 (the root) or an earlier node", _HINT)
             depths.append(1 if parent < 0 else depths[parent] + 1)
-        order = sorted(range(len(parents)), key=depths.__getitem__)
-        renumbered = {old: new for new, old in enumerate(order)} | {-1: -1}
+        # Within a depth by parent, so that the same tree has the same numbers however it was written.
+        levels: list[list[int]] = [[] for _ in range(max(depths, default=0))]
+        for node, depth in enumerate(depths):
+            levels[depth - 1].append(node)
+        order: list[int] = []
+        renumbered = {-1: -1}
+        for level in levels:
+            for node in sorted(level, key=lambda node: renumbered[parents[node]]):
+                renumbered[node] = len(order)
+                order.append(node)
         self.parents: tuple[int, ...] = tuple(renumbered[parents[old]] for old in order)
         self.depths: tuple[int, ...] = tuple(depths[old] for old in order)
         self._name = name

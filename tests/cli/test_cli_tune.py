@@ -4,6 +4,8 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 import mcsd
 from cli.conftest import Run, assert_one_line_error, start
 from mcsd.catalog import models_folder
@@ -55,8 +57,16 @@ def test_a_killed_run_can_be_gone_on_with(tiny: Path, tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     (log,) = logs()
+    before = log.read_text().splitlines()
     with log.open("a") as file:
         file.write('{"kind": "race", "half')
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(Options(str(tiny), "ngram"), [f"What is {number}?" for number in range(40)], interrupt)
+    assert log.read_text().splitlines() == before
     again = start(*words, "--minutes", 0.01)
     out, err = again.communicate()
     assert again.returncode == 0, err

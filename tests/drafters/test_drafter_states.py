@@ -236,6 +236,8 @@ class Drafters(RuleBasedStateMachine):
         positions = torch.tensor([len(self.texts[row]) for row in order])
         settings = Settings.of([self.params[row] for row in order], CPU)
         texts = [list(self.texts[row]) for row in order]
+        if len(shape):
+            drafter.read(texts)
         return drafter.draft(texts, shape, scheme, settings, Stream(seeds, positions, DRAW))
 
     def fresh(self, shape: TreeShape, scheme: Scheme) -> CandidateTree:

@@ -8,8 +8,10 @@ import torch
 
 import mcsd
 from conftest import tiny
+from mcsd.errors import InvalidTree
 from mcsd.planning import Calibration, Costs, FixedTree, Planner, Profile
 from mcsd.planning.acceptance import DEPTH, RANKS, Acceptance, falling
+from mcsd.planning.calibration import Step
 from mcsd.schemes import SCHEMES
 from mcsd.testing import TabularModel
 from mcsd.tree import TreeShape
@@ -149,6 +151,36 @@ def test_no_plan_changes_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
         wanted = target * seen.sum(-1, keepdim=True)
         assert wanted.min() > 20
         assert chi2.sf(float(((seen - wanted) ** 2 / wanted).sum()), 5 * 4) > 0.0005
+
+
+def test_look_up_that_finds_nothing_is_no_trial() -> None:
+    plan = planner(BAD, BAD)
+    sizes = []
+    for _ in range(400):
+        sizes.append(len(plan.choose([GREEDY])))
+        plan.observe(TreeShape.parse("none"), [GREEDY], [[]], SECONDS)
+    # After the first pause it goes on looking, which is free, until something is found.
+    assert all(size > 0 for size in sizes[100:])
+
+
+@pytest.mark.parametrize(("tree", "scheme"), [("2x2", "block"), ("3", "spechub"), ("chain:9", "mcss-wor")])
+def test_a_plan_is_held_to_what_can_be_run(tree: str, scheme: str) -> None:
+    plan = FixedTree(TreeShape.parse(tree), 8)
+    engine = mcsd.Engine(tiny("llama"), tiny("llama"), tree=plan, scheme=scheme, max_length=100)
+    with pytest.raises(InvalidTree):
+        engine.generate([[1]], GREEDY)
+    plan.shape = TreeShape.parse("chain:2" if scheme == "block" else "2")
+    assert len(engine.generate([[1]], GREEDY)[0].token_ids) > 0
+
+
+def test_a_calibration_of_few_steps_is_a_profile_all_the_same() -> None:
+    target = ((1, 1.0),)
+    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
+    assert trial.profile(target).costs.step(1, 1, [1], 1.0) >= 1.0
+    trial.steps += [Step(True, (), (), 0.0, 0.01), Step(True, (-1,), (0,), 0.3, 0.02)]
+    costs = trial.profile(target).costs
+    assert costs.step(1, 1, [1], 1.0) == pytest.approx(1.0 + 0.3 + 0.02)
+    assert costs.step(1, 0, [], 1.0) == pytest.approx(1.01)
 
 
 @pytest.mark.parametrize("pause", [3, 50])

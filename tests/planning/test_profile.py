@@ -12,12 +12,14 @@ import torch
 import mcsd
 from conftest import tiny
 from mcsd.errors import McsdWarning, NonFiniteLogits
+from mcsd.models.loading import Loaded
 from mcsd.planning import Costs, Place, Profile, forward_curve, place_of
 from mcsd.planning.acceptance import falling
 from mcsd.testing import TabularModel
 from mcsd.tree import TreeShape
 
 CPU = torch.device("cpu")
+SCHEME = mcsd.SCHEMES["mcss-wor"]
 PROFILE = Profile(
     Costs(((1, 0.1), (8, 0.25)), ((1, 0.01),), 0.001, 0.002, 0.003, 0.0004),
     falling(0.7, 0.1),
@@ -33,17 +35,17 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_a_profile_comes_back_as_it_was(place: Place) -> None:
-    assert place.read() is None
+    assert place.read(SCHEME) is None
     place.write(PROFILE)
-    assert place.read() == PROFILE
+    assert place.read(SCHEME) == PROFILE
     place.write(replace(PROFILE, tree=None))
-    assert place.read() == replace(PROFILE, tree=None)
+    assert place.read(SCHEME) == replace(PROFILE, tree=None)
     assert [file.name for file in place.path.parent.iterdir()] == ["pair.json"]
 
 
 def test_the_profile_of_something_else_is_none(place: Place) -> None:
     place.write(PROFILE)
-    assert Place(place.path, {"target": "a", "draft": "c"}).read() is None
+    assert Place(place.path, {"target": "a", "draft": "c"}).read(SCHEME) is None
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,11 @@ def test_the_profile_of_something_else_is_none(place: Place) -> None:
         (("costs", "target"), []),
         (("costs", "target"), [[4, 0.1], [1, 0.2]]),
         (("costs", "target"), [[1, float("nan")]]),
+        (("costs", "target"), [[1, 0.0]]),
+        (("costs", "target"), [[0, 1.0]]),
+        (("costs", "target"), [[1, 1.0], [2, 0.5]]),
+        (("costs", "target"), [[float("inf"), 1.0]]),
+        (("costs", "plain"), 10**400),
         (("costs", "plain"), -1),
         (("greedy",), [[0.5]]),
         (("sampled", 0, 0), 1.5),
@@ -68,9 +75,9 @@ def test_what_is_no_profile_is_none(place: Place, path: tuple[Any, ...], value: 
         part = part[step]
     part[path[-1]] = value
     place.path.write_text(json.dumps(whole))
-    assert place.read() is None
+    assert place.read(SCHEME) is None
     place.path.write_text(json.dumps(whole)[:40])
-    assert place.read() is None
+    assert place.read(SCHEME) is None
 
 
 def test_where_it_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
@@ -115,7 +122,7 @@ def test_the_first_request_measures_and_later_engines_know(place: Place) -> None
     first = engine()
     prompts = [[5, 9, 2], [7]]
     texts = first.generate(prompts, params)
-    known = place.read()
+    known = place.read(SCHEME)
     assert known is not None
     # The measuring is in nobody's statistics.
     assert all(done.stats.target_calls <= 30 for done in texts)
@@ -123,7 +130,7 @@ def test_the_first_request_measures_and_later_engines_know(place: Place) -> None
     first.generate([[9]] * 8, mcsd.SamplingParams(max_new_tokens=40))
     assert [done.token_ids for done in first.generate(prompts, params)] == [done.token_ids for done in texts]
     assert engine().generate([prompts[1]], params)[0].token_ids == texts[1].token_ids
-    assert place.read() == known
+    assert place.read(SCHEME) == known
 
 
 @pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
@@ -148,7 +155,7 @@ def test_broken_weights_are_named_by_the_request(broken: str, place: Place) -> N
     engine = mcsd.Engine(models["target"], models["draft"], tree="auto", max_length=100, profile=place)
     with pytest.raises(NonFiniteLogits):
         engine.generate([[1, 2]])
-    assert place.read() is None
+    assert place.read(SCHEME) is None
 
 
 def test_ctrl_c_while_measuring_ends_the_request_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,3 +174,39 @@ def test_ctrl_c_while_measuring_ends_the_request_and_no_more(monkeypatch: pytest
         engine.generate([[1, 2]])
     (done,) = engine.generate([[1, 2]], mcsd.SamplingParams(max_new_tokens=5))
     assert len(done.token_ids) == 5
+
+
+def test_built_in_prompts_that_are_too_long_are_no_matter(smollm2: Loaded) -> None:
+    engine = mcsd.Engine(smollm2.model, "ngram", smollm2.tokenizer, tree="auto", max_length=8, max_batch=1)
+    waiting = engine.request([5, 6])
+    engine.submit(waiting)
+    while not waiting.done:
+        engine.step()
+    assert waiting.completion is not None
+    assert len(waiting.tokens) == 6
+
+
+def test_a_seed_goes_by_the_tree_that_was_kept(place: Place) -> None:
+    """Whatever else runs and has run, in any engine that reads the profile."""
+    place.write(PROFILE)
+    params = mcsd.SamplingParams(max_new_tokens=30, seed=4)
+    named = mcsd.Engine(tiny("llama"), tiny("llama", seed=1), tree="2x1", max_length=100)
+    expected = named.generate([[5, 9, 2]], params)[0].token_ids
+    subject = mcsd.Engine(tiny("llama"), tiny("llama", seed=1), tree="auto", max_length=100, profile=place)
+    assert subject.generate([[5, 9, 2]], params)[0].token_ids == expected
+    subject.generate([[9]] * 8, mcsd.SamplingParams(max_new_tokens=80))
+    others = [[7], [5, 9, 2], [1, 2, 3]]
+    settings = [mcsd.SamplingParams(max_new_tokens=40), params, mcsd.SamplingParams(temperature=0, max_new_tokens=9)]
+    assert subject.generate(others, settings)[1].token_ids == expected
+
+
+@pytest.mark.parametrize(("scheme", "tree"), [("block", [-1, -1, -1]), ("mcss-wor", [-1] * 200)])
+def test_a_tree_that_cannot_be_run_is_not_believed(place: Place, scheme: str, tree: list[int]) -> None:
+    place.write(replace(PROFILE, tree=TreeShape(tree)))
+    assert place.read(mcsd.SCHEMES[scheme]) is None
+
+
+def test_a_draft_that_no_tree_needs_is_not_looked_for(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path / "model")
+    engine = mcsd.Engine.load(str(tmp_path / "model"), "no-such-draft", tree="none")
+    assert engine.draft_name == "none"

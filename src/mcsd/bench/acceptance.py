@@ -85,6 +85,7 @@ def accepted_within(engine: Engine, answer: Answer, params: SamplingParams, sche
     for step, logits in enumerate(answer.logits):
         text = answer.tokens[: answer.prompt + step]
         seeds, place = torch.arange(draws, device=device), torch.full((draws,), step, device=device)
+        drafter.read([text] * draws)
         tree = drafter.draft([text] * draws, shape, judge, settings, Stream(seeds, place, DRAW))
         nodes = logits.expand(draws, 1 + len(tree.shape), -1)
         texts = Texts([prompt] * draws, [text[answer.prompt :]] * draws)

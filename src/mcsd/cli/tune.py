@@ -107,7 +107,7 @@ def _contender(one: "Contender") -> tuple[str, ...]:
 
 
 def _verdict(race: "Race") -> str:
-    best = race.winner
+    best = race.winner()
     where = f"at temperature {race.temperature:g}:"
     if best.tree == "none":
         nearest = max(race.contenders[1:], key=lambda one: one.measured)

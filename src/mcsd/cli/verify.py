@@ -54,7 +54,7 @@ Seed = Annotated[int, _how("--seed", help="Another seed is another sample.")]
 
 @dataclass(frozen=True)
 class SmallEngineOptions(EngineOptions):
-    """As for the other commands, but many short sequences run together, and some tree is tried in any case."""
+    """As for the other commands, but many short sequences run together, and auto is a tree with candidates."""
 
     tree: CheckedTree = "auto"
     max_length: MaxLength = 512

@@ -40,6 +40,13 @@ class Drafter(ABC):
             hidden: its states ``[1, len(prompt) - 1, F]``, if wanted and not empty.
         """
 
+    def read(self, texts: list[list[int]]) -> None:  # noqa: B027 (not every drafter reads)
+        """Read what it is behind by: prompts, and what plain steps have left unread. Before a draft that has nodes.
+
+        Args:
+            texts: as for `draft`.
+        """
+
     @abstractmethod
     def draft(
         self, texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: Settings, random: Randomness

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import Level, LevelDrafter, catch_up, unread
+from mcsd.drafters.levels import Level, LevelDrafter, unread
 from mcsd.models import Block
 from mcsd.models.cache import KeyValueCache
 from mcsd.models.head import BoundHead
@@ -61,23 +61,23 @@ class HeadDrafter(LevelDrafter):
         self._cache.clear()
         self._states.clear()
 
-    def _read(self, row: int, tokens: list[int], known: Tensor) -> None:
-        """Read the first unread tokens of one row; ``known [c, F]`` are the states before them and further ones."""
+    def _catch_up(self, row: int, tokens: list[int]) -> None:
+        states = torch.cat(self._states[row])
         rows = slice(row, row + 1)
         for start in range(0, len(tokens), CHUNK):
             piece = torch.tensor([tokens[start : start + CHUNK]], device=self._device)
             length = piece.shape[1]
-            states = known[None, start : start + length]
-            self.head.forward(piece, states, Block.chain(length), self._cache, rows, logits=False)
+            before = states[None, start : start + length]
+            self.head.forward(piece, before, Block.chain(length), self._cache, rows, logits=False)
             keep = torch.arange(length, device=self._device)[None]
             self._cache.commit(keep, torch.tensor([length], device=self._device), rows)
+        self._states[row] = [states[len(tokens) :].clone()]
 
     def _root(self, texts: list[list[int]]) -> Tensor:
-        known = [torch.cat(pieces) for pieces in self._states]
-        catch_up(texts, self._cache, lambda row, tokens: self._read(row, tokens, known[row]))
         tokens, counts = unread(texts, self._cache.lengths.tolist(), self._device)
-        last = [states[-count:] for states, count in zip(known, counts.tolist(), strict=True)]
-        states = torch.nn.utils.rnn.pad_sequence(last, batch_first=True)
+        # Of a row that was copied, the states of what another has read are still there.
+        known = [torch.cat(pieces)[-count:] for pieces, count in zip(self._states, counts.tolist(), strict=True)]
+        states = torch.nn.utils.rnn.pad_sequence(known, batch_first=True)
         longest = tokens.shape[1]
         each = torch.arange(len(texts), device=self._device)
         output = self.head.forward(tokens, states, Block.chain(longest), self._cache)

@@ -1,7 +1,6 @@
 """Drafting a tree level by level: one forward a level, q cut to its likeliest tokens."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -43,6 +42,24 @@ class LevelDrafter(Drafter):
     def token_bytes(self) -> int:
         """See `Drafter.token_bytes`."""
         return self._cache.token_bytes
+
+    def read(self, texts: list[list[int]]) -> None:
+        """See `Drafter.read`: one row at a time, all tokens but the last."""
+        begun: dict[tuple[int, ...], int] = {}
+        for row, (text, known) in enumerate(zip(texts, self._cache.lengths.tolist(), strict=False)):
+            if not known and len(text) > 1:
+                # Rows that begin with the same text are read once.
+                like = begun.setdefault(tuple(text[:-1]), row)
+                if like != row:
+                    self._cache.copy(like, row)
+                    continue
+            elif len(text) - known <= TOGETHER:
+                continue
+            self._catch_up(row, text[known:-1])
+
+    @abstractmethod
+    def _catch_up(self, row: int, tokens: list[int]) -> None:
+        """Read and commit the first unread tokens of a row."""
 
     @abstractmethod
     def _root(self, texts: list[list[int]]) -> Tensor:
@@ -89,27 +106,6 @@ class LevelDrafter(Drafter):
             valid[:, level.kids] = (drawn >= 0) & (valid[:, parents] if level.block is not None else True)
         distributions = None if weights is None else SparseDistributions(support, weights)
         return CandidateTree(shape, tokens, valid, choice, distributions, failed)
-
-
-def catch_up(texts: list[list[int]], cache: Cache, read: Callable[[int, list[int]], object]) -> None:
-    """Read prompts, and what rows lag behind by, one row at a time, but for the last token of each.
-
-    Args:
-        texts: all tokens of each row.
-        cache: of the draft.
-        read: reads and commits tokens in a row.
-    """
-    begun: dict[tuple[int, ...], int] = {}
-    for row, (text, known) in enumerate(zip(texts, cache.lengths.tolist(), strict=False)):
-        if not known and len(text) > 1:
-            # Rows that begin with the same text are read once.
-            like = begun.setdefault(tuple(text[:-1]), row)
-            if like != row:
-                cache.copy(like, row)
-                continue
-        elif len(text) - known <= TOGETHER:
-            continue
-        read(row, text[known:-1])
 
 
 def unread(texts: list[list[int]], lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import Level, LevelDrafter, catch_up, unread
+from mcsd.drafters.levels import Level, LevelDrafter, unread
 from mcsd.models import Block, LanguageModel, TransformersModel
 from mcsd.models.prefill import prefill
 from mcsd.rng import Randomness
@@ -59,9 +59,11 @@ class ModelDrafter(LevelDrafter):
         """See `Drafter.clear`."""
         self._cache.clear()
 
+    def _catch_up(self, row: int, tokens: list[int]) -> None:
+        prefill(self.model, self._cache, row, tokens)
+
     def _root(self, texts: list[list[int]]) -> Tensor:
         cache, device = self._cache, self.model.device
-        catch_up(texts, cache, lambda row, tokens: prefill(self.model, cache, row, tokens))
         tokens, counts = unread(texts, cache.lengths.tolist(), device)
         longest = tokens.shape[1]
         logits = self.model.forward(tokens, Block.chain(longest), cache).logits

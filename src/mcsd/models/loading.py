@@ -85,8 +85,8 @@ def load(
         UnsupportedModel: an architecture that the engine or transformers does not know.
     """
     location = locate(model)
-    network, tokenizer = read(model, dtype)
     copy = _copy_of(location, dtype)
+    network, tokenizer = _network(model, location, dtype, copy)
     network = network.to(device)
     vocabulary = None
     if draft and location.kind == "folder":
@@ -112,8 +112,7 @@ def read(model: str | Path, dtype: torch.dtype) -> tuple[Any, Any | None]:
         UnknownModel, WeightsCorrupt, UnsupportedModel: as `load`.
     """
     location = locate(model)
-    copy = _copy_of(location, dtype)
-    return _read_gguf(model, location, dtype, copy) if copy else _read(model, location, dtype)
+    return _network(model, location, dtype, _copy_of(location, dtype))
 
 
 def load_draft(
@@ -161,6 +160,12 @@ def load_head(draft: str | Path, target: TransformersModel, quantize: str | None
 def _copy_of(location: Location, dtype: torch.dtype) -> Conversion | None:
     """The copy of a GGUF file, which may or may not be there; None for all else."""
     return Conversion(Path(location.source) / location.file, dtype) if location.file else None
+
+
+def _network(
+    model: str | Path, location: Location, dtype: torch.dtype, copy: Conversion | None
+) -> tuple[Any, Any | None]:
+    return _read_gguf(model, location, dtype, copy) if copy else _read(model, location, dtype)
 
 
 def _read_gguf(model: str | Path, location: Location, dtype: torch.dtype, copy: Conversion) -> tuple[Any, Any | None]:

@@ -5,6 +5,7 @@ What is kept are codes and scales; the layout that kernels want is the library's
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ def _forget_weights(network: nn.Module) -> None:
 
 def _of(known: dict[str, Tensor], name: str, linear: nn.Linear, file: Path) -> tuple[Tensor, Tensor]:
     codes, scale = known.get(name), known.get(name + _SCALE)
-    if codes is None or scale is None or codes.shape != linear.weight.shape or len(scale) != len(codes):
+    kinds = (torch.int8, linear.weight.shape), (torch.float32, linear.weight.shape[:1])
+    if codes is None or scale is None or ((codes.dtype, codes.shape), (scale.dtype, scale.shape)) != kinds:
         file.unlink(missing_ok=True)
         raise WeightsCorrupt(f"{file} does not hold {name} of this model", "it has been deleted: load the model again")
     return codes, scale

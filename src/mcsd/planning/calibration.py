@@ -95,9 +95,8 @@ class Calibration:
         Args:
             target: what the target's forwards cost.
         """
-        plain = [step.rest for step in self.steps if not step.parents]
         candidates = [step for step in self.steps if step.parents]
-        usual = _usual(plain)
+        usual = _usual([step.rest for step in self.steps if not step.parents])
         judged, accepted = _line([(len(step.path), step.rest) for step in candidates]) if candidates else (usual, 0.0)
         first, level = self._levels() if self._draws else (0.0, ())
         costs = Costs(target, level, first, usual, judged, accepted)
@@ -112,16 +111,18 @@ class Calibration:
 
     def _levels(self) -> tuple[float, Curve]:
         """What the first level of a tree costs more than another, and what levels cost."""
-        seconds: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
+        seconds: defaultdict[TreeShape, list[float]] = defaultdict(list)
         for step in self.steps:
-            seconds[step.parents].append(step.draft)
-        whole = _usual(seconds[(-1,)])
+            if step.parents:
+                seconds[_shape(step.parents)].append(step.draft)
+        whole = _usual([each for shape, some in seconds.items() if shape.depth == 1 for each in some])
         points: defaultdict[int, list[float]] = defaultdict(list)
-        for parents, each in seconds.items():
-            further = [len(level) for level in _shape(parents).levels[1:]]
+        for shape, some in seconds.items():
+            further = [len(level) for level in shape.levels[1:]]
             if further and len({*further}) == 1:
-                points[further[0]].append((_usual(each) - whole) / len(further))
-        curve = rising([(count, max(0.0, statistics.mean(each))) for count, each in points.items()])
+                points[further[0]].append((_usual(some) - whole) / len(further))
+        # Of too few steps to tell, a level costs what the first one does.
+        curve = rising([(count, max(0.0, statistics.mean(some))) for count, some in points.items()]) or ((1, whole),)
         return max(0.0, whole - curve[0][1]), curve
 
 
@@ -141,14 +142,12 @@ def forward_curve(model: LanguageModel, hidden: Sequence[int] = (), rows: Sequen
         cache = model.new_cache(count, room)
         for row in range(count):
             prefill(model, cache, cache.add(), [(row + token) % model.vocab_size for token in range(context)])
-        fits = list(widths)
         for _ in range(_REPEATS):
-            for place, width in enumerate(fits):
+            for width in widths:
                 tokens = (torch.arange(width, device=model.device) % model.vocab_size).expand(count, -1)
                 seconds = _forward_seconds(model, tokens, cache, hidden)
                 points[count * width] = min(seconds, points.get(count * width, seconds))
-                if seconds > _TOO_LONG * points[min(points)]:
-                    fits = fits[: place + 1]
+                if points[count * width] > _TOO_LONG * points[min(points)]:
                     break
     return rising(list(points.items()))
 
@@ -165,7 +164,9 @@ def _forward_seconds(model: LanguageModel, tokens: torch.Tensor, cache: Cache, h
 
 def _usual(seconds: Sequence[float]) -> float:
     """A quarter of the measurements are below it: most of those above have been slowed down by something else."""
-    return statistics.quantiles(seconds, n=4, method="inclusive")[0] if len(seconds) > 1 else seconds[0]
+    if len(seconds) < 2:
+        return seconds[0] if seconds else 0.0
+    return statistics.quantiles(seconds, n=4, method="inclusive")[0]
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

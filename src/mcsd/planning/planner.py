@@ -55,7 +55,7 @@ class Plan(Protocol):
             shape: the tree that was judged; a drafter may have had nothing to propose.
             params: of the rows.
             paths: for each row, the accepted nodes from the root down.
-            seconds: draft, target and judge took; the step is not over.
+            seconds: that prefill, draft, target, judge and commit took; the step is not over.
         """
         ...
 
@@ -117,10 +117,13 @@ class Planner:
 
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
         """See `Plan.choose`."""
+        self._trial = None
         if any(one.seed is not None and one.temperature > 0 for one in params):
             return self._pinned
         mix = len(params), sum(one.temperature == 0 for one in params)
         if mix != self._mix or self._steps % _EVERY == 0:
+            if mix != self._mix:
+                self._tried.clear()
             self._mix = mix
             self._look()
         self._steps += 1
@@ -140,9 +143,11 @@ class Planner:
         seconds: Mapping[str, float],
     ) -> None:
         """See `Plan.observe`."""
-        if len(shape):
-            for one, path in zip(params, paths, strict=True):
-                self._acceptance[one.temperature == 0].observe(shape, path)
+        if not len(shape):
+            # Look-up that finds nothing is plain decoding: it says nothing, and has cost nothing.
+            return
+        for one, path in zip(params, paths, strict=True):
+            self._acceptance[one.temperature == 0].observe(shape, path)
         if self._trial is not None:
             self._tried.append((1 + sum(map(len, paths)) / len(paths), self._trial.seconds))
             self._trial = None

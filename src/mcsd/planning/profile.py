@@ -19,6 +19,8 @@ from mcsd.errors import McsdError, McsdWarning, OutputFailed
 from mcsd.files import save_text
 from mcsd.planning.acceptance import DEPTH, RANKS, Rates
 from mcsd.planning.costs import Costs, Curve
+from mcsd.planning.search import LARGEST
+from mcsd.schemes import Scheme
 from mcsd.tree import TreeShape
 
 _VERSION = 1
@@ -68,7 +70,7 @@ class Profile:
             ),
             _rates(value["greedy"]),
             _rates(value["sampled"]),
-            None if tree is None else TreeShape(tree),
+            None if tree is None else _tree(tree),
             dict(value["findings"]),
         )
 
@@ -85,13 +87,27 @@ class Place:
     path: Path
     key: Mapping[str, Any]
 
-    def read(self) -> Profile | None:
-        """The profile; None if there is none, or none that can be read."""
+    def read(self, scheme: type[Scheme]) -> Profile | None:
+        """The profile; None if there is none, or none that can be read and whose tree the scheme can judge."""
         try:
             value = json.loads(self.path.read_text())
-            return Profile.of_object(value) if value["key"] == self.key else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, McsdError):
+            if value["key"] != self.key:
+                return None
+            profile = Profile.of_object(value)
+            if profile.tree is not None:
+                scheme.check(profile.tree)
+        except (
+            OSError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            McsdError,
+        ):
             return None
+        return profile
 
     def write(self, profile: Profile) -> None:
         """Keep a profile.
@@ -106,7 +122,11 @@ class Place:
         try:
             self.write(profile)
         except OutputFailed as error:
-            warnings.warn(f"every start measures anew: {error.message:.200}", McsdWarning, stacklevel=2)
+            warnings.warn(
+                f"every start measures anew, and a seed may have another text then: {error.message:.200}",
+                McsdWarning,
+                stacklevel=2,
+            )
 
 
 def place_of(
@@ -115,7 +135,8 @@ def place_of(
     """Where a pair's profile is kept.
 
     Args:
-        target, draft: names, folders, files or hub ids, as the user gave them; weights that are replaced are others.
+        target, draft: names, folders, files or hub ids, as the user gave them. Files that are replaced are others; what
+            a hub replaces under the same id is not noticed.
         device: where they run.
         dtype: of the weights.
         settings: what else costs or acceptance depend on.
@@ -153,9 +174,16 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def _tree(parents: Any) -> TreeShape:
+    if len(parents) > LARGEST:
+        raise ValueError("a larger tree than there is room for")
+    return TreeShape(parents)
+
+
 def _curve(points: Any) -> Curve:
     curve = tuple((int(tokens), _number(seconds, 3600)) for tokens, seconds in points)
-    if not curve or any(low[0] >= high[0] for low, high in pairwise(curve)):
+    rises = all(low[0] < high[0] and low[1] <= high[1] for low, high in pairwise(curve))
+    if not curve or curve[0][0] < 1 or curve[0][1] <= 0 or not rises:
         raise ValueError("not a curve")
     return curve
 

@@ -2,36 +2,63 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from mcsd.errors import OutputFailed
+from mcsd.files import alone, save_text, unwritable
+
+_FIELDS = {
+    "steps": {"kind", "prompt", "temperature", "steps", "wall"},
+    "forwards": {"kind", "curve", "wall"},
+    "race": {"kind", "prompt", "temperature", "name", "tokens", "calls", "seconds", "wall"},
+}
+"""Of the entries, by kind."""
 
 
 class Log:
-    """A JSONL file whose first line says what it is a log of.
+    """A JSONL file that one process writes at a time. Its first line says what it is a log of.
 
     Args:
-        path: the file; whatever it is a log of something else, or is no log, is begun anew.
-        key: of what.
+        path: the file; it need not be there.
 
-    Raises:
-        OutputFailed: it cannot be written.
+    Attributes:
+        entries: what has been taken down.
     """
 
-    def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = path.with_name(f".{path.name}.lock")
+        self._stack = ExitStack()
         self.entries: list[dict[str, Any]] = []
-        head = {"log": dict(key)}
-        lines = _read(path)
-        whole = lines[:1] == [head]
-        self.entries = lines[1:] if whole else []
-        # What a kill has left half-written is gone, too.
+
+    def __enter__(self) -> Self:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(line) + "\n" for line in (head, *self.entries)))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.touch()
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(self._lock, error) from error
+        self._stack.enter_context(alone(self._lock))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._path.exists():
+            self._lock.unlink(missing_ok=True)
+        self._stack.close()
+
+    def begin(self, key: Mapping[str, Any]) -> None:
+        """Go on with what is there, up to a line that was broken off; with nothing, if it is a log of something else.
+
+        Args:
+            key: of what.
+
+        Raises:
+            OutputFailed: it cannot be written.
+        """
+        head = {"log": dict(key)}
+        lines = _whole(self._path)
+        self.entries = _sound(lines[1:]) if lines[:1] == [head] else []
+        save_text(self._path, "".join(json.dumps(line) + "\n" for line in (head, *self.entries)))
 
     def add(self, entry: dict[str, Any]) -> None:
         """Take an entry down, on disk.
@@ -44,14 +71,14 @@ class Log:
             with self._path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
-            raise _unwritable(self._path, error) from error
+            raise unwritable(self._path, error) from error
 
     def delete(self) -> None:
         """The work is done."""
         self._path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> list[Any]:
+def _whole(path: Path) -> list[Any]:
     """The lines up to the first one that is not whole."""
     lines: list[Any] = []
     try:
@@ -59,12 +86,16 @@ def _read(path: Path) -> list[Any]:
             if not line.endswith("\n"):
                 break
             lines.append(json.loads(line))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     return lines
 
 
-def _unwritable(path: Path, error: OSError) -> OutputFailed:
-    return OutputFailed(
-        f"cannot write {path}: {error.strerror or error}", "free space there, or set MCSD_HOME to another folder"
-    )
+def _sound(lines: list[Any]) -> list[dict[str, Any]]:
+    """The lines up to the first one that is no entry."""
+    entries: list[dict[str, Any]] = []
+    for line in lines:
+        if not isinstance(line, dict) or set(line) != _FIELDS.get(str(line.get("kind"))):
+            break
+        entries.append(line)
+    return entries

@@ -48,11 +48,15 @@ class Race:
     rates: tuple[float, ...]
     contenders: tuple[Contender, ...]
 
-    @property
-    def winner(self) -> Contender:
-        """The fastest; plain decoding if no other is clearly faster."""
-        fastest = max(self.contenders, key=lambda one: one.measured)
-        return fastest if fastest.times >= _PAYS else self.contenders[0]
+    def winner(self, scheme: str | None = None) -> Contender:
+        """The fastest, of all or of one scheme; plain decoding if no other is clearly faster."""
+        plain = self.contenders[0]
+        fastest = max(
+            (one for one in self.contenders if scheme in (None, one.scheme)),
+            key=lambda one: one.measured,
+            default=plain,
+        )
+        return fastest if fastest.times >= _PAYS else plain
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,11 @@ from mcsd.tune.report import Contender, Race, Report
 _TRYING = 0.35
 """Share of the budget that goes into measuring the parts; the races have the rest."""
 
-_TRIED, _RACED = 48, 64
-"""New tokens of a request, when parts are measured and when trees run against each other."""
+_TRY = SamplingParams(max_new_tokens=48, seed=0, ignore_eos=True)
+"""A request by which parts are measured."""
+
+_RACED = 64
+"""New tokens of a request, when trees run against each other."""
 
 _WARMING = 8
 """New tokens of a request that only warms up."""
@@ -105,7 +108,7 @@ class Pair:
         return Engine(target.model, self._draft, target.tokenizer, plan, scheme, 1, self._max_length)
 
     def run(self, entrant: Entrant, prompt: list[int], temperature: float, new: int) -> dict[str, Any]:
-        """Let an entrant answer a prompt; the prompt itself is not in the time."""
+        """Let an entrant answer a prompt; the time that reading the prompt takes is left out."""
         if entrant.scheme not in self._racing:
             plan = FixedTree(entrant.choice.shape, LARGEST)
             self._racing[entrant.scheme] = self.engine(plan, entrant.scheme), plan
@@ -134,20 +137,32 @@ def tune(options: Options, prompts: Sequence[str] | None, show: Callable[[str], 
     """
     begun = time.monotonic()
     pair = Pair(options)
+    with Log(pair.place.path.with_suffix(".tuning.jsonl")) as log:
+        report = _tuned(options, pair, prompts, log, begun, show)
+        log.delete()
+    return report
+
+
+def _tuned(
+    options: Options,
+    pair: Pair,
+    prompts: Sequence[str] | None,
+    log: Log,
+    begun: float,
+    show: Callable[[str], None],
+) -> Report:
     trial = Calibration(SCHEMES[options.scheme], pair.draws)
     engine = pair.engine(trial, options.scheme)
     ids = _encoded(engine, prompts)
-    log = Log(pair.place.path.with_suffix(".tuning.jsonl"), {**pair.place.key, "prompts": ids})
+    log.begin({**pair.place.key, "prompts": ids})
     end = begun + 60 * options.minutes - sum(entry["wall"] for entry in log.entries)
     profile = _parts(engine, trial, ids, log, begun + _TRYING * (end - begun), show)
     fields = {temperature: entrants(profile, options.scheme, temperature, pair.draws) for temperature in TEMPERATURES}
     _race(pair, fields, ids, log, end, show)
     races = tuple(_result(temperature, fields[temperature], profile, log) for temperature in TEMPERATURES)
     report = Report(engine.target_name, engine.draft_name, options.scheme, profile.costs, races, pair.place.path)
-    own = [one for one in races[0].contenders if one.scheme == options.scheme]
-    tree = TreeShape.parse(max(own, key=lambda one: one.measured).tree)
+    tree = TreeShape.parse(races[0].winner(options.scheme).tree)
     pair.place.write(replace(profile, tree=tree, findings=report.findings()))
-    log.delete()
     return report
 
 
@@ -178,7 +193,7 @@ def _parts(
                 continue
             show(f"measuring: prompt {number + 1} of up to {len(prompts)} at temperature {temperature:g}")
             begun, before = time.monotonic(), len(trial.steps)
-            engine.generate([prompt], SamplingParams(temperature=temperature, max_new_tokens=_TRIED, seed=0))
+            engine.generate([prompt], replace(_TRY, temperature=temperature))
             entry = {"kind": "steps", "prompt": number, "temperature": temperature, "steps": trial.steps[before:]}
             log.add({**entry, "wall": time.monotonic() - begun})
     show("measuring forwards")
