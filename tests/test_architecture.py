@@ -14,6 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "params": {"errors"},
     "tree": {"errors"},
     "rng": set(),
+    "machine": set(),
     "sampling": {"params"},
     "schemes": {"errors", "rng", "sampling", "tree"},
     "catalog": {"errors"},
@@ -26,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors", "schemes", "tree"},
     "encoding": {"errors", "params"},
     "prompts": {"encoding", "params"},
-    "planning": {"errors", "files", "params", "tree", "schemes", "models", "catalog"},
+    "planning": {"errors", "files", "machine", "params", "tree", "schemes", "models", "catalog"},
     "engine": {
         *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),
         *("request", "catalog", "planning", "prompts"),
@@ -49,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "encoding",
             "options",
         ),
-        *("catalog", "files"),
+        *("catalog", "files", "machine"),
     },
     "verify": {"engine", "encoding", "errors", "params", "prompts", "sampling", "schemes", "models"},
     "tune": {

@@ -77,6 +77,14 @@ class Encoder:
                 f"the chat template refuses these messages: {error!r:.100}", 'give [{"role": "user", "content": "..."}]'
             ) from error
 
+    def ask(self, text: str) -> list[int]:
+        """A question as token ids: in the model's chat template, if there is one, else as it is.
+
+        Raises:
+            RequestError: as `chat` and `encode`.
+        """
+        return self.chat([{"role": "user", "content": text}]) if self.chats else self.encode(text, SamplingParams())
+
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             if self._tokenizer is None:

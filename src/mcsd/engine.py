@@ -6,7 +6,6 @@ The engine is the only place where drafter, target and scheme meet. It is free o
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any, overload
 
@@ -27,7 +26,18 @@ from mcsd.models.compatibility import as_model, check_bound, check_vocabularies
 from mcsd.models.prefill import prefill
 from mcsd.options import check_options
 from mcsd.params import Chunk, Completion, SamplingParams
-from mcsd.planning import TEMPERATURES, Calibration, FixedTree, Place, Plan, Planner, Profile, forward_curve, place_of
+from mcsd.planning import (
+    Calibration,
+    FixedTree,
+    Outcome,
+    Place,
+    Plan,
+    Planner,
+    Profile,
+    forward_curve,
+    place_of,
+    try_trees,
+)
 from mcsd.prompts import built_in
 from mcsd.request import Request
 from mcsd.rng import DRAW, JUDGE, Stream
@@ -35,11 +45,8 @@ from mcsd.sampling import Settings
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, Texts, Verdict
 from mcsd.tree import TreeShape
 
-_ROUNDS = 4
-"""Steps with each tree, at each temperature, before tree "auto" serves its first request."""
-
-_WRITTEN, _MEASURED_LENGTH = 16, 512
-"""New tokens of a text that is written for that, short ones of several prompts; and the most that it has in all."""
+_MEASURED_LENGTH = 512
+"""The most tokens of a text that is written to measure what tree "auto" needs."""
 
 
 class Engine:
@@ -145,24 +152,17 @@ class Engine:
             UnknownModel, WeightsCorrupt, DownloadFailed, UnsupportedModel, VocabularyMismatch: about the models.
             InvalidOption, InvalidTree, UnknownScheme: about the options.
         """
-        from mcsd.catalog import default_draft, locate
-        from mcsd.models.loading import choose_device, choose_dtype, load, load_draft
-        from mcsd.models.quantization import check_quantize
+        from mcsd.catalog import default_draft
+        from mcsd.models.loading import load_pair
 
-        where = choose_device(device)
-        kind = choose_dtype(dtype, where)
-        check_quantize(quantize, where)
         # What is wrong with the options is said before the weights are read.
         shape = check_options(scheme, tree, max_batch, max_length)
         draft = default_draft(target) if draft is None else draft
-        drafts = draft != "ngram" and (shape is None or len(shape) > 0)
-        for model in (target, draft) if drafts else (target,):
-            locate(model)
-        loaded = load(target, where, kind, quantize=quantize, compile=compile)
-        proposer: Any = load_draft(draft, loaded, quantize, compile) if drafts else "ngram"
+        needed = draft if shape is None or len(shape) else "ngram"
+        loaded, proposer = load_pair(target, needed, device, dtype, quantize, compile)
         profile = None
         if shape is None:
-            profile = place_of(target, draft, where, kind, scheme=scheme, quantize=quantize, compile=compile)
+            profile = place_of(target, draft, loaded.model, scheme=scheme, quantize=quantize, compile=compile)
         tree = "auto" if shape is None else shape
         return cls(loaded.model, proposer, loaded.tokenizer, tree, scheme, max_batch, max_length, profile)
 
@@ -265,8 +265,10 @@ class Engine:
             profile = self._measured()
             if self._profile and profile:
                 # Another process may have been faster, and served texts by what it found.
-                profile = self._profile.read(scheme) or profile
-                self._profile.keep(profile)
+                known = self._profile.read(scheme)
+                if known is None:
+                    self._profile.keep(profile)
+                profile = known or profile
         # Where target or draft give no distribution, the request that waits has to say so.
         self._plan = Planner(profile, scheme) if profile else FixedTree(TreeShape.parse("1"))
 
@@ -374,7 +376,7 @@ class Engine:
         assert self._plan is not None
         paths = [path[:count] for path, count in zip(verdict.path.tolist(), verdict.accepted.tolist(), strict=True)]
         spent = {part: seconds - before[part] for part, seconds in self._clock.items()}
-        self._plan.observe(tree.shape, self._settings.params, paths, spent)
+        self._plan.observe(Outcome(tree.shape, self._settings.params, paths, spent))
 
     def _measured(self) -> Profile | None:
         """Measure, in an engine of one row; None where target or draft give no distribution."""
@@ -386,14 +388,9 @@ class Engine:
         except RequestError:
             # They are longer than a request may be, or the template refuses them.
             prompts = [[0]]
+        short = [prompt[: max(1, length // 2)] for prompt in prompts]
         try:
-            for temperature in TEMPERATURES:
-                enough = len(trial.steps) + _ROUNDS * len(trial.shapes)
-                params = SamplingParams(temperature=temperature, max_new_tokens=_WRITTEN, seed=0, ignore_eos=True)
-                for prompt in cycle(prompts):
-                    engine.generate([prompt[: max(1, length // 2)]], params)
-                    if len(trial.steps) >= enough:
-                        break
+            try_trees(trial, short, lambda prompt, params: engine.generate([prompt], params))
         except NonFiniteLogits:
             return None
         return trial.profile(forward_curve(self.target, self.drafter.hidden))

@@ -64,6 +64,19 @@ def save_text(path: Path, text: str) -> None:
         part.write_text(text)
 
 
+def append_line(path: Path, value: Any) -> None:
+    """Add a JSON value to a file of such, as a line: it is with the operating system when this returns.
+
+    Raises:
+        OutputFailed: the disk is full, or the folder cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(value) + "\n")
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 @contextmanager
 def tensors_of(path: Path) -> Iterator[Any]:
     """An open safetensors file; whatever is wrong with what the block reads of it is named.

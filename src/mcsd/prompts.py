@@ -23,9 +23,5 @@ def built_in(encoder: Encoder) -> list[list[int]]:
     Raises:
         RequestError: the encoder has no tokenizer or a template that refuses them, or they are too long for it.
     """
-    params, prompts = SamplingParams(), []
-    for text, question in zip(PLAIN, ASKED, strict=True):
-        prompts.append(encoder.encode(text, params))
-        asked = [{"role": "user", "content": question}]
-        prompts.append(encoder.chat(asked) if encoder.chats else encoder.encode(question, params))
-    return prompts
+    pairs = zip(PLAIN, ASKED, strict=True)
+    return [ids for text, question in pairs for ids in (encoder.encode(text, SamplingParams()), encoder.ask(question))]

@@ -9,7 +9,7 @@ import torch
 import mcsd
 from conftest import tiny
 from mcsd.errors import InvalidTree
-from mcsd.planning import Calibration, Costs, FixedTree, Planner, Profile
+from mcsd.planning import Calibration, Costs, FixedTree, Outcome, Planner, Profile
 from mcsd.planning.acceptance import DEPTH, RANKS, Acceptance, falling
 from mcsd.planning.calibration import Step
 from mcsd.schemes import SCHEMES
@@ -37,7 +37,7 @@ def play(plan: Planner, steps: int, chance: float, params: mcsd.SamplingParams =
         while kids and rng.random() < chance:
             path.append(kids[0])
             kids = [node for node, parent in enumerate(shape.parents) if parent == path[-1]]
-        plan.observe(shape, [params], [path], SECONDS)
+        plan.observe(Outcome(shape, [params], [path], SECONDS))
     return sizes
 
 
@@ -122,8 +122,8 @@ class Whimsical:
     def choose(self, params: object) -> TreeShape:
         return self._trees[self._next % len(self._trees)]
 
-    def observe(self, shape: TreeShape, params: object, paths: list[list[int]], seconds: object) -> None:
-        self._next += 1 + len(shape) + sum(map(len, paths)) + sum(map(sum, paths))
+    def observe(self, outcome: Outcome) -> None:
+        self._next += 1 + len(outcome.shape) + sum(map(len, outcome.paths)) + sum(map(sum, outcome.paths))
 
 
 def test_no_plan_changes_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_look_up_that_finds_nothing_is_no_trial() -> None:
     sizes = []
     for _ in range(400):
         sizes.append(len(plan.choose([GREEDY])))
-        plan.observe(TreeShape.parse("none"), [GREEDY], [[]], SECONDS)
+        plan.observe(Outcome(TreeShape.parse("none"), [GREEDY], [[]], SECONDS))
     # After the first pause it goes on looking, which is free, until something is found.
     assert all(size > 0 for size in sizes[100:])
 
@@ -197,9 +197,9 @@ def test_a_draft_catches_up_after_plain_steps(pause: int) -> None:
             self._steps += 1
             return TreeShape.parse("none" if self._steps % (pause + 1) else "chain:3")
 
-        def observe(self, shape: TreeShape, params: object, paths: list[list[int]], seconds: object) -> None:
-            if len(shape):
-                self.paths += map(len, paths)
+        def observe(self, outcome: Outcome) -> None:
+            if len(outcome.shape):
+                self.paths += map(len, outcome.paths)
 
     plan = Pausing()
     engine = mcsd.Engine(tiny("llama"), tiny("llama"), tree=plan, max_batch=3, max_length=240)

@@ -12,13 +12,13 @@ import torch
 import mcsd
 from conftest import tiny
 from mcsd.errors import McsdWarning, NonFiniteLogits
+from mcsd.models import TransformersModel
 from mcsd.models.loading import Loaded
 from mcsd.planning import Costs, Place, Profile, forward_curve, place_of
 from mcsd.planning.acceptance import falling
 from mcsd.testing import TabularModel
 from mcsd.tree import TreeShape
 
-CPU = torch.device("cpu")
 SCHEME = mcsd.SCHEMES["mcss-wor"]
 PROFILE = Profile(
     Costs(((1, 0.1), (8, 0.25)), ((1, 0.01),), 0.001, 0.002, 0.003, 0.0004),
@@ -91,9 +91,10 @@ def test_weights_that_are_replaced_are_others(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("MCSD_HOME", str(tmp_path / "home"))
     folder = tmp_path / "model"
     tiny("llama").save_pretrained(folder)
+    model = TransformersModel(tiny("llama"))
 
     def place(**settings: Any) -> Path:
-        return place_of(str(folder), "ngram", CPU, torch.float32, **settings).path
+        return place_of(str(folder), "ngram", model, **settings).path
 
     first = place(scheme="mcss")
     assert first.parent == tmp_path / "home" / "profiles"

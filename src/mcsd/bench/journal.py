@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mcsd.errors import DataError
-from mcsd.files import save_text, unwritable
+from mcsd.files import append_line, save_text
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,11 @@ class Journal(Generic[Entry]):
         return key in self._done
 
     def append(self, entry: Entry) -> None:
-        """Keep a measurement: it is with the operating system when this returns.
+        """Keep a measurement, as `append_line` does.
 
         Raises:
             OutputFailed: the disk is full, or the folder cannot be written.
         """
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(asdict(entry)) + "\n")
-        except OSError as error:
-            raise unwritable(self._path, error) from error
+        append_line(self._path, asdict(entry))
         self.entries.append(entry)
         self._done.add(entry.key)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mcsd.errors import WeightsCorrupt
+from mcsd.machine import processor
 
 _PACKAGES = ("mcsd", "torch", "transformers", "safetensors", "gguf", "numpy")
 _TELLING = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
@@ -24,7 +25,7 @@ def versions() -> dict[str, str]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores, threads, memory, system; and the accelerator, if that is where models are."""
-    model, flags = _processor()
+    model, flags = processor()
     found: dict[str, Any] = {
         "processor": model,
         "instructions": [flag for flag in _TELLING if flag in flags],
@@ -36,16 +37,6 @@ def machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         found["accelerator"] = torch.cuda.get_device_name(device)
     return found
-
-
-def _processor() -> tuple[str, set[str]]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor(), set()
-    entries = dict(line.partition(":")[::2] for line in reversed(lines))
-    entries = {name.strip(): value.strip() for name, value in entries.items()}
-    return entries.get("model name", platform.processor()), set(entries.get("flags", "").split())
 
 
 def digests(files: Mapping[str, Iterable[Path]]) -> dict[str, dict[str, str]]:

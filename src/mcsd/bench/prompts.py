@@ -54,11 +54,6 @@ def encoded(prompts: Mapping[str, Sequence[str | list[int]]], encoder: Encoder) 
         raise EmptyPrompt("no prompts, or a set without any", "give one")
     plainly = SamplingParams()
     return {
-        name: [
-            encoder.encode(encoder.chat([{"role": "user", "content": text}]), plainly)
-            if encoder.chats and isinstance(text, str)
-            else encoder.encode(text, plainly)
-            for text in texts
-        ]
+        name: [encoder.encode(encoder.ask(text) if isinstance(text, str) else text, plainly) for text in texts]
         for name, texts in prompts.items()
     }

@@ -10,7 +10,7 @@ from mcsd.bench.experiment import DRAFT, TUNED
 from mcsd.catalog import default_draft, locate
 from mcsd.errors import InvalidOption
 from mcsd.models import LanguageModel
-from mcsd.models.loading import choose_device, choose_dtype, is_head, load, load_draft
+from mcsd.models.loading import choose_device, choose_dtype, is_head, load_draft, load_pair
 from mcsd.models.quantization import check_quantize
 
 
@@ -84,14 +84,15 @@ class Weights:
             raise InvalidOption(
                 f"baseline assisted, and draft {self.drafts()[DRAFT]!r:.60} is no model", "leave the baseline out"
             )
-        device = choose_device(self.device)
-        dtype = choose_dtype(self.dtype, device)
-        loaded = load(self.target, device, dtype, quantize=self.quantize, compile=self.compile)
-        drafts: dict[str, Any] = {
-            label: name if name == "ngram" else load_draft(name, loaded, self.quantize, self.compile)
-            for label, name in self.drafts().items()
-        }
-        peer = Assisted.load(self.target, self.drafts()[DRAFT], device, dtype) if assisted else None
+        names = self.drafts()
+        loaded, draft = load_pair(self.target, names[DRAFT], self.device, self.dtype, self.quantize, self.compile)
+        drafts = {DRAFT: draft}
+        if TUNED in names:
+            tuned = names[TUNED]
+            drafts[TUNED] = tuned if tuned == "ngram" else load_draft(tuned, loaded, self.quantize, self.compile)
+        peer = None
+        if assisted:
+            peer = Assisted.load(self.target, names[DRAFT], loaded.model.device, loaded.model.network.dtype)
         return Models(loaded.model, loaded.tokenizer, drafts, peer)
 
     def files(self) -> dict[str, list[Path]]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mcsd.catalog import CATALOG
-from mcsd.cli.options import Compile, Device, Draft, Dtype, Json, MaxLength, Quantize, Target, command
-from mcsd.cli.output import Gauge, columns, fetch, print_json, working
+from mcsd.cli.options import Json, MaxLength, PairOptions, command
+from mcsd.cli.output import Gauge, columns, fetch_missing, print_json, working
 from mcsd.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -50,16 +49,10 @@ Seed = Annotated[int, _what("--seed", help="Another seed is another experiment."
 
 
 @dataclass(frozen=True)
-class WeightOptions:
+class WeightOptions(PairOptions):
     """The arguments of `mcsd.bench.Weights`."""
 
-    target: Target = "smollm2-135m"
-    draft: Draft = None
     tuned: Tuned = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    quantize: Quantize = None
-    compile: Compile = False
 
 
 @dataclass(frozen=True)
@@ -103,9 +96,7 @@ def bench(*, out: Out, weights: WeightOptions, options: ExperimentOptions, json:
         options.seed,
     )
     plan(experiment, {name: len(texts) for name, texts in prompts.items()})
-    for name in (wanted.target, *wanted.drafts().values()):
-        if name in CATALOG:
-            fetch(name)
+    fetch_missing(wanted.target, *wanted.drafts().values())
     wanted.check()
     gauge = Gauge()
     with gauge.running():

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcsd.catalog import CATALOG
 from mcsd.cli.options import Device, Json, Target, command
-from mcsd.cli.output import Gauge, fetch, print_json, working
+from mcsd.cli.output import Gauge, fetch_missing, print_json, working
 
 if TYPE_CHECKING:
     from mcsd.distill.trainer import Report
@@ -62,9 +61,7 @@ def distill(*, options: DistillOptions, json: Json = False) -> None:
         from mcsd.distill import Events, Options, distill
 
     wanted = Options(**vars(options))
-    for name in (options.target, options.init):
-        if name in CATALOG:
-            fetch(str(name))
+    fetch_missing(options.target, options.init)
     gauge = Gauge()
 
     def trained(report: "Report") -> None:

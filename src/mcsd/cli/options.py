@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mcsd.catalog import CATALOG, default_draft
-from mcsd.cli.output import debugging, fetch, silenced, working
+from mcsd.catalog import default_draft
+from mcsd.cli.output import debugging, fetch_missing, silenced, working
 from mcsd.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -54,8 +54,20 @@ _PARAMS = SamplingParams()
 
 
 @dataclass(frozen=True)
+class PairOptions:
+    """Which weights, and how they are loaded, for commands that bring trees of their own."""
+
+    target: Target = "smollm2-135m"
+    draft: Draft = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    quantize: Quantize = None
+    compile: Compile = False
+
+
+@dataclass(frozen=True)
 class EngineOptions:
-    """The arguments of `mcsd.Engine.load`."""
+    """The arguments of `mcsd.Engine.load`, in its order."""
 
     target: Target = "smollm2-135m"
     draft: Draft = None
@@ -88,10 +100,8 @@ class EngineOptions:
 
 
 def fetch_pair(target: str, draft: str | None) -> None:
-    """Fetch the weights of target and draft that are missing, with a progress bar."""
-    for name in (target, draft or default_draft(target)):
-        if name in CATALOG:
-            fetch(name)
+    """Fetch the weights of target and draft that are missing."""
+    fetch_missing(target, draft or default_draft(target))
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,13 @@ def fetch(name: str) -> Path:
         return pull(name, lambda written, size: bar.update(task, completed=written))
 
 
+def fetch_missing(*names: str | None) -> None:
+    """`fetch` what is in the catalogue, of names that may be folders, files, hub ids or None."""
+    for name in names:
+        if name in CATALOG:
+            fetch(str(name))
+
+
 class Gauge:
     """How long work stands, on stderr: a line that changes, if that is a terminal, and lines that stay."""
 

@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcsd.cli.options import (
-    Compile,
-    Device,
-    Draft,
-    Dtype,
-    Json,
-    MaxLength,
-    Quantize,
-    Scheme,
-    Target,
-    command,
-    fetch_pair,
-)
+from mcsd.cli.options import Json, MaxLength, PairOptions, Scheme, command, fetch_pair
 from mcsd.cli.output import Gauge, columns, print_json, working
 
 if TYPE_CHECKING:
@@ -35,16 +23,10 @@ Minutes = Annotated[float, _how("--minutes", help="For all of it; a run that is 
 
 
 @dataclass(frozen=True)
-class TuneOptions:
+class TuneOptions(PairOptions):
     """The arguments of `mcsd.tune.Options`."""
 
-    target: Target = "smollm2-135m"
-    draft: Draft = None
     scheme: Scheme = "mcss-wor"
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    quantize: Quantize = None
-    compile: Compile = False
     max_length: MaxLength = 2048
     minutes: Minutes = 10.0
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,11 +135,7 @@ def train(
     report: Report | None = None
     while (share := _share(budget, step, seconds)) < 1:
         _schedule(optimizers, rates, share)
-        for place in range(learner.batches):
-            with mixed:
-                loss = learner.loss(batches[step * learner.batches + place].to(teacher.device))
-            (loss / learner.batches).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.item())
+        losses += _gradient(learner, batches, step, teacher.device, mixed)
         _descend(learner.network, optimizers)
         step, seconds = step + 1, time.monotonic() - start
         done = _share(budget, step, seconds) >= 1
@@ -160,6 +157,19 @@ def _schedule(optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Seque
     for optimizer, full in zip(optimizers, rates, strict=True):
         for group, lr in zip(optimizer.param_groups, full, strict=True):
             group["lr"] = lr * rate
+
+
+def _gradient(
+    learner: Learner, batches: Batches, step: int, device: torch.device, mixed: AbstractContextManager[Any]
+) -> list[float]:
+    """The mean gradient of a step's batches; returns their losses."""
+    losses = []
+    for place in range(learner.batches):
+        with mixed:
+            loss = learner.loss(batches[step * learner.batches + place].to(device))
+        (loss / learner.batches).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.item())
+    return losses
 
 
 def _descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:

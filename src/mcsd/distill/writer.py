@@ -50,7 +50,7 @@ Source = Callable[[int], Job | None]
 def invented(engine: Engine, seed: int, length: int) -> Source:
     """Conversations that the target makes up: a user's turn, then its answer; raw text where it has no template."""
     tokenizer: Any = engine.tokenizer
-    if getattr(tokenizer, "chat_template", None) is None:
+    if not engine.encoder.chats:
         marks = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
         start = next((token for token in marks if token is not None), 0)
         # Not at temperature 0, where one beginning has one continuation.
@@ -80,12 +80,10 @@ def answers(engine: Engine, prompts: list[str], seed: int, length: int) -> Sourc
     Raises:
         DataError: a prompt is too long.
     """
-    chats = getattr(engine.tokenizer, "chat_template", None) is not None
     requests = []
     for i, text in enumerate(prompts):
-        prompt = engine.chat_tokens([{"role": "user", "content": text}]) if chats else text
         try:
-            requests.append(engine.request(prompt, _sampling(i, seed, length)))
+            requests.append(engine.request(engine.encoder.ask(text), _sampling(i, seed, length)))
         except PromptTooLong as error:
             raise DataError(f"prompt {i + 1}: {error.message}", "shorten it or leave it out") from error
     return lambda i: Job(i, requests[i]) if i < len(requests) else None

@@ -14,6 +14,7 @@ from mcsd.models.compilation import compile_layers
 from mcsd.models.converted import Conversion
 from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
 from mcsd.models.packing import layer_for, pack, packable, rounds
+from mcsd.models.quantization import check_quantize
 from mcsd.models.rounded import pack_rounded
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import load_vocabulary, trim
@@ -113,6 +114,29 @@ def read(model: str | Path, dtype: torch.dtype) -> tuple[Any, Any | None]:
     """
     location = locate(model)
     return _network(model, location, dtype, _copy_of(location, dtype))
+
+
+def load_pair(
+    target: str | Path, draft: str | Path, device: str, dtype: str, quantize: str | None, compile: bool
+) -> tuple[Loaded, Any]:
+    """Load a target and what drafts for it.
+
+    Args:
+        target, draft: as `load` takes them; the draft may be "ngram", which is handed on as it is.
+        device, dtype, quantize, compile: as `mcsd.Engine.load` takes them.
+
+    Raises:
+        InvalidOption: an option that cannot be, here or at all; before anything is read.
+        UnknownModel, WeightsCorrupt, UnsupportedModel, VocabularyMismatch: see `load` and `load_draft`.
+    """
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    check_quantize(quantize, where)
+    for model in (target, draft):
+        if model != "ngram":
+            locate(model)
+    loaded = load(target, where, kind, quantize=quantize, compile=compile)
+    return loaded, draft if draft == "ngram" else load_draft(draft, loaded, quantize, compile)
 
 
 def load_draft(

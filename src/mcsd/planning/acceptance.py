@@ -41,7 +41,7 @@ class Acceptance:
             shape: the tree that was judged.
             path: the accepted nodes, from the root down.
         """
-        ranks, counts = _places(shape)
+        ranks, counts = places(shape)
         column = 0
         for depth in range(shape.depth):
             level = min(depth, DEPTH - 1)
@@ -81,7 +81,7 @@ def _falling(sums: Sequence[float], weights: Sequence[float]) -> tuple[float, ..
 
 
 @lru_cache(maxsize=256)
-def _places(shape: TreeShape) -> tuple[list[int], list[int]]:
+def places(shape: TreeShape) -> tuple[list[int], list[int]]:
     """The place of each node among its siblings, and the number of children of each column."""
     ranks, counts = [], [0] * (1 + len(shape))
     for parent in shape.parents:
@@ -90,12 +90,6 @@ def _places(shape: TreeShape) -> tuple[list[int], list[int]]:
     return ranks, counts
 
 
-def falling(first: float, second: float, deeper: float = 1.0) -> Rates:
-    """Rates of a usual form: the first candidate, the second, each further one half of the one before.
-
-    Args:
-        first, second: below the root.
-        deeper: what becomes of them with each further level, as a factor.
-    """
-    level = [first, *(second * 0.5**rank for rank in range(RANKS - 1))]
-    return tuple(tuple(rate * deeper**depth for rate in level) for depth in range(DEPTH))
+def falling(first: float, second: float) -> Rates:
+    """Rates of a usual form, alike on all levels: the first, the second, each further one half of the one before."""
+    return ((first, *(second * 0.5**rank for rank in range(RANKS - 1))),) * DEPTH

@@ -3,8 +3,9 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +13,9 @@ import torch
 from mcsd.models import Block, Cache, LanguageModel
 from mcsd.models.prefill import prefill
 from mcsd.params import SamplingParams
-from mcsd.planning.acceptance import RANKS, Acceptance, Rates, falling
+from mcsd.planning.acceptance import Acceptance, Rates, falling
 from mcsd.planning.costs import Costs, Curve, rising
+from mcsd.planning.plan import Outcome
 from mcsd.planning.profile import Profile
 from mcsd.schemes import Scheme
 from mcsd.tree import TreeShape
@@ -23,6 +25,9 @@ TEMPERATURES = (1.0, 0.0)
 
 _TREES = {True: ("none", "1", "chain:3", "2x1", "4x1", "8x1"), False: ("none", "4x2x1x1")}
 """That are tried, by whether candidates are drawn: two levels of different width show what a level costs."""
+
+_ROUNDS, _WRITTEN = 4, 16
+"""Steps with each tree, at each temperature; and new tokens of a text: short ones, of several prompts."""
 
 _WIDTHS = (1, 4, 6, 8, 12, 16, 32, 64)
 _TOO_LONG = 3.0
@@ -67,9 +72,7 @@ class Calibration:
     """
 
     def __init__(self, scheme: type[Scheme], draws: bool) -> None:
-        widest = scheme.widest or RANKS
-        shapes = [TreeShape.parse(tree) for tree in _TREES[draws]]
-        self.shapes = [shape for shape in shapes if shape.children.shape[1] <= widest]
+        self.shapes = [shape for tree in _TREES[draws] if scheme.judges(shape := TreeShape.parse(tree))]
         self.steps: list[Step] = []
         self.largest = max(map(len, self.shapes))
         self._draws = draws
@@ -78,16 +81,11 @@ class Calibration:
         """See `Plan.choose`."""
         return self.shapes[len(self.steps) % len(self.shapes)]
 
-    def observe(
-        self,
-        shape: TreeShape,
-        params: Sequence[SamplingParams],
-        paths: Sequence[Sequence[int]],
-        seconds: Mapping[str, float],
-    ) -> None:
+    def observe(self, outcome: Outcome) -> None:
         """See `Plan.observe`."""
+        greedy, seconds = outcome.params[0].temperature == 0, outcome.seconds
         rest = seconds["judge"] + seconds["commit"]
-        self.steps.append(Step(params[0].temperature == 0, shape.parents, tuple(paths[0]), seconds["draft"], rest))
+        self.steps.append(Step(greedy, outcome.shape.parents, tuple(outcome.paths[0]), seconds["draft"], rest))
 
     def profile(self, target: Curve) -> Profile:
         """What has been found.
@@ -124,6 +122,25 @@ class Calibration:
         # Of too few steps to tell, a level costs what the first one does.
         curve = rising([(count, max(0.0, statistics.mean(some))) for count, some in points.items()]) or ((1, whole),)
         return max(0.0, whole - curve[0][1]), curve
+
+
+def try_trees(
+    trial: Calibration, prompts: Sequence[list[int]], answer: Callable[[list[int], SamplingParams], object]
+) -> None:
+    """Let a calibration see enough steps.
+
+    Args:
+        trial: the plan that ``answer`` goes by.
+        prompts: token ids, at least one.
+        answer: answers a prompt, one step or more.
+    """
+    for temperature in TEMPERATURES:
+        enough = len(trial.steps) + _ROUNDS * len(trial.shapes)
+        params = SamplingParams(temperature=temperature, max_new_tokens=_WRITTEN, seed=0, ignore_eos=True)
+        for prompt in cycle(prompts):
+            answer(prompt, params)
+            if len(trial.steps) >= enough:
+                break
 
 
 def forward_curve(model: LanguageModel, hidden: Sequence[int] = (), rows: Sequence[int] = (1,)) -> Curve:

@@ -1,12 +1,12 @@
-"""Which tree the next step drafts: always the same, or the one that pays on the text at hand."""
+"""The plan of tree "auto": the tree that pays on the text at hand."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
 
 from mcsd.params import SamplingParams
 from mcsd.planning.acceptance import Acceptance, Rates
+from mcsd.planning.plan import Outcome
 from mcsd.planning.profile import Profile
-from mcsd.planning.search import LARGEST, Choice, best, expected
+from mcsd.planning.search import LARGEST, PLAIN, Choice, best, expected
 from mcsd.schemes import Scheme
 from mcsd.tree import TreeShape
 
@@ -24,66 +24,6 @@ _PAUSE, _LONGEST_PAUSE = 64, 1024
 
 _TRIAL = 2
 """Steps of such a trial."""
-
-_PLAIN = TreeShape.parse("none")
-
-
-@runtime_checkable
-class Plan(Protocol):
-    """What the engine asks for a tree before each step, and tells what became of it."""
-
-    largest: int
-    """Nodes of the largest tree that it may name."""
-
-    def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
-        """The tree of the next step, for rows of these parameters.
-
-        It may depend on all that has happened, and on nothing that is still to be drawn: so it cannot bias the text.
-        """
-        ...
-
-    def observe(
-        self,
-        shape: TreeShape,
-        params: Sequence[SamplingParams],
-        paths: Sequence[Sequence[int]],
-        seconds: Mapping[str, float],
-    ) -> None:
-        """What became of a step.
-
-        Args:
-            shape: the tree that was judged; a drafter may have had nothing to propose.
-            params: of the rows.
-            paths: for each row, the accepted nodes from the root down.
-            seconds: that prefill, draft, target, judge and commit took; the step is not over.
-        """
-        ...
-
-
-class FixedTree:
-    """The tree that somebody named.
-
-    Args:
-        shape: the tree; it may be set anew between steps.
-        largest: nodes of the largest tree that it will be; by default those of this one.
-    """
-
-    def __init__(self, shape: TreeShape, largest: int | None = None) -> None:
-        self.shape = shape
-        self.largest = len(shape) if largest is None else largest
-
-    def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
-        """See `Plan.choose`."""
-        return self.shape
-
-    def observe(
-        self,
-        shape: TreeShape,
-        params: Sequence[SamplingParams],
-        paths: Sequence[Sequence[int]],
-        seconds: Mapping[str, float],
-    ) -> None:
-        """Nothing follows from it."""
 
 
 class Planner:
@@ -132,22 +72,17 @@ class Planner:
         if self._left > 0:
             self._left -= 1
             return self._shape
-        self._trial = self._best(speculative=True)
+        self._trial = self._best(self._rates(), speculative=True)
         return self._trial.shape
 
-    def observe(
-        self,
-        shape: TreeShape,
-        params: Sequence[SamplingParams],
-        paths: Sequence[Sequence[int]],
-        seconds: Mapping[str, float],
-    ) -> None:
+    def observe(self, outcome: Outcome) -> None:
         """See `Plan.observe`."""
-        if not len(shape):
+        paths = outcome.paths
+        if not len(outcome.shape):
             # Look-up that finds nothing is plain decoding: it says nothing, and has cost nothing.
             return
-        for one, path in zip(params, paths, strict=True):
-            self._acceptance[one.temperature == 0].observe(shape, path)
+        for one, path in zip(outcome.params, paths, strict=True):
+            self._acceptance[one.temperature == 0].observe(outcome.shape, path)
         if self._trial is not None:
             self._tried.append((1 + sum(map(len, paths)) / len(paths), self._trial.seconds))
             self._trial = None
@@ -157,7 +92,7 @@ class Planner:
     def _weigh(self) -> None:
         """Whether a trial was worth its time: if so it goes on, until the rates say so too or it is no longer."""
         tokens, seconds = (sum(part) for part in zip(*self._tried, strict=True))
-        pays = tokens * expected(_PLAIN, self._rates(), self._costs, self._mix[0]).seconds > seconds
+        pays = tokens * expected(PLAIN, self._rates(), self._costs, self._mix[0]).seconds > seconds
         self._pause = max(_PAUSE, self._pause // 2) if pays else min(2 * self._pause, _LONGEST_PAUSE)
         self._left = 0 if pays else self._pause
         self._steps = 0
@@ -165,15 +100,15 @@ class Planner:
 
     def _look(self) -> None:
         rates, rows = self._rates(), self._mix[0]
-        choice = self._best()
+        choice = self._best(rates)
         if choice.rate > _BETTER * expected(self._shape, rates, self._costs, rows).rate:
             if not len(self._shape):
                 self._pause = self._left = _PAUSE
             self._shape = choice.shape
 
-    def _best(self, speculative: bool = False) -> Choice:
+    def _best(self, rates: Rates, speculative: bool = False) -> Choice:
         scheme = self._scheme
-        return best(self._rates(), self._costs, self._mix[0], scheme.widest, scheme.deepest, speculative)
+        return best(rates, self._costs, self._mix[0], scheme.widest, scheme.deepest, speculative)
 
     def _rates(self) -> Rates:
         """Of the rows at hand: an average over them."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,6 +16,8 @@ import torch
 from mcsd.catalog import locate, models_folder
 from mcsd.errors import McsdError, McsdWarning, OutputFailed
 from mcsd.files import save_text
+from mcsd.machine import processor
+from mcsd.models import TransformersModel
 from mcsd.planning.acceptance import DEPTH, RANKS, Rates
 from mcsd.planning.costs import Costs, Curve
 from mcsd.planning.search import LARGEST
@@ -129,25 +130,22 @@ class Place:
             )
 
 
-def place_of(
-    target: str | Path, draft: str | Path, device: torch.device, dtype: torch.dtype, **settings: str | bool | None
-) -> Place:
+def place_of(target: str | Path, draft: str | Path, model: TransformersModel, **settings: str | bool | None) -> Place:
     """Where a pair's profile is kept.
 
     Args:
         target, draft: names, folders, files or hub ids, as the user gave them. Files that are replaced are others; what
             a hub replaces under the same id is not noticed.
-        device: where they run.
-        dtype: of the weights.
+        model: the target, where it runs and in its dtype.
         settings: what else costs or acceptance depend on.
     """
     key = {
         "version": _VERSION,
         "target": _identity(target),
         "draft": draft if draft == "ngram" else _identity(draft),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else processor()[0],
         "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(model.network.dtype).removeprefix("torch."),
         **settings,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
@@ -164,14 +162,6 @@ def _identity(model: str | Path) -> list[Any]:
     files = [source / location.file] if location.file else sorted(source.glob("*.safetensors"))
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return [str(source.resolve()), *(list(state) for state in states)]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _tree(parents: Any) -> TreeShape:

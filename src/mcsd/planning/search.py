@@ -11,12 +11,15 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mcsd.planning.acceptance import DEPTH, RANKS, Rates
+from mcsd.planning.acceptance import DEPTH, RANKS, Rates, places
 from mcsd.planning.costs import Costs
 from mcsd.tree import TreeShape
 
 LARGEST = 63
 """Nodes of the largest tree that is looked at."""
+
+PLAIN = TreeShape.parse("none")
+"""No tree."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def best(
         speculative: whether it must have a candidate.
     """
     found: tuple[float, list[int], int] | None = None
-    plain = Choice(TreeShape.parse("none"), 1.0, costs.step(rows, 0, (), 1.0))
+    plain = expected(PLAIN, rates, costs, rows)
     fastest = 0.0 if speculative else plain.rate
     for depth in range(1, 1 + min(DEPTH, deepest or DEPTH)):
         parents: list[int] = []
@@ -81,11 +84,9 @@ def best(
 
 def expected(shape: TreeShape, rates: Rates, costs: Costs, rows: int) -> Choice:
     """What is expected of a tree."""
-    products, children = [1.0], [0] * (1 + len(shape))
-    for node, parent in enumerate(shape.parents):
-        rank = min(children[1 + parent], RANKS - 1)
-        children[1 + parent] += 1
-        products.append(products[1 + parent] * rates[min(shape.depths[node], DEPTH) - 1][rank])
+    products = [1.0]
+    for parent, depth, rank in zip(shape.parents, shape.depths, places(shape)[0], strict=True):
+        products.append(products[1 + parent] * rates[min(depth, DEPTH) - 1][min(rank, RANKS - 1)])
     tokens = sum(products)
     inner = [len(level) for level in shape.levels]
     return Choice(shape, tokens, costs.step(rows, len(shape), inner, tokens))

@@ -132,6 +132,15 @@ class Scheme(ABC):
                 f"give a narrower tree, such as {'chain:4' if cls.widest == 1 else '2x2x1'}, or another scheme",
             )
 
+    @classmethod
+    def judges(cls, shape: TreeShape) -> bool:
+        """Whether `check` has nothing against a tree."""
+        try:
+            cls.check(shape)
+        except InvalidTree:
+            return False
+        return True
+
     @abstractmethod
     def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         """Choose candidates.

@@ -4,12 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mcsd.planning import Profile
-from mcsd.planning.search import LARGEST, Choice, best, expected
+from mcsd.planning.search import LARGEST, PLAIN, Choice, best, expected
 from mcsd.schemes import SCHEMES
 from mcsd.tree import TreeShape
-
-PLAIN = "none"
-"""The name of plain decoding."""
 
 _COUNTS = (8, 6, 4, 3, 2, 1)
 _LEVELS = 6
@@ -34,7 +31,8 @@ class Entrant:
     @property
     def name(self) -> str:
         """For people, and in the log."""
-        return f"{self.scheme} {self.choice.shape}" if len(self.choice.shape) else PLAIN
+        tree = self.choice.shape
+        return f"{self.scheme} {tree}" if len(tree) else str(tree)
 
 
 def entrants(profile: Profile, scheme: str, temperature: float, draws: bool) -> list[Entrant]:
@@ -53,12 +51,12 @@ def entrants(profile: Profile, scheme: str, temperature: float, draws: bool) -> 
     product = max(
         (expected(shape, rates, costs, 1) for shape in _products(law.widest or _COUNTS[0])), key=lambda one: one.rate
     )
-    plain = expected(TreeShape.parse("none"), rates, costs, 1)
+    plain = expected(PLAIN, rates, costs, 1)
     found = [Entrant(scheme, choice) for choice in (plain, chain, product, tree)]
     # At temperature 0 all schemes are one.
     for rival in _RIVALS if temperature and draws else ():
         for choice in (tree, product, chain):
-            if rival != scheme and choice.shape.children.shape[1] <= (SCHEMES[rival].widest or LARGEST):
+            if rival != scheme and SCHEMES[rival].judges(choice.shape):
                 found.append(Entrant(rival, choice))
                 break
     return list({entrant.name: entrant for entrant in found}.values())

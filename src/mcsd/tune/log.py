@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from mcsd.files import alone, save_text, unwritable
+from mcsd.files import alone, append_line, save_text, unwritable
 
 _FIELDS = {
     "steps": {"kind", "prompt", "temperature", "steps", "wall"},
@@ -67,11 +67,7 @@ class Log:
             OutputFailed: it cannot be written.
         """
         self.entries.append(entry)
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise unwritable(self._path, error) from error
+        append_line(self._path, entry)
 
     def delete(self) -> None:
         """The work is done."""

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from mcsd.catalog import default_draft, locate
+from mcsd.catalog import default_draft
 from mcsd.engine import Engine
 from mcsd.errors import InvalidOption
-from mcsd.models.loading import choose_device, choose_dtype, load, load_draft
-from mcsd.models.quantization import check_quantize
+from mcsd.models.loading import load_pair
 from mcsd.options import check_options
 from mcsd.params import SamplingParams
 from mcsd.planning import TEMPERATURES, Calibration, FixedTree, Place, Plan, Profile, forward_curve, place_of
@@ -19,7 +18,7 @@ from mcsd.planning.search import LARGEST
 from mcsd.prompts import built_in
 from mcsd.schemes import SCHEMES
 from mcsd.tree import TreeShape
-from mcsd.tune.contenders import PLAIN, Entrant, entrants
+from mcsd.tune.contenders import Entrant, entrants
 from mcsd.tune.log import Log
 from mcsd.tune.report import Contender, Race, Report
 
@@ -80,23 +79,15 @@ class Pair:
 
     def __init__(self, options: Options) -> None:
         draft = options.draft or default_draft(options.target)
-        device = choose_device(options.device)
-        dtype = choose_dtype(options.dtype, device)
-        check_quantize(options.quantize, device)
-        for name in (options.target, draft):
-            if name != "ngram":
-                locate(name)
         setting = options.quantize, options.compile
-        self._target = load(options.target, device, dtype, quantize=options.quantize, compile=options.compile)
-        self._draft: Any = draft if draft == "ngram" else load_draft(draft, self._target, *setting)
+        self._target, self._draft = load_pair(options.target, draft, options.device, options.dtype, *setting)
         self.draws = draft != "ngram"
         self._max_length = options.max_length
         self._racing: dict[str, tuple[Engine, FixedTree]] = {}
         self.place: Place = place_of(
             options.target,
             draft,
-            device,
-            dtype,
+            self._target.model,
             scheme=options.scheme,
             quantize=options.quantize,
             compile=options.compile,
@@ -153,7 +144,8 @@ def _tuned(
 ) -> Report:
     trial = Calibration(SCHEMES[options.scheme], pair.draws)
     engine = pair.engine(trial, options.scheme)
-    ids = _encoded(engine, prompts)
+    encoder = engine.encoder
+    ids = built_in(encoder) if prompts is None else [encoder.ask(prompt) for prompt in prompts]
     log.begin({**pair.place.key, "prompts": ids})
     end = begun + 60 * options.minutes - sum(entry["wall"] for entry in log.entries)
     profile = _parts(engine, trial, ids, log, begun + _TRYING * (end - begun), show)
@@ -164,14 +156,6 @@ def _tuned(
     tree = TreeShape.parse(races[0].winner(options.scheme).tree)
     pair.place.write(replace(profile, tree=tree, findings=report.findings()))
     return report
-
-
-def _encoded(engine: Engine, prompts: Sequence[str] | None) -> list[list[int]]:
-    if prompts is None:
-        return built_in(engine.encoder)
-    if engine.encoder.chats:
-        return [engine.chat_tokens([{"role": "user", "content": prompt}]) for prompt in prompts]
-    return [engine.request(prompt).prompt for prompt in prompts]
 
 
 def _parts(
@@ -239,7 +223,7 @@ def _result(temperature: float, field: Sequence[Entrant], profile: Profile, log:
     entries = [e for e in log.entries if e["kind"] == "race" and e["temperature"] == temperature]
     runs = {entrant.name: {e["prompt"]: e for e in entries if e["name"] == entrant.name} for entrant in field}
     prompts = sorted(set.intersection(*(set(each) for each in runs.values())))
-    plain = runs[PLAIN]
+    plain = runs[field[0].name]
     contenders = []
     for entrant in field:
         run = runs[entrant.name]
