@@ -6,6 +6,8 @@ A fault in the bookkeeping of caches shows only from the second step on, so text
 """
 
 from collections import defaultdict
+from copy import deepcopy
+from functools import partial
 from itertools import product
 
 import pytest
@@ -17,9 +19,11 @@ from torch import Tensor
 
 import mcsd
 import mcsd.engine
-from mcsd.models import BoundHead, DraftHead, TransformersModel
+from mcsd.models import BoundHead, DraftHead, TransformersModel, native
 from mcsd.models.fusion import fuse
 from mcsd.models.head import HeadConfig
+from mcsd.models.native import Kind, NativeLinear
+from mcsd.models.packing import pack
 
 PROMPT = [0, 1]
 """Long enough that something of it is read before the first step, and shared by the texts that begin with it."""
@@ -93,7 +97,7 @@ def target_law(model: transformers.PreTrainedModel, length: int, temperature: fl
 
 
 def check(found: Law, expected: Law, tolerance: float = TOLERANCE) -> None:
-    assert sum(found.values()) == pytest.approx(1.0, abs=TOLERANCE)
+    assert sum(found.values()) == pytest.approx(1.0, abs=tolerance)
     assert set(found) == set(expected)
     assert max(abs(found[text] - expected[text]) for text in expected) <= tolerance
 
@@ -117,6 +121,20 @@ def test_law_of_texts_of_fused_layers(scheme: str, tree: str, monkeypatch: pytes
     engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
     # The norms of transformers are in float32 even here.
     check(engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch), expected, 1e-6)
+
+
+@pytest.mark.skipif(not native.available(), reason="no kernels for this CPU")
+@pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2")])
+def test_law_of_texts_of_layers_in_our_kernels(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's law comes from transformers' own layers in float64, with the same weights."""
+    target, draft = (network(2, seed).bfloat16() for seed in (1, 2))
+    expected = target_law(deepcopy(target).double(), 3, 0.8)
+    for model in (target.float(), draft.float()):
+        pack(model, partial(NativeLinear, kind=Kind.BFLOAT16))
+        assert all("forward" in vars(layer) for layer in model.model.layers)
+    engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
+    # The kernels' sums are in float32.
+    check(engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch), expected, 1e-5)
 
 
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1")])

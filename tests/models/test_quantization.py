@@ -1,7 +1,7 @@
 """Int8 layers: what they compute, and that a token's result depends on no other token."""
 
+from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 
 import pytest
 import torch
@@ -10,13 +10,36 @@ from torch import nn
 import mcsd
 from conftest import FAMILIES, tiny
 from mcsd import errors
-from mcsd.models import TransformersModel
-from mcsd.models.packing import dense_weight, layer_for, pack
+from mcsd.models import TransformersModel, native
+from mcsd.models.native import Kind, NativeLinear
+from mcsd.models.packing import dense_weight, int8_layer, layer_for, pack
+from mcsd.models.product import Product
 from mcsd.models.quantization import Int8Linear, check_quantize, quantizable
 
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.skipif(not quantizable(CPU), reason="this CPU does not multiply bytes")
+
+Made = Callable[[nn.Linear, bool], Product]
+
+
+def in_our_kernels(linear: nn.Linear, fine: bool) -> Product:
+    return NativeLinear(linear, Kind.FINE_BYTES if fine else Kind.BYTES)
+
+
+@pytest.fixture(
+    params=[
+        Int8Linear,
+        pytest.param(
+            in_our_kernels, marks=pytest.mark.skipif(not native.available(), reason="no kernels for this CPU")
+        ),
+    ],
+    ids=["library", "native"],
+)
+def made(request: pytest.FixtureRequest) -> Made:
+    """A linear layer in int8, by a library's kernels or by ours."""
+    found: Made = request.param
+    return found
 
 
 def layer(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -26,10 +49,10 @@ def layer(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("fine", "steps"), [(False, 127), (True, 127 * 254)])
-def test_it_is_the_product_of_rounded_numbers(bias: bool, fine: bool, steps: int) -> None:
+def test_it_is_the_product_of_rounded_numbers(made: Made, bias: bool, fine: bool, steps: int) -> None:
     """Off from the product with the same weights by no more than half a step of each state allows."""
     linear = layer(bias)
-    rounded = Int8Linear(linear, fine)
+    rounded = made(linear, fine)
     states = torch.randn(2, 7, 48) * torch.logspace(-3, 3, 7)[:, None]
     weight = dense_weight(rounded).double()
     expected = states.double() @ weight.t() + (linear.bias.double() if bias else 0)
@@ -40,9 +63,9 @@ def test_it_is_the_product_of_rounded_numbers(bias: bool, fine: bool, steps: int
     assert (error > 0.02 * half * weight.abs().sum(1)).any()
 
 
-def test_weights_are_rounded_to_the_nearest_of_255_steps() -> None:
+def test_weights_are_rounded_to_the_nearest_of_255_steps(made: Made) -> None:
     linear = layer()
-    error = (dense_weight(Int8Linear(linear, fine=False)) - linear.weight).abs()
+    error = (dense_weight(made(linear, False)) - linear.weight).abs()
     step = linear.weight.abs().amax(1, keepdim=True) / 127
     assert (error <= step * 0.5001).all()
     assert error.max() > 0
@@ -50,8 +73,8 @@ def test_weights_are_rounded_to_the_nearest_of_255_steps() -> None:
 
 @pytest.mark.parametrize("fine", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_token_s_result_depends_on_no_other_token(dtype: torch.dtype, fine: bool) -> None:
-    rounded = Int8Linear(layer(dtype=dtype), fine)
+def test_a_token_s_result_depends_on_no_other_token(made: Made, dtype: torch.dtype, fine: bool) -> None:
+    rounded = made(layer(dtype=dtype), fine)
     states = (torch.randn(33, 48) * torch.logspace(-2, 3, 33)[:, None]).to(dtype)
     together = rounded(states)
     assert together.dtype == dtype
@@ -61,9 +84,9 @@ def test_a_token_s_result_depends_on_no_other_token(dtype: torch.dtype, fine: bo
 
 
 @pytest.mark.parametrize("fine", [False, True])
-def test_what_is_not_a_number_stays_in_its_row_and_zeros_give_the_bias(fine: bool) -> None:
+def test_what_is_not_a_number_stays_in_its_row_and_zeros_give_the_bias(made: Made, fine: bool) -> None:
     linear = layer()
-    rounded = Int8Linear(linear, fine)
+    rounded = made(linear, fine)
     states = torch.randn(4, 48)
     alone = rounded(states)
     states[1, 3] = torch.nan
@@ -75,16 +98,16 @@ def test_what_is_not_a_number_stays_in_its_row_and_zeros_give_the_bias(fine: boo
 
 
 @pytest.mark.parametrize("fine", [False, True])
-def test_no_rows_give_no_rows(fine: bool) -> None:
-    assert Int8Linear(layer(), fine)(torch.zeros(2, 0, 48)).shape == (2, 0, 40)
+def test_no_rows_give_no_rows(made: Made, fine: bool) -> None:
+    assert made(layer(), fine)(torch.zeros(2, 0, 48)).shape == (2, 0, 40)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_trees_and_plain_decoding_say_the_same(family: str) -> None:
+def test_trees_and_plain_decoding_say_the_same(made: Made, family: str) -> None:
     """At temperature 0, with a quantized target and a quantized draft that is often wrong."""
     target, draft = deepcopy(tiny(family)), deepcopy(tiny(family, seed=1))
-    pack(target, partial(Int8Linear, fine=True))
-    pack(draft, partial(Int8Linear, fine=False))
+    pack(target, lambda linear: made(linear, True))
+    pack(draft, lambda linear: made(linear, False))
     prompts = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]
     params = mcsd.SamplingParams(temperature=0, max_new_tokens=30)
     texts = [
@@ -107,7 +130,7 @@ def test_a_quantized_law_is_near_the_law_before() -> None:
 
     before = law()
     torch.testing.assert_close(before, network(tokens).logits.softmax(-1))
-    pack(network, partial(Int8Linear, fine=True))
+    pack(network, int8_layer(fine=True))
     after = law()
     assert not torch.equal(before, after)
     assert (before - after).abs().sum(-1).max() < 0.1
@@ -116,16 +139,19 @@ def test_a_quantized_law_is_near_the_law_before() -> None:
 def test_drafts_in_bfloat16_are_quantized_and_targets_only_if_asked() -> None:
     linear = layer(dtype=torch.bfloat16)
 
-    def made(dtype: torch.dtype, draft: bool, quantize: str | None) -> tuple[str, bool | None]:
+    def bytes_of(dtype: torch.dtype, draft: bool, quantize: str | None) -> int:
+        """Of a state that is multiplied in int8; 0 where it is not."""
         found = layer_for(CPU, dtype, draft, quantize)
         one = found(linear) if found else linear
-        return type(one).__name__, getattr(one, "fine", None)
+        if isinstance(one, NativeLinear):
+            return {Kind.BYTES: 1, Kind.FINE_BYTES: 2, Kind.BFLOAT16: 0}[one.kind]
+        return 1 + one.fine if isinstance(one, Int8Linear) else 0
 
-    assert made(torch.bfloat16, True, None) == ("Int8Linear", False)
-    assert made(torch.bfloat16, False, "int8") == ("Int8Linear", True)
-    assert made(torch.float32, True, "int8") == ("Int8Linear", False)
-    assert made(torch.bfloat16, False, None)[0] != "Int8Linear"
-    assert made(torch.float32, True, None) == ("Linear", None)
+    assert bytes_of(torch.bfloat16, True, None) == 1
+    assert bytes_of(torch.bfloat16, False, "int8") == 2
+    assert bytes_of(torch.float32, True, "int8") == 1
+    assert bytes_of(torch.bfloat16, False, None) == 0
+    assert bytes_of(torch.float32, True, None) == 0
 
 
 def test_a_machine_that_cannot_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

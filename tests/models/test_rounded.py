@@ -17,8 +17,9 @@ from mcsd.catalog import path_of, pull
 from mcsd.models import Block, TransformersModel
 from mcsd.models.converted import Conversion
 from mcsd.models.loading import load
-from mcsd.models.packing import pack
-from mcsd.models.quantization import Int8Linear, quantizable
+from mcsd.models.packing import int8_layer, pack
+from mcsd.models.product import Product
+from mcsd.models.quantization import quantizable
 from mcsd.models.rounded import pack_rounded
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def packed(network: Any, copy: Conversion, fine: bool = True) -> Any:
 
 
 def unstored(network: Any, fine: bool = True) -> Any:
-    pack(network, partial(Int8Linear, fine=fine))
+    pack(network, int8_layer(fine))
     return network
 
 
@@ -56,11 +57,11 @@ def logits(network: Any) -> Tensor:
 
 def assert_same(ours: Any, theirs: Any) -> None:
     """To the last bit."""
-    found = {name: module for name, module in ours.named_modules() if isinstance(module, Int8Linear)}
-    others = {name: module for name, module in theirs.named_modules() if isinstance(module, Int8Linear)}
+    found = {name: module for name, module in ours.named_modules() if isinstance(module, Product)}
+    others = {name: module for name, module in theirs.named_modules() if isinstance(module, Product)}
     assert found.keys() == others.keys()
     for name, one in found.items():
-        assert one.fine == others[name].fine
+        assert type(one) is type(others[name])
         assert torch.equal(one.dense(), others[name].dense())
     assert torch.equal(logits(ours), logits(theirs))
 
@@ -71,6 +72,7 @@ def rounds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("mcsd.models.rounded.round_weight", unneeded)
     monkeypatch.setattr("mcsd.models.quantization.round_weight", unneeded)
+    monkeypatch.setattr("mcsd.models.native.layers.round_weight", unneeded)
 
 
 def stored(copy: Conversion) -> Path:

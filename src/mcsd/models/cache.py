@@ -47,10 +47,10 @@ class KeyValueCache(Cache):
             self._clear(row)
         return row
 
-    def view(self, rows: slice, before: int, length: int, longest: int) -> "_View":
+    def view(self, rows: slice, before: int, length: int, longest: int) -> "CacheView":
         """The cache as one forward of transformers sees it: ``length`` new tokens behind ``before`` in flight."""
         self._written[rows] = [max(written, longest) for written in self._written[rows]]
-        return _View(self, rows, self.lengths[rows] + before, length, longest)
+        return CacheView(self, rows, self.lengths[rows] + before, length, longest)
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> Tensor:
         """All that is kept, ``[layers, 2, rows, heads, slots, head size]``; made at the first call.
@@ -99,12 +99,13 @@ class KeyValueCache(Cache):
             self._store[:, :, row, :, to] = self._store[:, :, row, :, source]
 
 
-class _View(transformers.Cache):
+class CacheView(transformers.Cache):
     """The part of the cache that one forward writes and reads."""
 
     def __init__(self, cache: KeyValueCache, rows: slice, starts: Tensor, length: int, longest: int) -> None:
         super().__init__(layers=[])
         self._cache, self._rows, self._end, self._past = cache, rows, longest, longest - length
+        self._starts = starts
         first = starts.tolist()
         self._even = len(set(first)) == 1
         self._slots = slice(first[0], first[0] + length)
@@ -129,6 +130,20 @@ class _View(transformers.Cache):
             else:
                 store[place][self._row_index, :, self._slot_index] = new.transpose(1, 2)
         return self._all[2 * layer_idx], self._all[2 * layer_idx + 1]
+
+    def places(self, like: Tensor, layer_idx: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Where the keys and the values of a layer are kept, for a forward that writes them itself.
+
+        Args:
+            like: keys as it has them, ``[B, heads, n, head size]``; it may be empty.
+            layer_idx: the layer.
+
+        Returns:
+            Both ``[B, heads, slots, head size]``, the slot of each row's first new token, int64 ``[B]``, and how many
+            slots the forward may look at.
+        """
+        store = self._cache.store(layer_idx, like, like)
+        return store[layer_idx, 0, self._rows], store[layer_idx, 1, self._rows], self._starts, self._end
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before this forward's, in the longest row."""

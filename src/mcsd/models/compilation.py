@@ -6,7 +6,6 @@ of tokens. Attention and products stay calls of a library. Kernels are kept on d
 
 import os
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from mcsd.catalog import models_folder
 from mcsd.errors import McsdWarning
 from mcsd.models.base import Block
 from mcsd.models.fusion import Attention, FeedForward, fuse
+from mcsd.models.halves import halve
 from mcsd.models.transformers import TransformersModel
 
 _PLACE = "TORCHINDUCTOR_CACHE_DIR"
@@ -33,6 +33,8 @@ def compile_layers(model: TransformersModel) -> None:
     """
     fuse(model.network)
     layers = [layer for layer in model.network.modules() if isinstance(getattr(layer, "self_attn", None), Attention)]
+    if layers and all("forward" in vars(layer) for layer in layers):
+        return  # They run in kernels that are compiled already: see `mcsd.models.native`.
     if not layers or not all(isinstance(layer.mlp, FeedForward) for layer in layers):
         warnings.warn(
             f"compile: the layers of {model.name} are of no known kind, they run as they are", McsdWarning, stacklevel=2
@@ -45,7 +47,12 @@ def compile_layers(model: TransformersModel) -> None:
     own: Any = partial(torch.compile, dynamic=True, isolate_recompiles=True)
     before, behind = own(_before), own(_behind)
     for layer in layers:
-        layer.forward = partial(_forward, before, behind, layer)
+        attention, block = layer.self_attn, layer.mlp
+        halve(
+            layer,
+            partial(before, layer.input_layernorm, attention),
+            partial(behind, attention.out, layer.post_attention_layernorm, block),
+        )
     try:
         for tokens in (1, 2):  # One token is a shape of its own.
             cache = model.new_cache(1, tokens)
@@ -56,31 +63,6 @@ def compile_layers(model: TransformersModel) -> None:
             del layer.forward
         reason = str(error).strip().splitlines()[0]
         warnings.warn(f"compile: {model.name} runs uncompiled: {reason:.200}", McsdWarning, stacklevel=2)
-
-
-def _forward(
-    before: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    behind: Callable[..., Tensor],
-    layer: Any,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None,
-    position_embeddings: tuple[Tensor, Tensor],
-    past_key_values: Any = None,
-    **_: Any,
-) -> Tensor:
-    """A decoder layer as it is in transformers, with rows and tokens as one dimension for what is compiled."""
-    rows, length, size = hidden_states.shape
-    states = _flat(hidden_states)
-    heads = before(layer.input_layernorm, layer.self_attn, states, *map(_flat, position_embeddings))
-    queries, keys, values = (part.view(rows, length, *part.shape[1:]) for part in heads)
-    seen = layer.self_attn.attend(queries, keys, values, attention_mask, past_key_values)
-    out = behind(layer.self_attn.out, layer.post_attention_layernorm, layer.mlp, states, _flat(seen))
-    return out.view(rows, length, size)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """``[B, n, ...]`` as ``[B * n, ...]``; no view, whose base would be a shape of its own to compile for."""
-    return tensor.flatten(0, 1).data
 
 
 def _before(

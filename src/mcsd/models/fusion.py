@@ -72,11 +72,11 @@ class Norm(nn.Module):
         super().__init__()
         self.weight = norm.weight
         self._size = tuple(norm.weight.shape)
-        self._eps: float = norm.variance_epsilon
+        self.eps: float = norm.variance_epsilon
 
     def forward(self, states: Tensor) -> Tensor:
         """``[..., H]`` to ``[..., H]``."""
-        return nn.functional.rms_norm(states, self._size, self.weight, self._eps)
+        return nn.functional.rms_norm(states, self._size, self.weight, self.eps)
 
 
 class FeedForward(nn.Module):
@@ -86,12 +86,12 @@ class FeedForward(nn.Module):
         super().__init__()
         self.into = _joined(block.gate_proj, block.up_proj)
         self.out = block.down_proj
-        self._activation = block.act_fn
+        self.activation = block.act_fn
 
     def forward(self, states: Tensor) -> Tensor:
         """``[..., H]`` to ``[..., H]``."""
         gate, value = self.into(states).chunk(2, dim=-1)
-        out: Tensor = self.out(self._activation(gate).mul_(value))
+        out: Tensor = self.out(self.activation(gate).mul_(value))
         return out
 
 
@@ -103,11 +103,11 @@ class Attention(nn.Module):
         self.into = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self.out = attention.o_proj
         self.norms = nn.ModuleList([attention.q_norm, attention.k_norm]) if hasattr(attention, "q_norm") else None
-        self._layer: int = attention.layer_idx
-        self._size: int = attention.head_dim
-        self._scaling: float = attention.scaling
-        self._heads = attention.q_proj.out_features // self._size
-        self._shared = attention.k_proj.out_features // self._size
+        self.layer: int = attention.layer_idx
+        self.head_size: int = attention.head_dim
+        self.scaling: float = attention.scaling
+        self.query_heads = attention.q_proj.out_features // self.head_size
+        self.key_heads = attention.k_proj.out_features // self.head_size
 
     def forward(
         self,
@@ -124,13 +124,13 @@ class Attention(nn.Module):
     def heads(self, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[B, n, heads, size]`` of states ``[B, n, H]``, rotated by their positions."""
         heads: Tensor = self.into(states)
-        heads = heads.view(*states.shape[:-1], -1, self._size)
-        turned, values = heads.split_with_sizes([self._heads + self._shared, self._shared], dim=-2)
+        heads = heads.view(*states.shape[:-1], -1, self.head_size)
+        turned, values = heads.split_with_sizes([self.query_heads + self.key_heads, self.key_heads], dim=-2)
         if self.norms is not None:
-            queries, keys = turned.split_with_sizes([self._heads, self._shared], dim=-2)
+            queries, keys = turned.split_with_sizes([self.query_heads, self.key_heads], dim=-2)
             turned = torch.cat([self.norms[0](queries), self.norms[1](keys)], dim=-2)
-        turned = torch.addcmul(turned * cos, turned.roll(self._size // 2, dims=-1), sin)
-        queries, keys = turned.split_with_sizes([self._heads, self._shared], dim=-2)
+        turned = torch.addcmul(turned * cos, turned.roll(self.head_size // 2, dims=-1), sin)
+        queries, keys = turned.split_with_sizes([self.query_heads, self.key_heads], dim=-2)
         return queries, keys, values
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
@@ -141,23 +141,23 @@ class Attention(nn.Module):
         rows, length = queries.shape[:2]
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         if cache is not None:
-            keys, values = cache.update(keys, values, self._layer)
+            keys, values = cache.update(keys, values, self.layer)
         # The queries that share keys are rows of one product: [B, shared, each * n, size].
-        each = self._heads // self._shared
-        queries = queries.reshape(rows, length, self._shared, each, self._size).permute(0, 2, 3, 1, 4)
+        each = self.query_heads // self.key_heads
+        queries = queries.reshape(rows, length, self.key_heads, each, self.head_size).permute(0, 2, 3, 1, 4)
         if length > 1:
             if mask is None:
                 columns = keys.shape[2]
                 mask = torch.ones(1, 1, length, columns, dtype=torch.bool, device=keys.device).tril(columns - length)
             mask = mask.expand(rows, each, -1, -1).reshape(rows, 1, each * length, -1)
         seen = nn.functional.scaled_dot_product_attention(
-            queries.reshape(rows, self._shared, each * length, self._size),
+            queries.reshape(rows, self.key_heads, each * length, self.head_size),
             keys,
             values,
             attn_mask=mask,
-            scale=self._scaling,
+            scale=self.scaling,
         )
-        return seen.view(rows, self._heads, length, self._size).transpose(1, 2).flatten(2)
+        return seen.view(rows, self.query_heads, length, self.head_size).transpose(1, 2).flatten(2)
 
 
 def _joined(*linears: nn.Linear) -> nn.Linear:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcsd.models import native
 from mcsd.models.fusion import fuse
 from mcsd.models.product import Product
 from mcsd.models.quantization import Int8Linear, quantizable
@@ -36,6 +37,10 @@ class PackedLinear(Product):
         """See `Product.multiply`."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
         return out
+
+    def dense(self) -> Tensor:
+        """See `Product.dense`."""
+        return self.weight.to_dense()
 
 
 def packable(device: torch.device, dtype: torch.dtype) -> bool:
@@ -86,8 +91,21 @@ def rounds(device: torch.device, dtype: torch.dtype, draft: bool, quantize: str 
 def layer_for(device: torch.device, dtype: torch.dtype, draft: bool, quantize: str | None) -> Layer | None:
     """What stands for linear layers; None: they themselves."""
     if rounds(device, dtype, draft, quantize):
-        return partial(Int8Linear, fine=not draft)
-    return PackedLinear if packable(device, dtype) else None
+        return int8_layer(fine=not draft)
+    if not packable(device, dtype):
+        return None
+    own = not torch.cpu._is_avx512_bf16_supported() and native.available()
+    return partial(native.NativeLinear, kind=native.Kind.BFLOAT16) if own else PackedLinear
+
+
+def int8_layer(fine: bool) -> Callable[..., Product]:
+    """What stands for linear layers in int8, with states of two bytes if they are to be ``fine``.
+
+    It takes a linear layer and, if they are known, its rounded weights as ``rounded``.
+    """
+    if native.available():
+        return partial(native.NativeLinear, kind=native.Kind.FINE_BYTES if fine else native.Kind.BYTES)
+    return partial(Int8Linear, fine=fine)
 
 
 def pack(model: nn.Module, layer: Layer) -> None:
@@ -103,13 +121,14 @@ def pack(model: nn.Module, layer: Layer) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, layer(child))
+    native.replace_layers(model)
 
 
 def weight_bytes(model: nn.Module) -> int:
     """What a forward of a few tokens reads of a model: all its weights but the embeddings, of which it reads rows."""
     total = 0
     for module in model.modules():
-        if isinstance(module, PackedLinear | Int8Linear):
+        if isinstance(module, Product):
             total += module.weight.numel() * module.weight.element_size()
         elif not isinstance(module, nn.Embedding):
             total += sum(parameter.nbytes for parameter in module.parameters(recurse=False))
@@ -118,7 +137,4 @@ def weight_bytes(model: nn.Module) -> int:
 
 def dense_weight(linear: Any) -> Tensor:
     """The weight ``[out, in]`` of a linear layer, packed or not; in float32 if it is quantized."""
-    if isinstance(linear, Int8Linear):
-        return linear.dense()
-    weight: Tensor = linear.weight.detach()
-    return weight.to_dense() if weight.is_mkldnn else weight
+    return linear.dense() if isinstance(linear, Product) else linear.weight.detach()

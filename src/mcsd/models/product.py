@@ -15,16 +15,18 @@ _numbers = count()
 _layers: "WeakValueDictionary[int, Product]" = WeakValueDictionary()
 
 
-_ROWS = 4
-"""Rows that fewer are filled up to: the kernels take longer for one or two (on a Zen 4, 12 to 15 %) than for four."""
-
-
 class Product(nn.Module):
     """A linear layer whose weight only ``multiply`` can read.
 
     Args:
         outputs: its size.
     """
+
+    least_rows = 4
+    """Rows that fewer are filled up to: oneDNN takes longer for one or two (on a Zen 4, 12 to 15 %) than for four."""
+
+    weight: Tensor
+    """In whatever layout."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -35,6 +37,10 @@ class Product(nn.Module):
 
     def multiply(self, states: Tensor) -> Tensor:
         """``[M, in]`` to ``[M, out]``: of unsigned bytes in float32, else in the states' dtype."""
+        raise NotImplementedError
+
+    def dense(self) -> Tensor:
+        """The weight ``[out, in]``; in float32 if it is rounded."""
         raise NotImplementedError
 
     def product(self, states: Tensor) -> Tensor:
@@ -48,8 +54,8 @@ class Product(nn.Module):
 def _multiply(layer: Product, states: Tensor) -> Tensor:
     rows = states.flatten(0, -2)
     few = len(rows)
-    if 0 < few < _ROWS:
-        rows = nn.functional.pad(rows, (0, 0, 0, _ROWS - few))
+    if 0 < few < layer.least_rows:
+        rows = nn.functional.pad(rows, (0, 0, 0, layer.least_rows - few))
     return layer.multiply(rows)[:few].view(*states.shape[:-1], layer.outputs)
 
 

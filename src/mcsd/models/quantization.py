@@ -79,7 +79,7 @@ class Int8Linear(Product):
         return out
 
     def dense(self) -> Tensor:
-        """The rounded weight, float32 ``[out, in]``."""
+        """See `Product.dense`."""
         codes: Tensor = self.weight.to_dense()
         return codes.t().float() * self.scale[:, None]
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from mcsd.errors import WeightsCorrupt
 from mcsd.models.converted import Conversion, keep_whole
 from mcsd.models.fusion import fuse
-from mcsd.models.packing import pack
-from mcsd.models.quantization import Int8Linear, round_weight
+from mcsd.models.packing import int8_layer, pack
+from mcsd.models.product import Product
+from mcsd.models.quantization import round_weight
 
 _FILE = "int8-1.safetensors"
 """In the folder of a copy: of each linear layer, once it is fused, the codes and the scales. Another way of fusing or
@@ -25,11 +26,11 @@ _SCALE = ".scale"
 
 
 def pack_rounded(network: nn.Module, fine: bool, copy: Conversion) -> None:
-    """Do what `pack` does with `Int8Linear`, with the weights that an earlier load has rounded, or for the next one.
+    """Do what `pack` does in int8, with the weights that an earlier load has rounded, or for the next one.
 
     Args:
         network: of the GGUF file.
-        fine: see `Int8Linear`.
+        fine: see `int8_layer`.
         copy: of the file; where there is none, nothing is kept.
 
     Raises:
@@ -45,13 +46,15 @@ def pack_rounded(network: nn.Module, fine: bool, copy: Conversion) -> None:
     names = {module: name for name, module in network.named_modules() if type(module) is nn.Linear}
     new: dict[str, Tensor] = {}
 
-    def layer(linear: nn.Linear) -> Int8Linear:
+    made = int8_layer(fine)
+
+    def layer(linear: nn.Linear) -> Product:
         name = names.pop(linear)
         if known:
             codes, scale = _of(known, name, linear, file)
         else:
             codes, scale = new[name], new[name + _SCALE] = round_weight(linear.weight)
-        return Int8Linear(linear, fine, (codes, scale))
+        return made(linear, rounded=(codes, scale))
 
     pack(network, layer)
     if new and there:

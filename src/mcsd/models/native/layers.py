@@ -1,0 +1,257 @@
+"""Linear layers and decoder layers that run in the kernels."""
+
+import ctypes
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcsd.models.cache import CacheView
+from mcsd.models.fusion import Attention, FeedForward, Norm
+from mcsd.models.halves import run_halves
+from mcsd.models.native.library import library
+from mcsd.models.product import Product
+from mcsd.models.quantization import round_weight
+
+_BLOCK = 32
+"""Outputs of a block of weights."""
+
+_FILLED = 16
+"""Inputs of bytes are filled up to a multiple of this."""
+
+_DTYPES = (torch.float32, torch.bfloat16)
+"""What the kernels read and write."""
+
+
+_SILU = {"SiLU", "SiLUActivation"}
+"""Names of what the kernels' gate is, in torch and transformers."""
+
+
+class Kind(IntEnum):
+    """What a weight is kept as, and states are multiplied as."""
+
+    BYTES = 0
+    """Both a byte: see `mcsd.models.quantization`."""
+    FINE_BYTES = 1
+    """The weight a byte, states two."""
+    BFLOAT16 = 2
+    """The weight bfloat16; sums and states are float32."""
+
+
+_MOST_TOKENS = 240
+"""Tokens of a forward that go through a layer in one call; of more the attention is torch's, which is made for them."""
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("kind", ctypes.c_int64),
+    )
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("eps", ctypes.c_double))
+
+
+class _Before(ctypes.Structure):
+    _fields_ = (
+        ("norm", _Norm),
+        ("into", _Linear),
+        ("queries", _Norm),
+        ("keys", _Norm),
+        ("heads", ctypes.c_int64),
+        ("shared", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+    )
+
+
+class _Behind(ctypes.Structure):
+    _fields_ = (("out", _Linear), ("norm", _Norm), ("into", _Linear), ("down", _Linear))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (("before", _Before), ("behind", _Behind), ("scaling", ctypes.c_double))
+
+
+class _Place(ctypes.Structure):
+    _fields_ = (
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("row_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+        ("starts", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("length", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("mask", ctypes.c_void_p),
+    )
+
+
+class NativeLinear(Product):
+    """A linear layer in our own kernels.
+
+    Args:
+        linear: the layer, in any dtype; its weight may be freed afterwards.
+        kind: what its weight is kept as.
+        rounded: what `round_weight` makes of its weight, which is not read then; of kinds that are bytes.
+    """
+
+    least_rows = 1
+
+    def __init__(self, linear: nn.Linear, kind: Kind, rounded: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__(len(linear.weight))
+        self.inputs = linear.in_features
+        self.kind = kind
+        self.scale: Tensor | None = None
+        if kind is Kind.BFLOAT16:
+            self.weight = _blocks_of_halves(linear.weight.detach().to(torch.bfloat16))
+        else:
+            codes, self.scale = round_weight(linear.weight) if rounded is None else rounded
+            self.weight = _blocks_of_bytes(codes)
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
+
+    def forward(self, states: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, in the states' dtype."""
+        return self.product(states)
+
+    def multiply(self, states: Tensor) -> Tensor:
+        """See `Product.multiply`."""
+        if states.dtype not in _DTYPES:
+            return self.multiply(states.float()).to(states.dtype)
+        out = states.new_empty(len(states), self.outputs)
+        _call("product", self.described(), out, states)
+        return out
+
+    def described(self) -> _Linear:
+        """This layer as the kernels know it; it holds pointers to its weights."""
+        scale, bias = (None if part is None else part.data_ptr() for part in (self.scale, self.bias))
+        return _Linear(self.weight.data_ptr(), scale, bias, self.inputs, self.outputs, self.kind)
+
+    def dense(self) -> Tensor:
+        """See `Product.dense`."""
+        if self.kind is Kind.BFLOAT16:
+            pairs = self.weight.flatten().view(torch.bfloat16).view(-1, self.inputs, _BLOCK // 2, 2)
+            return pairs.permute(0, 3, 2, 1).reshape(-1, self.inputs)[: self.outputs]
+        assert self.scale is not None
+        fours = self.weight.flatten().view(torch.uint8).view(len(self.weight), -1, _BLOCK, 4)
+        codes = fours.transpose(1, 2).flatten(2).flatten(0, 1)
+        return codes[: self.outputs, : self.inputs].float().sub_(128) * self.scale[:, None]
+
+
+def replace_layers(network: nn.Module) -> None:
+    """Let the decoder layers of which all is known run in the kernels; their linear layers are native already."""
+    for module in network.modules():
+        layer: Any = module
+        if isinstance(getattr(layer, "self_attn", None), Attention) and _is_known(layer):
+            layer.forward = _DecoderLayer(layer)
+
+
+def _is_known(layer: Any) -> bool:
+    """Whether the kernels compute what a layer with a fused attention does."""
+    attention, block = layer.self_attn, layer.mlp
+    norms = layer.input_layernorm, layer.post_attention_layernorm
+    return (
+        isinstance(block, FeedForward)
+        and type(block.activation).__name__ in _SILU
+        and all(isinstance(norm, Norm) and norm.weight.dtype in _DTYPES for norm in norms)
+        and all(isinstance(each, NativeLinear) for each in (attention.into, attention.out, block.into, block.out))
+    )
+
+
+class _DecoderLayer:
+    """The forward of a decoder layer."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, block = layer.self_attn, layer.mlp
+        self._attention: Attention = attention
+        self._kept: list[Tensor] = []
+        self._index = attention.layer
+        own = [self._norm(each) for each in attention.norms or ()] or [_Norm(), _Norm()]
+        self._counts = attention.query_heads, attention.key_heads, attention.head_size
+        norm, later = self._norm(layer.input_layernorm), self._norm(layer.post_attention_layernorm)
+        before = _Before(norm, attention.into.described(), *own, *self._counts)
+        behind = _Behind(attention.out.described(), later, block.into.described(), block.out.described())
+        self._layer = _Layer(before, behind, attention.scaling)
+
+    def _norm(self, norm: Norm) -> _Norm:
+        weight = norm.weight.detach().float()
+        self._kept.append(weight)
+        return _Norm(weight.data_ptr(), norm.eps)
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        position_embeddings: tuple[Tensor, Tensor],
+        past_key_values: Any = None,
+        **unused: Any,
+    ) -> Tensor:
+        """See ``LlamaDecoderLayer.forward``; the angles are a `Rotary`'s."""
+        rows, length, _ = hidden_states.shape
+        if not isinstance(past_key_values, CacheView) or attention_mask is None or rows * length > _MOST_TOKENS:
+            halves = self._before, self._behind, self._attention
+            return run_halves(*halves, hidden_states, attention_mask, position_embeddings, past_key_values)
+        _, heads, size = self._counts
+        like = hidden_states.new_empty(0, heads, 0, size)
+        keys, values, starts, columns = past_key_values.places(like, self._index)
+        states, mask = hidden_states.contiguous(), attention_mask.contiguous()
+        assert mask.shape == (rows, 1, length, columns)
+        assert mask.dtype == states.dtype
+        place = _Place(
+            *(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), starts.data_ptr()),
+            *(rows, length, columns, mask.data_ptr()),
+        )
+        out = torch.empty_like(states)
+        _call("layer", self._layer, out, states, *position_embeddings, last=ctypes.byref(place))
+        return out
+
+    def _before(self, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads, shared, size = self._counts
+        out = states.new_empty(len(states), heads + 2 * shared, size)
+        _call("before", self._layer.before, out, states, cos, sin)
+        queries, keys, values = out.split_with_sizes([heads, shared, shared], dim=1)
+        return queries, keys, values
+
+    def _behind(self, states: Tensor, seen: Tensor) -> Tensor:
+        out = torch.empty_like(states)
+        _call("behind", self._layer.behind, out, states, seen)
+        return out
+
+
+def _call(entry: str, layer: ctypes.Structure, out: Tensor, *inputs: Tensor, last: Any = None) -> None:
+    """Fill ``out`` with what a kernel makes of inputs of the same dtype, each a row a token.
+
+    Args:
+        entry: its name.
+        layer: what it knows of the layer.
+        out, inputs: its tensors.
+        last: where the tokens stand; if it is not said, the kernel is told their number.
+    """
+    inputs = tuple(part.contiguous() for part in inputs)
+    assert all(part.dtype == out.dtype for part in inputs)
+    getattr(library(), entry)(
+        *(ctypes.byref(layer), *(ctypes.c_void_p(part.data_ptr()) for part in inputs)),
+        *(ctypes.c_bool(out.dtype == torch.bfloat16), ctypes.c_int64(len(out)) if last is None else last),
+        *(ctypes.c_void_p(out.data_ptr()), ctypes.c_int(torch.get_num_threads())),
+    )
+
+
+def _blocks_of_bytes(codes: Tensor) -> Tensor:
+    """Codes int8 ``[out, in]``, moved to be unsigned, as int32 ``[blocks, in / 4, 32]`` of four inputs each."""
+    rows, columns = len(codes), codes.shape[1]
+    filled = nn.functional.pad(codes, (0, -columns % _FILLED, 0, -rows % _BLOCK))
+    fours = filled.view(torch.uint8).bitwise_xor(128).view(torch.int32)
+    return fours.view(-1, _BLOCK, fours.shape[1]).transpose(1, 2).contiguous()
+
+
+def _blocks_of_halves(weight: Tensor) -> Tensor:
+    """bfloat16 ``[out, in]`` as int32 ``[blocks, in, 16]``, each the outputs i and i + 16 of the block."""
+    filled = nn.functional.pad(weight, (0, 0, 0, -len(weight) % _BLOCK))
+    pairs = filled.view(-1, 2, _BLOCK // 2, filled.shape[1])
+    together = torch.stack([pairs[:, 0].transpose(1, 2), pairs[:, 1].transpose(1, 2)], dim=-1)
+    return together.flatten().view(torch.int32).view(together.shape[:-1])

@@ -1,0 +1,201 @@
+"""Our own kernels: they compute what the layers of transformers do, and every token by itself."""
+
+import subprocess
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_fusion import KNOWN, outputs
+from torch import Tensor, nn
+
+from conftest import FAMILIES, tiny
+from mcsd import errors
+from mcsd.models import Block, TransformersModel, native
+from mcsd.models.native import Kind, NativeLinear
+from mcsd.models.native.library import library
+from mcsd.models.packing import layer_for, pack
+from mcsd.models.quantization import Int8Linear
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels for this CPU")
+
+SHAPES = [(48, 40), (16, 32), (77, 33), (1, 1), (300, 1000)]
+"""Inputs and outputs that fill the kernels' blocks and that do not."""
+
+HALVES = partial(NativeLinear, kind=Kind.BFLOAT16)
+
+
+def of_halves(family: str) -> Any:
+    """A model in float32 whose weights are numbers of bfloat16."""
+    return tiny(family).bfloat16().float()
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_in_bfloat16_are_multiplied_in_float32(inputs: int, outputs: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    ours = HALVES(linear)
+    assert torch.equal(ours.dense(), linear.weight.bfloat16())
+    states = torch.randn(2, 29, inputs) * torch.logspace(-3, 3, 29)[:, None]
+    weight = ours.dense().double()
+    expected = states.double() @ weight.t() + (linear.bias.double() if bias else 0)
+    # Half a unit of float32's last place for each product and sum, at worst in one direction.
+    bound = 2**-23 * inputs * (states.double().abs() @ weight.abs().t()) + 2**-22 * expected.abs()
+    assert ((ours(states).double() - expected).abs() <= bound + 1e-30).all()
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
+@pytest.mark.parametrize("fine", [False, True])
+def test_bytes_are_multiplied_as_the_library_does(inputs: int, outputs: int, fine: bool) -> None:
+    """Codes are the same, but where a state is halfway between two: there it may be one step further."""
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs)
+    ours, theirs = NativeLinear(linear, Kind.FINE_BYTES if fine else Kind.BYTES), Int8Linear(linear, fine)
+    assert torch.equal(ours.dense(), theirs.dense())
+    states = torch.randn(29, inputs)
+    step = states.abs().amax(-1, keepdim=True) / (127 * 254 if fine else 127)
+    apart = (ours(states) - theirs(states)).abs()
+    assert (apart <= step * ours.dense().abs().amax(1) + 1e-5).all()
+    assert apart.median() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_token_s_result_depends_on_no_other_token_and_what_is_not_a_number_stays_in_its_row(
+    dtype: torch.dtype,
+) -> None:
+    """Kinds of bytes have this test in ``test_quantization``."""
+    torch.manual_seed(0)
+    ours = HALVES(nn.Linear(48, 40))
+    states = (torch.randn(33, 48) * torch.logspace(-2, 3, 33)[:, None]).to(dtype)
+    together = ours(states)
+    assert together.dtype == dtype
+    for i in range(33):
+        assert torch.equal(ours(states[i : i + 1]), together[i : i + 1])
+    states[7, 3] = torch.nan
+    broken = ours(states)
+    assert broken[7].isnan().all()
+    assert torch.equal(broken[:7], together[:7])
+    assert torch.equal(broken[8:], together[8:])
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("family", KNOWN)
+def test_layers_compute_the_same(family: str, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of different lengths, trees, windows; in one call and, as many tokens, in halves around an attention."""
+    if not at_once:
+        monkeypatch.setattr("mcsd.models.native.layers._MOST_TOKENS", 0)
+    network = of_halves(family)
+    ours = deepcopy(network)
+    pack(ours, HALVES)
+    assert all("forward" in vars(layer) for layer in ours.model.layers)
+    for found, expected in zip(outputs(ours), outputs(network.double()), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_in_bfloat16_layers_are_nearer_to_the_exact_law_than_transformers_are(family: str) -> None:
+    network = of_halves(family)
+    exact = outputs(deepcopy(network).double())
+    theirs = network.bfloat16()
+    ours = deepcopy(theirs)
+    pack(ours, HALVES)
+
+    def away(found: list[Tensor]) -> float:
+        return sum(float((one.double() - other).square().sum()) for one, other in zip(found, exact, strict=True))
+
+    assert away(outputs(ours)) < away(outputs(theirs))
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(KNOWN)))
+def test_layers_of_other_kinds_have_our_products_only(family: str) -> None:
+    network = of_halves(family)
+    ours = deepcopy(network)
+    pack(ours, HALVES)
+    assert any(isinstance(module, NativeLinear) for module in ours.modules())
+    for found, expected in zip(outputs(ours), outputs(network), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_a_layer_s_token_depends_on_no_other_row(family: str) -> None:
+    """To the last bit, and one row that is no number leaves the others what they are."""
+    network = of_halves(family)
+    pack(network, HALVES)
+    model = TransformersModel(network)
+    prompts = torch.randint(0, 96, (7, 9), generator=torch.Generator().manual_seed(1))
+    tree = Block.chain(3)
+
+    def run(rows: Tensor, poison: int | None = None) -> Tensor:
+        cache = model.new_cache(len(rows), 16)
+        for _ in rows:
+            cache.add()
+        model.forward(rows[:, :6], Block.chain(6), cache)
+        cache.commit(torch.arange(6).expand(len(rows), -1), torch.full((len(rows),), 6))
+        if poison is not None:
+            assert cache._store is not None
+            cache._store[0, :, poison, :, 2] = torch.nan
+        return model.forward(rows[:, 6:], tree, cache).logits
+
+    together = run(prompts)
+    for i in range(7):
+        assert torch.equal(run(prompts[i : i + 1])[0], together[i])
+    broken = run(prompts, poison=3)
+    assert broken[3].isnan().all()
+    assert torch.equal(broken[[0, 1, 2, 4, 5, 6]], together[[0, 1, 2, 4, 5, 6]])
+
+
+def test_a_prompt_longer_than_goes_through_a_layer_at_once() -> None:
+    network = of_halves("llama")
+    ours = deepcopy(network)
+    pack(ours, HALVES)
+    tokens = torch.randint(0, 96, (2, 250), generator=torch.Generator().manual_seed(1))
+    found = []
+    for one in (ours, network):
+        model = TransformersModel(one)
+        cache = model.new_cache(2, 256)
+        for _ in range(2):
+            cache.add()
+        found.append(model.forward(tokens, Block.chain(250), cache).logits)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=5e-5)
+
+
+@pytest.fixture
+def no_kernels_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where kernels will be kept; what this process has loaded already is forgotten meanwhile."""
+    monkeypatch.setenv("MCSD_HOME", str(tmp_path))
+    library.cache_clear()
+    yield tmp_path / "compiled"
+    library.cache_clear()
+
+
+def test_kernels_are_compiled_once(no_kernels_yet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.available()
+    (kept,) = no_kernels_yet.iterdir()
+    assert kept.suffix == ".so"
+    library.cache_clear()
+
+    def unneeded(*_: Any, **__: Any) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(subprocess, "run", unneeded)
+    assert native.available()
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_the_libraries_kernels_run_and_a_line_says_so(
+    compiler: str, no_kernels_yet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.warns(errors.McsdWarning, match="slower kernels"):
+        made = layer_for(CPU, torch.bfloat16, draft=True, quantize=None)
+    # Once is enough; here a second warning is an error.
+    assert layer_for(CPU, torch.bfloat16, draft=True, quantize=None) is not None
+    assert made is not None
+    assert isinstance(made(nn.Linear(4, 4)), Int8Linear)
+    assert not list(no_kernels_yet.glob("*"))
