@@ -19,6 +19,7 @@ from mcsd.models.native import Kind, NativeLinear
 from mcsd.models.native.library import library
 from mcsd.models.packing import layer_for, pack
 from mcsd.models.quantization import Int8Linear
+from mcsd.models.trimming import rows_of
 
 CPU = torch.device("cpu")
 
@@ -63,6 +64,17 @@ def test_bytes_are_multiplied_as_the_library_does(inputs: int, outputs: int, fin
     apart = (ours(states) - theirs(states)).abs()
     assert (apart <= step * ours.dense().abs().amax(1) + 1e-5).all()
     assert apart.median() < 1e-6
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_rows_of_a_layer_are_a_layer(kind: Kind) -> None:
+    """As drafts have it that are trimmed to some tokens."""
+    whole, chosen = nn.Linear(48, 40), torch.tensor([3, 39, 7])
+    states = torch.randn(5, 48)
+    few = NativeLinear(rows_of(whole, chosen), kind)
+    assert torch.equal(few(states), NativeLinear(whole, kind)(states)[:, chosen])
+    again = NativeLinear(rows_of(NativeLinear(whole, kind), torch.arange(40)), kind)
+    torch.testing.assert_close(again.dense(), NativeLinear(whole, kind).dense())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -105,7 +105,7 @@ class NativeLinear(Product):
 
     def __init__(self, linear: nn.Linear, kind: Kind, rounded: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__(len(linear.weight))
-        self.inputs = linear.in_features
+        self.inputs = linear.weight.shape[1]
         self.kind = kind
         self.scale: Tensor | None = None
         if kind is Kind.BFLOAT16:
