@@ -131,19 +131,18 @@ class CacheView(transformers.Cache):
                 store[place][self._row_index, :, self._slot_index] = new.transpose(1, 2)
         return self._all[2 * layer_idx], self._all[2 * layer_idx + 1]
 
-    def places(self, like: Tensor, layer_idx: int) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Where the keys and the values of a layer are kept, for a forward that writes them itself.
+    def place(self, like: Tensor, layer_idx: int) -> tuple[Tensor, int, Tensor, int]:
+        """Where keys and values are kept, for a forward that writes them itself.
 
         Args:
-            like: keys as it has them, ``[B, heads, n, head size]``; it may be empty.
+            like: keys as the layer has them, ``[B, heads, n, head size]``; it may be empty.
             layer_idx: the layer.
 
         Returns:
-            Both ``[B, heads, slots, head size]``, the slot of each row's first new token, int64 ``[B]``, and how many
-            slots the forward may look at.
+            What `KeyValueCache.store` does, the forward's first row, the slot of each row's first new token, int64
+            ``[B]``, and how many slots the forward may look at.
         """
-        store = self._cache.store(layer_idx, like, like)
-        return store[layer_idx, 0, self._rows], store[layer_idx, 1, self._rows], self._starts, self._end
+        return self._cache.store(layer_idx, like, like), self._rows.start, self._starts, self._end
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before this forward's, in the longest row."""

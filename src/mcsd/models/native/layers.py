@@ -177,6 +177,7 @@ class _DecoderLayer:
         before = _Before(norm, attention.into.described(), *own, *self._counts)
         behind = _Behind(attention.out.described(), later, block.into.described(), block.out.described())
         self._layer = _Layer(before, behind, attention.scaling)
+        self._like = layer.input_layernorm.weight.new_empty(0, attention.key_heads, 0, attention.head_size)
 
     def _norm(self, norm: Norm) -> _Norm:
         weight = norm.weight.detach().float()
@@ -196,14 +197,14 @@ class _DecoderLayer:
         if not isinstance(past_key_values, CacheView) or attention_mask is None or rows * length > _MOST_TOKENS:
             halves = self._before, self._behind, self._attention
             return run_halves(*halves, hidden_states, attention_mask, position_embeddings, past_key_values)
-        _, heads, size = self._counts
-        like = hidden_states.new_empty(0, heads, 0, size)
-        keys, values, starts, columns = past_key_values.places(like, self._index)
+        store, first, starts, columns = past_key_values.place(self._like, self._index)
+        _, of_values, of_row, of_head, *_ = store.stride()
+        keys = store.data_ptr() + (2 * self._index * of_values + first * of_row) * store.element_size()
         states, mask = hidden_states.contiguous(), attention_mask.contiguous()
         assert mask.shape == (rows, 1, length, columns)
-        assert mask.dtype == states.dtype
+        assert mask.dtype == states.dtype == store.dtype
         place = _Place(
-            *(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), starts.data_ptr()),
+            *(keys, keys + of_values * store.element_size(), of_row, of_head, starts.data_ptr()),
             *(rows, length, columns, mask.data_ptr()),
         )
         out = torch.empty_like(states)
