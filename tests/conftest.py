@@ -1,5 +1,6 @@
 """What several tests need: real weights and tiny random models of every tested family."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,10 +19,17 @@ from transformers import (
 )
 
 from mcsd.catalog import models_folder
+from mcsd.errors import McsdWarning
+from mcsd.models import native
 from mcsd.models.loading import Loaded, load
 
 # The suite runs two files at a time, and two threads that wait for each other on a busy core crawl.
 torch.set_num_threads(1)
+
+# Where our kernels cannot be compiled a warning says so once, which would be the error of whichever test came first.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", McsdWarning)
+    native.available()
 
 VOCABULARY = 96
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -31,8 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputFailed: the disk is full, or the folder cannot be written.
     """
-    # Two processes may write the same file at once.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Two may write the same file at once.
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

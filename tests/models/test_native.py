@@ -1,6 +1,8 @@
 """Our own kernels: they compute what the layers of transformers do, and every token by itself."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
@@ -11,13 +13,14 @@ import pytest
 import torch
 from test_fusion import KNOWN, outputs
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import FAMILIES, tiny
 from mcsd import errors
 from mcsd.models import Block, TransformersModel, native
 from mcsd.models.native import Kind, NativeLinear
-from mcsd.models.native.library import library
-from mcsd.models.packing import layer_for, pack
+from mcsd.models.native.library import _loaded
+from mcsd.models.packing import int8_layer, layer_for, pack
 from mcsd.models.quantization import Int8Linear
 from mcsd.models.trimming import rows_of
 
@@ -94,6 +97,109 @@ def test_a_token_s_result_depends_on_no_other_token_and_what_is_not_a_number_sta
     assert broken[7].isnan().all()
     assert torch.equal(broken[:7], together[:7])
     assert torch.equal(broken[8:], together[8:])
+
+
+def odd(heads: int, shared: int, size: int) -> Any:
+    """A model in float32 whose sizes fill no block of the kernels, with biases, and weights of bfloat16."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=11 * heads,
+        intermediate_size=75,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=shared,
+        head_dim=size,
+        attention_bias=True,
+        mlp_bias=True,
+        max_position_embeddings=256,
+    )
+    model: Any = LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(0, 0.25) if "norm" not in name else parameter.data.uniform_(0.5, 1.5)
+    return model.eval().bfloat16().float()
+
+
+@pytest.mark.parametrize(("heads", "shared", "size"), [(6, 1, 6), (7, 7, 34), (4, 2, 80), (10, 2, 96), (2, 1, 128)])
+def test_layers_of_any_size_compute_the_same(heads: int, shared: int, size: int) -> None:
+    network = odd(heads, shared, size)
+    ours = deepcopy(network)
+    pack(ours, HALVES)
+    for found, expected in zip(outputs(ours), outputs(network.double()), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize("family", KNOWN)
+def test_layers_in_int8_compute_what_the_library_s_do(family: str, fine: bool) -> None:
+    """Up to a step of a state here and there, which is a hundredth of what rounding did to the model."""
+    network = of_halves(family)
+    ours, theirs = deepcopy(network), deepcopy(network)
+    pack(ours, int8_layer(fine))
+    pack(theirs, partial(Int8Linear, fine=fine))
+    apart = sum((a - b).abs().mean() for a, b in zip(outputs(ours), outputs(theirs), strict=True))
+    rounding = sum((a - b).abs().mean() for a, b in zip(outputs(network), outputs(theirs), strict=True))
+    assert apart < 0.01 * rounding
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    """More of them than cores, rows or blocks too; a thread that did not wait for another would show."""
+    network = odd(6, 2, 34)
+    for kind in Kind:
+        ours = deepcopy(network)
+        pack(ours, partial(NativeLinear, kind=kind))
+        alone = outputs(ours)
+        try:
+            for threads in [2, 3, 8] * 4:
+                torch.set_num_threads(threads)
+                assert all(torch.equal(a, b) for a, b in zip(outputs(ours), alone, strict=True))
+        finally:
+            torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_transformers_runs_our_layers_too(family: str) -> None:
+    """With and without a cache, with and without padding; positions are then the same for all rows."""
+    network = of_halves(family)
+    ours = deepcopy(network)
+    pack(ours, HALVES)
+    tokens = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))
+    whole = torch.ones_like(tokens)
+    padded = whole.clone()
+    padded[0, 9:] = 0
+    for mask in (None, whole, padded):
+        for cached in (False, True):
+            found, expected = (model(tokens, attention_mask=mask, use_cache=cached).logits for model in (ours, network))
+            there = (whole if mask is None else mask).bool()
+            torch.testing.assert_close(found[there], expected[there], rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_keys_that_are_no_numbers_fail_who_sees_them(value: float) -> None:
+    network = of_halves("llama")
+    pack(network, HALVES)
+    model = TransformersModel(network)
+    cache = model.new_cache(1, 8)
+    cache.add()
+    model.forward(torch.tensor([[5, 9]]), Block.chain(2), cache)
+    cache.commit(torch.tensor([[0, 1]]), torch.tensor([2]))
+    assert cache._store is not None
+    cache._store[0, 0, 0, :, 1] = value
+    assert model.forward(torch.tensor([[7]]), Block.chain(1), cache).logits.isnan().all()
+
+
+def test_what_does_not_fit_is_refused_and_not_written() -> None:
+    network = of_halves("llama")
+    pack(network, HALVES)
+    model = TransformersModel(network)
+    cache = model.new_cache(1, 2)
+    cache.add()
+    with pytest.raises(IndexError, match="3 slots"):
+        model.forward(torch.tensor([[5, 9, 2]]), Block.chain(3), cache)
+    with pytest.raises(ValueError, match="48 numbers of"):
+        HALVES(nn.Linear(48, 40))(torch.ones(2, 50))
+    with pytest.raises(errors.UnsupportedModel, match="inputs"):
+        HALVES(nn.Linear(2**16 + 1, 1))
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -181,16 +287,16 @@ def test_a_prompt_longer_than_goes_through_a_layer_at_once() -> None:
 def no_kernels_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where kernels will be kept; what this process has loaded already is forgotten meanwhile."""
     monkeypatch.setenv("MCSD_HOME", str(tmp_path))
-    library.cache_clear()
+    _loaded.cache_clear()
     yield tmp_path / "compiled"
-    library.cache_clear()
+    _loaded.cache_clear()
 
 
 def test_kernels_are_compiled_once(no_kernels_yet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.available()
     (kept,) = no_kernels_yet.iterdir()
     assert kept.suffix == ".so"
-    library.cache_clear()
+    _loaded.cache_clear()
 
     def unneeded(*_: Any, **__: Any) -> None:
         raise AssertionError("compiled again")
@@ -199,7 +305,25 @@ def test_kernels_are_compiled_once(no_kernels_yet: Path, monkeypatch: pytest.Mon
     assert native.available()
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_kernels_that_cannot_be_loaded_are_compiled_again(no_kernels_yet: Path) -> None:
+    assert native.available()
+    (kept,) = no_kernels_yet.iterdir()
+    # This process has it in use.
+    kept.unlink()
+    kept.write_bytes(b"")
+    later = [sys.executable, "-c", "from mcsd.models import native; assert native.available()"]
+    subprocess.run(later, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert kept.stat().st_size > 0
+
+
+def test_kernels_that_others_could_have_written_are_not_run(no_kernels_yet: Path) -> None:
+    no_kernels_yet.mkdir()
+    no_kernels_yet.chmod(0o777)
+    assert native.available()
+    assert not list(no_kernels_yet.iterdir())
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "sh -c 'exit 1'"])
 def test_without_a_compiler_the_libraries_kernels_run_and_a_line_says_so(
     compiler: str, no_kernels_yet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

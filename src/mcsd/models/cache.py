@@ -141,7 +141,12 @@ class CacheView(transformers.Cache):
         Returns:
             What `KeyValueCache.store` does, the forward's first row, the slot of each row's first new token, int64
             ``[B]``, and how many slots the forward may look at.
+
+        Raises:
+            IndexError: there are fewer slots than that.
         """
+        if self._end > self._cache.slots:
+            raise IndexError(f"a forward needs {self._end} slots of a row, of which there are {self._cache.slots}")
         return self._cache.store(layer_idx, like, like), self._rows.start, self._starts, self._end
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -33,7 +33,8 @@ def run_halves(
     """A decoder layer as it is in transformers, with rows and tokens as one dimension for the two functions."""
     rows, length, size = hidden_states.shape
     states = _flat(hidden_states)
-    heads = before(states, *map(_flat, position_embeddings))
+    # All rows may have the same positions.
+    heads = before(states, *(_flat(part.expand(rows, -1, -1, -1)) for part in position_embeddings))
     queries, keys, values = (part.view(rows, length, *part.shape[1:]) for part in heads)
     seen = attention.attend(queries, keys, values, attention_mask, past_key_values)
     return behind(states, _flat(seen)).view(rows, length, size)

@@ -387,14 +387,18 @@ void score(const Queries& queries, const void* keys, int64_t columns, int64_t si
     }
 }
 
-// Scores to weights, none of which counts that a mask takes away; returns one by their sum.
+// Scores to weights, none of which counts that a mask takes away; returns one by their sum, or no number if a score is none.
 float soften(float* weights, int64_t columns) {
-    const __m512 away = _mm512_set1_ps(TAKEN_AWAY);
+    const __m512 away = _mm512_set1_ps(TAKEN_AWAY), endless = _mm512_set1_ps(std::numeric_limits<float>::infinity());
     __m512 highest = away, total = _mm512_setzero_ps();
+    __mmask16 broken = 0;
     for (int64_t column = 0; column < columns; column += LANES) {
         const __mmask16 there = lanes(columns - column);
-        highest = _mm512_mask_max_ps(highest, there, highest, _mm512_maskz_loadu_ps(there, weights + column));
+        const __m512 score = _mm512_maskz_loadu_ps(there, weights + column);
+        broken |= _mm512_mask_cmp_ps_mask(there, score, endless, _CMP_NLT_UQ);  // or no number
+        highest = _mm512_mask_max_ps(highest, there, highest, score);
     }
+    if (broken) return std::numeric_limits<float>::quiet_NaN();
     const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
     for (int64_t column = 0; column < columns; column += LANES) {
         const __mmask16 there = lanes(columns - column);
@@ -541,18 +545,19 @@ extern "C" {
 
 // states [rows, inputs] to out [rows, outputs]; both in float32, or both in bfloat16 (half).
 void product(const Linear* linear, void* states, bool half, int64_t rows, void* out, int threads) {
+    const int64_t inputs = linear->inputs, most = std::min(rows, TOGETHER);
+    const Numbers from{states, half}, to{out, half};
     Room& room = of_this_thread();
-    room.codes.fit(*linear, rows);
-    if (half) room.wide.fit(rows * linear->inputs);
-    float* x = half ? room.wide.data() : static_cast<float*>(states);
+    room.codes.fit(*linear, most);
+    room.narrow.fit(most * inputs);
+    float* x = room.narrow.data();
 #pragma omp parallel num_threads(threads)
-    {
-        if (half) {
+    for (int64_t first = 0; first < rows; first += TOGETHER) {
+        const int64_t now = std::min(TOGETHER, rows - first);
 #pragma omp for schedule(static) nowait
-            for (int64_t row = 0; row < rows; row++)
-                copy(Numbers{states, true}.from(row * linear->inputs), {x + row * linear->inputs, false}, linear->inputs);
-        }
-        multiply(*linear, x, rows, room.codes, {out, half}, false);
+        for (int64_t row = 0; row < now; row++)
+            copy(from.from((first + row) * inputs), {x + row * inputs, false}, inputs);
+        multiply(*linear, x, now, room.codes, to.from(first * linear->outputs), false);
     }
 }
 

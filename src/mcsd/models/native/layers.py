@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcsd.errors import UnsupportedModel
 from mcsd.models.cache import CacheView
 from mcsd.models.fusion import Attention, FeedForward, Norm
 from mcsd.models.halves import run_halves
@@ -19,6 +20,12 @@ _BLOCK = 32
 
 _FILLED = 16
 """Inputs of bytes are filled up to a multiple of this."""
+
+_MOST_INPUTS = 2**16
+"""With more, sums of bytes would not fit into 32 bits."""
+
+_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+"""Classes of transformers that are known to do what the kernels do with a layer's parts."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
 """What the kernels read and write."""
@@ -106,6 +113,10 @@ class NativeLinear(Product):
     def __init__(self, linear: nn.Linear, kind: Kind, rounded: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__(len(linear.weight))
         self.inputs = linear.weight.shape[1]
+        if self.inputs > _MOST_INPUTS:
+            raise UnsupportedModel(
+                f"a linear layer has {self.inputs} inputs, and {_MOST_INPUTS} is the most", "leave quantize out"
+            )
         self.kind = kind
         self.scale: Tensor | None = None
         if kind is Kind.BFLOAT16:
@@ -124,7 +135,7 @@ class NativeLinear(Product):
         if states.dtype not in _DTYPES:
             return self.multiply(states.float()).to(states.dtype)
         out = states.new_empty(len(states), self.outputs)
-        _call("product", self.described(), out, states)
+        _call("product", self.described(), out, (states, self.inputs))
         return out
 
     def described(self) -> _Linear:
@@ -147,16 +158,17 @@ def replace_layers(network: nn.Module) -> None:
     """Let the decoder layers of which all is known run in the kernels; their linear layers are native already."""
     for module in network.modules():
         layer: Any = module
-        if isinstance(getattr(layer, "self_attn", None), Attention) and _is_known(layer):
+        if type(layer).__name__ in _LAYERS and _is_known(layer):
             layer.forward = _DecoderLayer(layer)
 
 
 def _is_known(layer: Any) -> bool:
-    """Whether the kernels compute what a layer with a fused attention does."""
+    """Whether the kernels compute what a layer's parts do."""
     attention, block = layer.self_attn, layer.mlp
     norms = layer.input_layernorm, layer.post_attention_layernorm
     return (
-        isinstance(block, FeedForward)
+        isinstance(attention, Attention)
+        and isinstance(block, FeedForward)
         and type(block.activation).__name__ in _SILU
         and all(isinstance(norm, Norm) and norm.weight.dtype in _DTYPES for norm in norms)
         and all(isinstance(each, NativeLinear) for each in (attention.into, attention.out, block.into, block.out))
@@ -169,13 +181,14 @@ class _DecoderLayer:
     def __init__(self, layer: Any) -> None:
         attention, block = layer.self_attn, layer.mlp
         self._attention: Attention = attention
-        self._kept: list[Tensor] = []
         self._index = attention.layer
+        # What the kernels have pointers to must outlive them, whatever becomes of the layer.
+        self._kept: list[Tensor | None] = []
         own = [self._norm(each) for each in attention.norms or ()] or [_Norm(), _Norm()]
         self._counts = attention.query_heads, attention.key_heads, attention.head_size
         norm, later = self._norm(layer.input_layernorm), self._norm(layer.post_attention_layernorm)
-        before = _Before(norm, attention.into.described(), *own, *self._counts)
-        behind = _Behind(attention.out.described(), later, block.into.described(), block.out.described())
+        before = _Before(norm, self._linear(attention.into), *own, *self._counts)
+        behind = _Behind(self._linear(attention.out), later, self._linear(block.into), self._linear(block.out))
         self._layer = _Layer(before, behind, attention.scaling)
         self._like = layer.input_layernorm.weight.new_empty(0, attention.key_heads, 0, attention.head_size)
 
@@ -183,6 +196,10 @@ class _DecoderLayer:
         weight = norm.weight.detach().float()
         self._kept.append(weight)
         return _Norm(weight.data_ptr(), norm.eps)
+
+    def _linear(self, linear: NativeLinear) -> _Linear:
+        self._kept += [linear.weight, linear.scale, linear.bias]
+        return linear.described()
 
     def __call__(
         self,
@@ -193,51 +210,62 @@ class _DecoderLayer:
         **unused: Any,
     ) -> Tensor:
         """See ``LlamaDecoderLayer.forward``; the angles are a `Rotary`'s."""
-        rows, length, _ = hidden_states.shape
+        rows, length, width = hidden_states.shape
         if not isinstance(past_key_values, CacheView) or attention_mask is None or rows * length > _MOST_TOKENS:
             halves = self._before, self._behind, self._attention
             return run_halves(*halves, hidden_states, attention_mask, position_embeddings, past_key_values)
         store, first, starts, columns = past_key_values.place(self._like, self._index)
         _, of_values, of_row, of_head, *_ = store.stride()
         keys = store.data_ptr() + (2 * self._index * of_values + first * of_row) * store.element_size()
-        states, mask = hidden_states.contiguous(), attention_mask.contiguous()
-        assert mask.shape == (rows, 1, length, columns)
-        assert mask.dtype == states.dtype == store.dtype
+        mask = attention_mask.contiguous()
+        if mask.shape != (rows, 1, length, columns) or not mask.dtype == store.dtype == hidden_states.dtype:
+            raise ValueError(f"a mask {tuple(mask.shape)} of {mask.dtype} for {rows} x {length} tokens")
         place = _Place(
             *(keys, keys + of_values * store.element_size(), of_row, of_head, starts.data_ptr()),
             *(rows, length, columns, mask.data_ptr()),
         )
-        out = torch.empty_like(states)
-        _call("layer", self._layer, out, states, *position_embeddings, last=ctypes.byref(place))
+        out = torch.empty(hidden_states.shape, dtype=hidden_states.dtype)
+        angles = [(part.expand(rows, -1, -1, -1), self._counts[2]) for part in position_embeddings]
+        _call("layer", self._layer, out, (hidden_states, width), *angles, last=ctypes.byref(place))
         return out
 
     def _before(self, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads, shared, size = self._counts
         out = states.new_empty(len(states), heads + 2 * shared, size)
-        _call("before", self._layer.before, out, states, cos, sin)
+        inputs = (states, self._layer.before.into.inputs), (cos, size), (sin, size)
+        _call("before", self._layer.before, out, *inputs)
         queries, keys, values = out.split_with_sizes([heads, shared, shared], dim=1)
         return queries, keys, values
 
     def _behind(self, states: Tensor, seen: Tensor) -> Tensor:
-        out = torch.empty_like(states)
-        _call("behind", self._layer.behind, out, states, seen)
+        out = torch.empty_like(states, memory_format=torch.contiguous_format)
+        layer = self._layer.behind
+        _call("behind", layer, out, (states, layer.out.outputs), (seen, layer.out.inputs))
         return out
 
 
-def _call(entry: str, layer: ctypes.Structure, out: Tensor, *inputs: Tensor, last: Any = None) -> None:
-    """Fill ``out`` with what a kernel makes of inputs of the same dtype, each a row a token.
+def _call(entry: str, layer: ctypes.Structure, out: Tensor, *inputs: tuple[Tensor, int], last: Any = None) -> None:
+    """Fill ``out`` with what a kernel makes of its inputs.
 
     Args:
         entry: its name.
         layer: what it knows of the layer.
-        out, inputs: its tensors.
+        out: contiguous, for each token its outputs.
+        inputs: tensors and how many numbers the kernel reads of each for a token.
         last: where the tokens stand; if it is not said, the kernel is told their number.
+
+    Raises:
+        ValueError: a tensor is not of this size, or not of the dtype of the others.
     """
-    inputs = tuple(part.contiguous() for part in inputs)
-    assert all(part.dtype == out.dtype for part in inputs)
+    tokens = out.shape[:-1].numel() if entry == "layer" else len(out)
+    parts = [part.contiguous() for part, _ in inputs]
+    for part, (_, width) in zip(parts, inputs, strict=True):
+        if part.numel() != tokens * width or part.dtype != out.dtype or part.dtype not in _DTYPES:
+            found = f"{tuple(part.shape)} of {part.dtype}"
+            raise ValueError(f"for {tokens} tokens there must be {width} numbers of {out.dtype} each, not {found}")
     getattr(library(), entry)(
-        *(ctypes.byref(layer), *(ctypes.c_void_p(part.data_ptr()) for part in inputs)),
-        *(ctypes.c_bool(out.dtype == torch.bfloat16), ctypes.c_int64(len(out)) if last is None else last),
+        *(ctypes.byref(layer), *(ctypes.c_void_p(part.data_ptr()) for part in parts)),
+        *(ctypes.c_bool(out.dtype == torch.bfloat16), ctypes.c_int64(tokens) if last is None else last),
         *(ctypes.c_void_p(out.data_ptr()), ctypes.c_int(torch.get_num_threads())),
     )
 

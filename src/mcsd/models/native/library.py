@@ -3,10 +3,15 @@
 import ctypes
 import hashlib
 import os
+import platform
+import shlex
+import stat
 import subprocess
+import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -35,28 +40,62 @@ def available() -> bool:
     )
 
 
-@cache
+class _NotCompiledError(Exception):
+    """Why there are no kernels."""
+
+
 def library() -> ctypes.CDLL | None:
     """The kernels, which ``kernels.cpp`` describes; None, with a warning, where no compiler makes them."""
+    with _lock:
+        return _loaded()
+
+
+_lock = Lock()
+
+
+@cache
+def _loaded() -> ctypes.CDLL | None:
     try:
-        kernels = ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.CalledProcessError, OutputFailed) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
-        warnings.warn(f"slower kernels are used, ours cannot be compiled: {reason:.200}", McsdWarning, stacklevel=2)
+        kernels = _load()
+    except (_NotCompiledError, OSError, OutputFailed) as error:
+        warnings.warn(f"slower kernels are used, ours cannot be compiled: {error!s:.200}", McsdWarning, stacklevel=4)
         return None
     for name in _ENTRIES:
         getattr(kernels, name).restype = None
     return kernels
 
 
-def _built() -> Path:
-    """Where the compiled kernels are; they are compiled if they are not there, which takes some seconds."""
-    compiler = os.environ.get("CXX", "c++")
-    text = _SOURCE.read_bytes()
-    digest = hashlib.sha256(b"\0".join([text, compiler.encode(), " ".join(_FLAGS).encode()])).hexdigest()
+def _load() -> ctypes.CDLL:
+    """The compiled kernels; they are compiled if they are not there, which takes some seconds."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    made_of = [*compiler, *_FLAGS, platform.machine(), *platform.libc_ver(), _SOURCE.read_text()]
+    digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
     file = models_folder().parent / "compiled" / f"kernels-{digest[:16]}.so"
-    if not file.exists():
-        with replacing(file) as part:
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(part)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not all(map(_is_ours, filter(Path.exists, (file.parent, file)))):
+        # What others could have written is not run.
+        with tempfile.TemporaryDirectory() as folder:
+            return ctypes.CDLL(str(_compiled(compiler, Path(folder) / file.name)))
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError:
+        return ctypes.CDLL(str(_compiled(compiler, file)))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nobody but the user and the system can have written there."""
+    state = path.stat()
+    return state.st_uid in (0, os.getuid()) and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _compiled(compiler: list[str], file: Path) -> Path:
+    with replacing(file) as part:
+        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(part)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            raise _NotCompiledError(f"{compiler[0]}: {error.strerror}") from error
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise _NotCompiledError(f"{compiler[0]}: {said[0]}")
     return file
