@@ -1,4 +1,7 @@
-"""Same text as ``model.generate`` at temperature 0 in float32, on real weights: 40 prompts of 64 tokens."""
+"""Same text as ``model.generate`` at temperature 0 in float32, on real weights: 64 tokens a prompt."""
+
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 from parity import TREES, compare, reference
@@ -25,23 +28,26 @@ def prompts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2: Loaded) -> list[list[int]]:
-    return [reference(smollm2.model.network, smollm2.tokenizer(prompt)["input_ids"], 64) for prompt in prompts()]
+def expected(smollm2: Loaded) -> Callable[[tuple[int, ...]], list[int]]:
+    """What ``model.generate`` says to a prompt: asked once, since that is what takes longest."""
+    return cache(lambda prompt: reference(smollm2.model.network, list(prompt), 64))
 
 
-# In `make test` the widest tree and batch 1 run on some of the prompts; `make slow` runs everything on all of them.
-QUICK = [("4x2x2x1", 8, 8), ("chain:4", 8, 40), ("none", 8, 40), (TREES[3], 8, 40), ("4x2x2x1", 1, 4)]
+# In `make test` every tree runs on each fourth of the prompts, the long one too, and in batch 8 two of them wait
+# for a free row; `make slow` runs every tree in batch 1 and 8 on all forty.
+QUICK = [(tree, 8, 10) for tree in TREES] + [("4x2x2x1", 1, 5)]
 SLOW = [pytest.param(tree, batch, 40, marks=pytest.mark.slow) for tree in TREES for batch in (1, 8)]
 
 
 @pytest.mark.parametrize(("tree", "batch", "count"), QUICK + SLOW, ids=str)
-def test_smollm2(smollm2: Loaded, expected: list[list[int]], tree: str | list[int], batch: int, count: int) -> None:
-    """64 tokens a prompt, drafted from the text so far."""
-    chosen = slice(None, None, 40 // count)
-    ids = [smollm2.tokenizer(prompt)["input_ids"] for prompt in prompts()][chosen]
+def test_smollm2(
+    smollm2: Loaded, expected: Callable[[tuple[int, ...]], list[int]], tree: str | list[int], batch: int, count: int
+) -> None:
+    """Drafted from the text so far."""
+    ids = [smollm2.tokenizer(prompt)["input_ids"] for prompt in prompts()[:: 40 // count]]
     engine = mcsd.Engine(smollm2.model, "ngram", smollm2.tokenizer, tree=tree, max_batch=batch)
     done = engine.generate(ids, mcsd.SamplingParams(temperature=0, max_new_tokens=64))
-    ties = compare(smollm2.model.network, expected[chosen], ids, done)
+    ties = compare(smollm2.model.network, [expected(tuple(prompt)) for prompt in ids], ids, done)
     if ties:
         print(f"{ties} of {len(ids)} texts part at a proven tie")
-    assert ties <= 2
+    assert ties <= (2 if len(ids) > 10 else 1)
