@@ -38,14 +38,14 @@ def prompts(smollm2: Loaded) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def expected(smollm2: Loaded, prompts: list[list[int]]) -> list[list[int]]:
-    return [reference(smollm2.model.network, prompt, 48) for prompt in prompts]
+    return [reference(smollm2.model.network, prompt, 32) for prompt in prompts]
 
 
 @pytest.fixture(scope="module")
 def greedy(smollm2: Loaded, head: BoundHead, prompts: list[list[int]]) -> list[mcsd.Completion]:
     """All prompts at once, on a wide tree at temperature 0."""
     engine = mcsd.Engine(smollm2.model, head, smollm2.tokenizer, tree="4x2x2x1", max_batch=8)
-    return engine.generate(prompts, mcsd.SamplingParams(temperature=0, max_new_tokens=48))
+    return engine.generate(prompts, mcsd.SamplingParams(temperature=0, max_new_tokens=32))
 
 
 def test_same_text_as_generate(
@@ -58,7 +58,7 @@ def test_same_text_as_generate_on_a_chain(
     smollm2: Loaded, head: BoundHead, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
     engine = mcsd.Engine(smollm2.model, head, smollm2.tokenizer, tree="chain:3", max_batch=1)
-    done = engine.generate(prompts[:3], mcsd.SamplingParams(temperature=0, max_new_tokens=48))
+    done = engine.generate(prompts[:3], mcsd.SamplingParams(temperature=0, max_new_tokens=32))
     assert compare(smollm2.model.network, expected[:3], prompts[:3], done) <= 1
 
 
@@ -72,7 +72,7 @@ def tokens_a_call(done: list[mcsd.Completion]) -> float:
 
 
 def test_acceptance_length_at_temperature_0(greedy: list[mcsd.Completion]) -> None:
-    """These questions gave 1.95 with the first such draft."""
+    """These questions gave 2.14."""
     assert tokens_a_call(greedy) > 1.7
 
 
