@@ -19,8 +19,8 @@ def logs() -> list[Path]:
 def test_it_keeps_what_auto_goes_by(run: Run, tiny: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Name a river.\nWrite a poem.\n")
-    words = ("tune", "--target", tiny, "--draft", tiny, "--minutes", 0.2, "--prompts", prompts)
-    done = run(*words, "--json")
+    words = ("tune", "--target", tiny, "--draft", tiny, "--prompts", prompts)
+    done = run(*words, "--minutes", 0.2, "--json")
     assert (done.code, done.err) == (0, "")
     report = json.loads(done.out)
     kept = json.loads(Path(report["profile"]).read_text())
@@ -40,7 +40,7 @@ def test_it_keeps_what_auto_goes_by(run: Run, tiny: Path, tmp_path: Path) -> Non
     engine = mcsd.Engine.load(str(tiny), str(tiny), max_length=100)
     engine.generate("Name", mcsd.SamplingParams(seed=1, max_new_tokens=4))
     assert engine.tree.parents == tuple(kept["tree"])
-    said = run(*words)
+    said = run(*words, "--minutes", 0.01)
     assert said.code == 0
     assert said.out.splitlines()[0] == f"target {tiny}, draft {tiny}, scheme mcss-wor"
     assert "at temperature 0:" in said.out

@@ -112,9 +112,22 @@ def stop_at(moment: int) -> Callable[[object], None]:
     return count
 
 
+@pytest.fixture(scope="module")
+def whole(target: str, made: tuple[Path, Report], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A draft that was trained in one go, on the text of another."""
+    out = tmp_path_factory.mktemp("whole") / "head"
+    distill(options(target, out, data=made[0]), SILENT)
+    return out
+
+
 @pytest.mark.parametrize("moment", [1, 7, 99])
 def test_training_goes_on_where_it_was_broken_off(
-    target: str, made: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+    target: str,
+    made: tuple[Path, Report],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: int,
 ) -> None:
     """With a checkpoint at every step: the draft is that of a run in one go, to the last bit."""
     monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)
@@ -127,9 +140,7 @@ def test_training_goes_on_where_it_was_broken_off(
     steps: list[int] = []
     distill(wanted, Events(SILENT.writing, lambda report: steps.append(report.step)))
     assert steps == list(range(moment + 1, STEPS + 1))
-    whole = options(target, tmp_path / "whole", data=made[0])
-    distill(whole, SILENT)
-    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    assert same(weights(tmp_path / "out"), weights(whole))
 
 
 def test_writing_goes_on_where_it_was_broken_off(
