@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/mcsd generate $(PROMPT) --target smollm2-135m --max-new-tokens 96 --temperature 0
 
 test: lint
-	$(BIN)/python -m pytest -m "not large and not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not large and not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,15 @@ from mcsd.catalog import models_folder
 from mcsd.errors import McsdWarning
 from mcsd.models import native
 from mcsd.models.loading import Loaded, load
+
+LONGEST = (
+    *("distill/test_distill.py", "e2e/test_same_text_tiny.py", "e2e/test_same_text.py", "laws/test_engine_law.py"),
+    *("models/test_fusion.py", "e2e/test_smollm2.py", "e2e/test_default_draft.py", "test_engine.py"),
+    *("laws/test_trimmed_law.py", "cli/test_cli_generate.py", "cli/test_cli_tune.py", "cli/test_cli_verify.py"),
+    *("models/test_converted.py", "cli/test_cli_bench.py", "test_engine_states.py", "models/test_cache_states.py"),
+    *("e2e/test_readme.py", "verify/test_verify.py", "e2e/test_bench_smollm2.py", "distill/test_writer.py"),
+)
+"""Files that take longest, longest first."""
 
 # The suite runs two files at a time, and two threads that wait for each other on a busy core crawl.
 torch.set_num_threads(1)
@@ -56,6 +66,12 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "mistral-window": lambda: MistralConfig(**_GROUPED, head_dim=8, sliding_window=7),
     "gemma3-window": lambda: transformers.Gemma3TextConfig(**_GROUPED, head_dim=8, sliding_window=7),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: a long file that is begun last leaves all workers but one idle."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 def tiny(family: str, seed: int = 0) -> PreTrainedModel:
