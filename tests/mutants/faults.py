@@ -18,6 +18,7 @@ _SAMPLING, _ENGINE, _LEVELS = "sampling.py", "engine.py", "drafters/levels.py"
 _GREEDY, _KSEQ, _HUB = "schemes/greedy_draft.py", "schemes/kseq.py", "schemes/spechub.py"
 _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
 _MODEL, _CACHE, _FUSION = "models/transformers.py", "models/cache.py", "models/fusion.py"
+KERNELS = "models/native/kernels.cpp"
 
 _Q_THEN_ALPHA = """            q = torch.where(there[:, None], renormalised(q.scatter(1, choice[:, None], 0.0)), q)
             if column:
@@ -240,5 +241,17 @@ FAULTS = (
         _FUSION,
         "sin[:, : sin.shape[1] // 2].neg_()",
         "sin[:, sin.shape[1] // 2 :].neg_()",
+    ),
+    Fault(
+        "in our kernels every candidate sees what the root does",
+        KERNELS,
+        "from(token * place->columns)",
+        "from(row * place->length * place->columns)",
+    ),
+    Fault(
+        "in our kernels every token is turned by the first one's position",
+        KERNELS,
+        "cosines.from(row * size), sines.from(row * size)",
+        "cosines.from(0), sines.from(0)",
     ),
 )

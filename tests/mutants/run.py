@@ -15,8 +15,10 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from faults import FAULTS, Fault
+from faults import FAULTS, KERNELS, Fault
 from tqdm import tqdm
+
+from mcsd.models import native
 
 ROOT = Path(__file__).parents[2]
 LAWS = ("test_greedy", "test_exact_law", "test_exact_engine", "test_engine_law", "test_trimmed_law")
@@ -36,7 +38,9 @@ def main() -> None:
         fault = next(fault for fault in FAULTS if fault.name == args.plant)
         print(planted(fault, Path(tempfile.mkdtemp(prefix="fault-"))))
         return
-    faults = [fault for fault in FAULTS if not args.only or args.only in fault.name]
+    # Where our kernels do not run, nothing can tell that they are wrong.
+    known = [fault for fault in FAULTS if fault.file != KERNELS or native.available()]
+    faults = [fault for fault in known if not args.only or args.only in fault.name]
     tries = [(fault, seed) for fault in faults for seed in SEEDS]
     with ThreadPoolExecutor(args.jobs) as pool:
         # A law that fails by itself would catch everything.
@@ -72,6 +76,7 @@ def caught(fault: Fault | None, seed: int) -> str | None:
         environment = {
             **os.environ,
             "PYTHONPATH": str(planted(fault, Path(folder))),
+            "MCSD_HOME": folder,
             "MCSD_LAW_SEED": str(seed),
             "MCSD_LAW_INSTANCES": "4",
             "OMP_NUM_THREADS": "1",

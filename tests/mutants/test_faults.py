@@ -1,4 +1,4 @@
-"""Every planted fault still has its place in the source, once, and what it makes of it is Python."""
+"""Every planted fault still has its place in the source, once, and what it makes of Python is Python."""
 
 from pathlib import Path
 
@@ -12,4 +12,5 @@ import mcsd
 def test_a_fault_can_be_planted(fault: Fault) -> None:
     text = (Path(mcsd.__file__).parent / fault.file).read_text()
     assert text.count(fault.old) == 1
-    compile(text.replace(fault.old, fault.new), fault.file, "exec")
+    if fault.file.endswith(".py"):
+        compile(text.replace(fault.old, fault.new), fault.file, "exec")

@@ -225,7 +225,9 @@ class _DecoderLayer:
             *(rows, length, columns, mask.data_ptr()),
         )
         out = torch.empty(hidden_states.shape, dtype=hidden_states.dtype)
-        angles = [(part.expand(rows, -1, -1, -1), self._counts[2]) for part in position_embeddings]
+        # All rows may have the same positions.
+        together = (part if len(part) == rows else part.expand(rows, -1, -1, -1) for part in position_embeddings)
+        angles = ((part, self._counts[2]) for part in together)
         _call("layer", self._layer, out, (hidden_states, width), *angles, last=ctypes.byref(place))
         return out
 
