@@ -233,8 +233,8 @@ FAULTS = (
     Fault(
         "queries that share keys grouped by node",
         _FUSION,
-        "self._size).permute(0, 2, 3, 1, 4)",
-        "self._size).permute(0, 2, 1, 3, 4)",
+        "self.head_size).permute(0, 2, 3, 1, 4)",
+        "self.head_size).permute(0, 2, 1, 3, 4)",
     ),
     Fault(
         "heads turned the wrong way",
