@@ -96,8 +96,8 @@ def target_law(model: transformers.PreTrainedModel, length: int, temperature: fl
     return law
 
 
-def check(found: Law, expected: Law, tolerance: float = TOLERANCE) -> None:
-    assert sum(found.values()) == pytest.approx(1.0, abs=tolerance)
+def check(found: Law, expected: Law, tolerance: float = TOLERANCE, of_sum: float = TOLERANCE) -> None:
+    assert sum(found.values()) == pytest.approx(1.0, abs=of_sum)
     assert set(found) == set(expected)
     assert max(abs(found[text] - expected[text]) for text in expected) <= tolerance
 
@@ -133,8 +133,8 @@ def test_law_of_texts_of_layers_in_our_kernels(scheme: str, tree: str, monkeypat
         pack(model, partial(NativeLinear, kind=Kind.BFLOAT16))
         assert all("forward" in vars(layer) for layer in model.model.layers)
     engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
-    # The kernels' sums are in float32.
-    check(engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch), expected, 1e-5)
+    # Here all is in float32, the chances too.
+    check(engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch), expected, 1e-5, 1e-6)
 
 
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1")])

@@ -62,6 +62,9 @@ def assert_same(ours: Any, theirs: Any) -> None:
     assert found.keys() == others.keys()
     for name, one in found.items():
         assert type(one) is type(others[name])
+        # How fine states are: ours have a kind, the library's layers say it.
+        assert getattr(one, "kind", None) == getattr(others[name], "kind", None)
+        assert getattr(one, "fine", None) == getattr(others[name], "fine", None)
         assert torch.equal(one.dense(), others[name].dense())
     assert torch.equal(logits(ours), logits(theirs))
 

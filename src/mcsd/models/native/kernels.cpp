@@ -608,9 +608,9 @@ void layer(
                 const int64_t row = token / place->length;
                 const int64_t slot = place->starts[row] + token % place->length;
                 const int64_t at = row * place->row_stride + head * place->head_stride + slot * size;
-                const float* key = turned + token * width + (heads + head) * size;
-                copy({const_cast<float*>(key), false}, keys.from(at), size);
-                copy({const_cast<float*>(key + shared * size), false}, values.from(at), size);
+                float* key = turned + token * width + (heads + head) * size;
+                copy({key, false}, keys.from(at), size);
+                copy({key + shared * size, false}, values.from(at), size);
             }
 #pragma omp for schedule(dynamic) collapse(3)
         for (int64_t row = 0; row < place->rows; row++)

@@ -233,10 +233,10 @@ class _DecoderLayer:
 
     def _before(self, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads, shared, size = self._counts
-        out = states.new_empty(len(states), heads + 2 * shared, size)
-        inputs = (states, self._layer.before.into.inputs), (cos, size), (sin, size)
-        _call("before", self._layer.before, out, *inputs)
-        queries, keys, values = out.split_with_sizes([heads, shared, shared], dim=1)
+        layer = self._layer.before
+        out = states.new_empty(len(states), layer.into.outputs)
+        _call("before", layer, out, (states, layer.into.inputs), (cos, size), (sin, size))
+        queries, keys, values = out.view(len(out), -1, size).split_with_sizes([heads, shared, shared], dim=1)
         return queries, keys, values
 
     def _behind(self, states: Tensor, seen: Tensor) -> Tensor:
@@ -252,14 +252,14 @@ def _call(entry: str, layer: ctypes.Structure, out: Tensor, *inputs: tuple[Tenso
     Args:
         entry: its name.
         layer: what it knows of the layer.
-        out: contiguous, for each token its outputs.
+        out: contiguous, ``[..., outputs]``, a row a token.
         inputs: tensors and how many numbers the kernel reads of each for a token.
         last: where the tokens stand; if it is not said, the kernel is told their number.
 
     Raises:
         ValueError: a tensor is not of this size, or not of the dtype of the others.
     """
-    tokens = out.shape[:-1].numel() if entry == "layer" else len(out)
+    tokens = out.shape[:-1].numel()
     parts = [part.contiguous() for part, _ in inputs]
     for part, (_, width) in zip(parts, inputs, strict=True):
         if part.numel() != tokens * width or part.dtype != out.dtype or part.dtype not in _DTYPES:
