@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from mcsd.rng import DRAW, JUDGE, Stream, philox
+from mcsd.rng import DRAW, JUDGE, Stream, Streams, philox
 
 ALARM = 1e-6
 WORD = st.integers(0, 2**32 - 1)
@@ -73,6 +73,20 @@ def test_portions_do_not_matter(portions: list[int]) -> None:
     whole, cut = stream([3, -8], [1, 2]), stream([3, -8], [1, 2])
     pieces = [cut.uniform(count) for count in portions]
     assert torch.equal(torch.cat(pieces, 1), whole.uniform(sum(portions)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=30)
+def test_numbers_made_ahead_are_those_of_each_step(moves: list[tuple[int, int]]) -> None:
+    """Whatever the steps: some go further than what was made, rows stand at different places, and one asks for more."""
+    seeds, positions = [3, -8], [0, 5]
+    streams = Streams(torch.tensor(seeds))
+    for move in moves:
+        for kind in (DRAW, JUDGE):
+            ahead, alone = streams.at(positions, kind), stream(seeds, positions, kind)
+            for count in (3, 30):
+                assert torch.equal(ahead.uniform(count), alone.uniform(count))
+        positions = [p + m for p, m in zip(positions, move, strict=True)]
 
 
 def test_a_row_is_the_same_in_any_company() -> None:

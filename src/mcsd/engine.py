@@ -40,7 +40,7 @@ from mcsd.planning import (
 )
 from mcsd.prompts import built_in
 from mcsd.request import Request
-from mcsd.rng import DRAW, JUDGE, Stream
+from mcsd.rng import DRAW, JUDGE, Streams
 from mcsd.sampling import Settings
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, Texts, Verdict
 from mcsd.tree import TreeShape
@@ -117,7 +117,7 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self._rows: list[Request] = []
         self._settings: Settings | None = None
-        self._seeds = torch.empty(0)
+        self._streams = Streams(torch.empty(0, dtype=torch.int64))
         self._clock = dict.fromkeys(("prefill", "draft", "target", "judge", "commit", "other"), 0.0)
         self._since = 0.0
 
@@ -318,8 +318,9 @@ class Engine:
         assert self._cache.used == len(self._rows)
         if self._settings is None:
             self._settings = Settings.of([row.params for row in self._rows], self.target.device)
-            self._seeds = torch.tensor([row.seed for row in self._rows], device=self.target.device)
-        self._positions = torch.tensor([len(row.tokens) for row in self._rows], device=self.target.device)
+            seeds = torch.tensor([row.seed for row in self._rows], device=self.target.device)
+            self._streams = Streams(seeds)
+        self._positions = [len(row.tokens) for row in self._rows]
 
     def _draft(self) -> CandidateTree:
         assert self._settings is not None
@@ -329,7 +330,7 @@ class Engine:
             self._check(shape)
             self.tree = shape
         texts = [row.all_tokens for row in self._rows]
-        random = Stream(self._seeds, self._positions, DRAW)
+        random = self._streams.at(self._positions, DRAW)
         self._lap("other")
         if len(shape):
             self.drafter.read(texts)
@@ -359,7 +360,7 @@ class Engine:
     def _judge(self, tree: CandidateTree, logits: Tensor) -> Verdict:
         assert self._settings is not None
         texts = Texts([row.prompt for row in self._rows], [row.tokens for row in self._rows])
-        random = Stream(self._seeds, self._positions, JUDGE)
+        random = self._streams.at(self._positions, JUDGE)
         verdict = self._scheme.judge(tree, logits, self._settings, texts, random)
         self._lap("judge")
         return verdict

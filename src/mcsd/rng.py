@@ -9,6 +9,7 @@ Schemes reach randomness through the three verbs of `Randomness` only, which is 
 enumeration of all outcomes in its place.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -19,6 +20,10 @@ _MULTIPLIERS = torch.tensor([0xD2511F53, 0xCD9E8D57])
 _WEYL = torch.tensor([0x9E3779B9, 0xBB67AE85])
 _ROUNDS = 10
 _BLOCK = 16
+"""Numbers that are made at a time."""
+
+_STEPS = 32
+"""Positions whose numbers are made together."""
 
 DRAW, JUDGE = 0, 1
 """The two streams of a request: noise that chose a candidate must never judge it."""
@@ -44,6 +49,31 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
         even = ((product >> 32) & _MASK).flip(-1) ^ odd ^ round_key
         odd = (product & _MASK).flip(-1)
     return torch.stack([even, odd], dim=-1).flatten(-2)
+
+
+def numbers(seeds: Tensor, positions: Tensor, stream: int, first: int, count: int) -> Tensor:
+    """Numbers of some positions.
+
+    Args:
+        seeds: int64 ``[B]``; positions: ``[B, P]``.
+        stream: `DRAW` or `JUDGE`.
+        first: how many numbers of each position are left out, an even number.
+        count: how many are wanted, rounded up to an even number.
+
+    Returns:
+        float64 ``[B, P, count]`` in (0, 1), 48 bits each.
+    """
+    # A block makes two numbers. The sequence is the same in whatever portions it is asked for.
+    blocks = (count + 1) // 2
+    counter = positions.new_zeros(*positions.shape, blocks, 4)
+    counter[..., 0] = torch.arange(first // 2, first // 2 + blocks, device=counter.device)
+    counter[..., 2] = positions[..., None]
+    counter[..., 3] = stream
+    key = torch.stack([seeds & _MASK, (seeds >> 32) & _MASK], dim=-1)[:, None, None]
+    words = philox(counter, key)
+    # 48 bits, so that u·total is always below total after rounding and inversion never runs off the end.
+    bits = (words[..., 0::2] << 16) ^ (words[..., 1::2] >> 16)
+    return (bits.to(torch.float64).flatten(-2) + 0.5) * 2.0**-48
 
 
 class Randomness(Protocol):
@@ -81,43 +111,36 @@ class Stream:
         seeds: int64 ``[B]``, the requests' seeds (64 bits).
         positions: int64 ``[B]``, tokens each request has emitted: different at each of its steps.
         stream: `DRAW` or `JUDGE`.
+        begun: float64 ``[B, n]``, the first numbers, if somebody has made them.
     """
 
-    def __init__(self, seeds: Tensor, positions: Tensor, stream: int) -> None:
-        self._key = torch.stack([seeds & _MASK, (seeds >> 32) & _MASK], dim=-1)[:, None]
+    def __init__(self, seeds: Tensor, positions: Tensor, stream: int, begun: Tensor | None = None) -> None:
+        self._seeds = seeds
         self._positions = positions
         self._stream = stream
-        self._numbers = torch.empty(len(seeds), 0, dtype=torch.float64, device=seeds.device)
-        self._made = self._used = 0
+        self._numbers = seeds.new_empty(len(seeds), 0, dtype=torch.float64) if begun is None else begun
+        self._used = 0
 
     def uniform(self, count: int, rows: Tensor | None = None) -> Tensor:
         """float64 ``[A, count]`` in (0, 1), 48 bits each. Every row moves on by ``count``, chosen or not.
 
         Moving all rows is what keeps a row's numbers independent of which other rows are still being judged.
         """
-        missing = self._used + count - self._numbers.shape[1]
+        made = self._numbers.shape[1]
+        missing = self._used + count - made
         if missing > 0:
-            self._numbers = torch.cat([self._numbers, self._more(max(missing, _BLOCK))], dim=1)
-        numbers = self._numbers[:, self._used : self._used + count]
+            more = numbers(self._seeds, self._positions[:, None], self._stream, made, max(missing, _BLOCK))
+            self._numbers = torch.cat([self._numbers, more[:, 0]], dim=1)
+        drawn = self._numbers[:, self._used : self._used + count]
         self._used += count
-        return numbers if rows is None else numbers[rows]
-
-    def _more(self, count: int) -> Tensor:
-        blocks = (count + 1) // 2
-        counter = self._positions.new_zeros(len(self._positions), blocks, 4)
-        counter[..., 0] = torch.arange(self._made, self._made + blocks, device=counter.device)
-        counter[..., 2] = self._positions[:, None]
-        counter[..., 3] = self._stream
-        self._made += blocks
-        # A block makes two numbers. The sequence is the same in whatever portions it is asked for.
-        words = philox(counter, self._key)
-        # 48 bits, so that u·total is always below total after rounding and inversion never runs off the end.
-        bits = (words[..., 0::2] << 16) ^ (words[..., 1::2] >> 16)
-        return (bits.to(torch.float64).flatten(1) + 0.5) * 2.0**-48
+        return drawn if rows is None else drawn[rows]
 
     def sample(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
         """By inversion, in float64 so that no token of a large vocabulary falls between two sums."""
         a, n, _ = weights.shape
+        if not a:
+            self.uniform(n * count)
+            return weights.new_empty(0, n, count, dtype=torch.int64)
         cumulative = weights.to(torch.float64).cumsum(-1)
         u = self.uniform(n * count, rows).view(a, n, count)
         # The first index whose sum exceeds u·total: a token of weight 0 adds nothing and is never the first.
@@ -127,14 +150,38 @@ class Stream:
         """One `sample` after the other, each token that was drawn left out: a number for each draw."""
         size = weights.shape[-1]
         left = weights.to(torch.float64)
-        drawn = []
-        for _ in range(count):
+        drawn: list[Tensor] = []
+        for number in range(count):
+            if number:
+                left = left.scatter(2, drawn[-1].clamp(min=0), 0.0)
             # Where nothing is left all sums are 0, and the index runs off the end.
             pick = self.sample(left, 1, rows)
             drawn.append(pick.masked_fill(pick == size, -1))
-            left = left.scatter(2, pick.clamp(max=size - 1), 0.0)
         return torch.cat(drawn, dim=-1)
 
     def accept(self, probability: Tensor, rows: Tensor | None = None) -> Tensor:
         """A uniform number below the probability."""
         return self.uniform(1, rows)[:, 0] < probability
+
+
+class Streams:
+    """Each step's `Stream`, with its first numbers made for many steps at once: that takes no longer than for one.
+
+    Args:
+        seeds: int64 ``[B]``, as for `Stream`.
+    """
+
+    def __init__(self, seeds: Tensor) -> None:
+        self._seeds = seeds
+        self._each = torch.arange(len(seeds), device=seeds.device)
+        self._first: list[int] | None = None
+
+    def at(self, positions: Sequence[int], stream: int) -> Stream:
+        """The stream of a step; see `Stream`."""
+        if self._first is None or not all(0 <= p - f < _STEPS for p, f in zip(positions, self._first, strict=True)):
+            self._first = list(positions)
+            ahead = torch.tensor(self._first, device=self._seeds.device)[:, None] + self._each.new_tensor(range(_STEPS))
+            self._made = [numbers(self._seeds, ahead, kind, 0, _BLOCK) for kind in (DRAW, JUDGE)]
+        place = torch.tensor([p - f for p, f in zip(positions, self._first, strict=True)], device=self._seeds.device)
+        now = torch.tensor(positions, device=self._seeds.device)
+        return Stream(self._seeds, now, stream, self._made[stream][self._each, place])

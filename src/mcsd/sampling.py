@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,10 +51,33 @@ class Settings:
         truncates = ((top_k > 0) | (top_p < 1) | (min_p > 0)) & ~greedy
         return cls(tuple(params), temperature.masked_fill(greedy, 1.0), greedy, top_k, top_p, min_p, truncates)
 
+    @cached_property
+    def any_greedy(self) -> bool:
+        """Whether there is a greedy row."""
+        return bool(self.greedy.any())
+
+    @cached_property
+    def all_greedy(self) -> bool:
+        """Whether there is no other."""
+        return bool(self.greedy.all())
+
+    @cached_property
+    def any_truncates(self) -> bool:
+        """Whether there is a row that truncates."""
+        return bool(self.truncates.any())
+
+    @cached_property
+    def all_plain(self) -> bool:
+        """Whether every row is at temperature 1, as greedy ones are."""
+        return bool((self.temperature == 1).all())
+
     def select(self, rows: Tensor) -> "Settings":
         """The settings of some rows, int64 ``[A]``; a row may be named more than once."""
+        chosen = rows.tolist()
+        if chosen == list(range(len(self.params))):
+            return self
         return Settings(
-            tuple(self.params[row] for row in rows.tolist()),
+            tuple(self.params[row] for row in chosen),
             self.temperature[rows],
             self.greedy[rows],
             self.top_k[rows],
@@ -87,13 +111,13 @@ def probabilities(logits: Tensor, settings: Settings) -> Tensor:
         ``[A, V]``; one-hot at the argmax for greedy rows. A row whose logits hold NaN or no finite value sums to NaN.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    if settings.greedy.all():
+    if settings.all_greedy:
         return _one_hot(logits)
-    p = _softmax(logits, settings.temperature)
-    if settings.truncates.any():
+    p = _softmax(logits, settings)
+    if settings.any_truncates:
         chosen = settings.truncates.nonzero()[:, 0]
         p[chosen] = _truncated(p[chosen], settings.select(chosen))
-    if settings.greedy.any():
+    if settings.any_greedy:
         p[settings.greedy] = _one_hot(logits[settings.greedy])
     return p
 
@@ -110,8 +134,8 @@ def sparse_probabilities(logits: Tensor, settings: Settings, width: int) -> Spar
         width: the most tokens to keep.
     """
     top, support = logits.topk(min(width, logits.shape[-1]), dim=-1)
-    q = _softmax(top if top.dtype == torch.float64 else top.float(), settings.temperature)
-    if settings.truncates.any():
+    q = _softmax(top if top.dtype == torch.float64 else top.float(), settings)
+    if settings.any_truncates:
         keep = _kept(q, settings) | ~settings.truncates[:, None]
         q = q * keep
         q = q / q.sum(-1, keepdim=True)
@@ -149,10 +173,12 @@ def _one_hot(logits: Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter_(1, best.indices, mass)
 
 
-def _softmax(logits: Tensor, temperature: Tensor) -> Tensor:
+def _softmax(logits: Tensor, settings: Settings) -> Tensor:
+    if settings.all_plain:
+        return logits.softmax(-1)
     # The maximum goes first, so that dividing by a tiny temperature cannot overflow; nor may it become 0.
     shifted = logits - logits.amax(-1, keepdim=True)
-    divisor = temperature[:, None].to(logits.dtype).clamp(min=torch.finfo(logits.dtype).tiny)
+    divisor = settings.temperature[:, None].to(logits.dtype).clamp(min=torch.finfo(logits.dtype).tiny)
     return (shifted / divisor).softmax(-1)
 
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from copy import deepcopy
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,7 +72,10 @@ def engine_law(engine: mcsd.Engine, params: mcsd.SamplingParams, monkeypatch: py
     """The law of the texts that an engine gives after `PROMPT`."""
 
     def run(book: Book, start: Tensor) -> list[list[int]]:
-        monkeypatch.setattr(mcsd.engine, "Stream", lambda seeds, positions, stream: Enumerated(book, seeds))
+        def streams(seeds: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(at=lambda positions, stream: Enumerated(book, seeds))
+
+        monkeypatch.setattr(mcsd.engine, "Streams", streams)
         each = [mcsd.SamplingParams(**{**vars(params), "seed": i}) for i in range(len(start))]
         return [list(done.token_ids) for done in engine.generate([PROMPT] * len(start), each)]
 

@@ -55,8 +55,8 @@ FAULTS = (
     Fault(
         "judged out of draw order",
         _RECURSIVE,
-        "for j in range(node.tokens.shape[1]):",
-        "for j in reversed(range(node.tokens.shape[1])):",
+        "for j in range(children):",
+        "for j in reversed(range(children)):",
     ),
     Fault(
         "every candidate judged by p, not by what is left of it",
@@ -70,17 +70,13 @@ FAULTS = (
         "sample_where_none(picked, r, outside",
         "sample_where_none(picked, on_support(node.p, node.q.support)[0], outside",
     ),
-    Fault(
-        "float16 residual", _RESIDUAL, "(r[:, :-1] - q).clamp(min=0)", "(r[:, :-1] - q).clamp(min=0).half().to(r.dtype)"
-    ),
-    Fault(
-        "residual by magnitude instead of clipped", _RESIDUAL, "(r[:, :-1] - q).clamp(min=0)", "(r[:, :-1] - q).abs()"
-    ),
+    Fault("float16 residual", _RESIDUAL, "(0, 1))).clamp(min=0)", "(0, 1))).clamp(min=0).half().to(r.dtype)"),
+    Fault("residual by magnitude instead of clipped", _RESIDUAL, "(0, 1))).clamp(min=0)", "(0, 1))).abs()"),
     Fault(
         "the target's mass outside of the draft's support forgotten",
         _RESIDUAL,
-        ".clamp(min=0), r[:, -1:]], dim=1)\n    return residual",
-        ".clamp(min=0), 0 * r[:, -1:]], dim=1)\n    return residual",
+        "pad(q, (0, 1))",
+        "pad(q, (0, 1), value=2.0)",
     ),
     Fault("outside counted twice on the support", _RESIDUAL, "p.scatter(1, support, 0.0)", "p.clone()"),
     Fault(
@@ -95,30 +91,30 @@ FAULTS = (
         "self.texts.texts[row] + on_path",
         "self.texts.texts[row]",
     ),
-    Fault("soft probabilities at temperature 0", _SAMPLING, "if settings.greedy.any():", "if settings.greedy.all():"),
+    Fault("soft probabilities at temperature 0", _SAMPLING, "if settings.any_greedy:", "if settings.all_greedy:"),
     Fault(
         "the target's temperature left out",
         _SAMPLING,
-        "p = _softmax(logits, settings.temperature)",
+        "p = _softmax(logits, settings)",
         "p = logits.softmax(-1)",
     ),
     Fault(
         "q judged before its warper",
         _LEVELS,
-        "weights[:, level.inner] = level_q",
-        "weights[:, level.inner] = flat.softmax(-1).gather(1, q.support).view(batch, inner, -1)",
+        "laws.append(level_q)",
+        "laws.append(flat.softmax(-1).gather(1, q.support).view(batch, inner, -1))",
     ),
     Fault(
         "q judged in float16",
         _LEVELS,
-        "weights[:, level.inner] = level_q",
-        "weights[:, level.inner] = level_q.half().to(level_q)",
+        "laws.append(level_q)",
+        "laws.append(level_q.half().to(level_q))",
     ),
     Fault(
         "tokens read from another parent's support",
         _LEVELS,
-        "support[:, level.inner[level.parent]]",
-        "support[:, level.inner[level.parent * 0]]",
+        "named.index_select(1, level.parent)",
+        "named.index_select(1, level.parent * 0)",
     ),
     Fault(
         "top-k off by one",
@@ -129,16 +125,16 @@ FAULTS = (
     Fault(
         "top-p applied to the draft only",
         _SAMPLING,
-        "if settings.truncates.any():\n        chosen",
+        "if settings.any_truncates:\n        chosen",
         "if False:\n        chosen",
     ),
     Fault("drawing and judging share their noise", _ENGINE, "self._positions, JUDGE)", "self._positions, DRAW)"),
-    Fault("every step judges with the same noise", _ENGINE, "self._positions, JUDGE)", "self._positions * 0, JUDGE)"),
+    Fault("every step judges with the same noise", _ENGINE, "self._positions, JUDGE)", "[0] * len(self._rows), JUDGE)"),
     Fault(
         "rows share their noise",
         _ENGINE,
-        "Stream(self._seeds, self._positions, JUDGE)",
-        "Stream(self._seeds * 0, self._positions, JUDGE)",
+        "Streams(seeds)",
+        "Streams(seeds * 0)",
     ),
     Fault("a number used twice", _RNG, "self._used += count", "self._used = count"),
     Fault("uneven random numbers", _RNG, "u * cumulative[..., -1:]", "u.sqrt() * cumulative[..., -1:]"),
@@ -239,8 +235,8 @@ FAULTS = (
     Fault(
         "heads turned the wrong way",
         _FUSION,
-        "sin[:, : sin.shape[1] // 2].neg_()",
-        "sin[:, sin.shape[1] // 2 :].neg_()",
+        ": self._table.shape[2] // 2].neg_()",
+        "self._table.shape[2] // 2 :].neg_()",
     ),
     Fault(
         "in our kernels every candidate sees what the root does",

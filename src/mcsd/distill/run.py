@@ -30,7 +30,7 @@ from mcsd.files import same_settings, save_tensors, save_text, unwritable
 from mcsd.models.compatibility import check_tokenizers, check_vocabularies
 from mcsd.models.head import CONFIG, WEIGHTS, HeadConfig
 from mcsd.models.loading import Loaded, choose_device, load
-from mcsd.models.packing import fastest_dtype
+from mcsd.models.packing import fastest
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import VOCABULARY
 
@@ -217,9 +217,10 @@ def distill(options: Options, events: Events) -> Report:
 
 
 def _models(options: Options) -> tuple[Loaded, Loaded | None]:
-    """The target, in the dtype that is soonest done, and what a model that drafts begins with, in float32."""
+    """The target, as it is soonest done, and what a model that drafts begins with, in float32."""
     device = choose_device(options.device)
-    target = load(options.target, device, fastest_dtype(device))
+    dtype, quantize = fastest(device)
+    target = load(options.target, device, dtype, quantize=quantize)
     check_teachable(target.model)
     if options.kind == "head":
         return target, None

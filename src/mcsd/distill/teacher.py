@@ -9,6 +9,7 @@ from mcsd.distill.batches import Batch
 from mcsd.distill.corpus import Record
 from mcsd.errors import UnsupportedModel
 from mcsd.models import Block, TransformersModel
+from mcsd.models.packing import dense_weight
 from mcsd.models.trimming import rows_of
 
 
@@ -36,7 +37,7 @@ def check_teachable(target: TransformersModel) -> None:
     output = target.forward(torch.arange(4, device=target.device)[None], Block.chain(4), cache, hidden=(0, -1))
     matrix, width = target.network.get_output_embeddings(), target.network.get_input_embeddings().weight.shape[1]
     assert output.hidden is not None
-    if output.hidden.shape[-1] == 2 * width == 2 * matrix.weight.shape[1]:
+    if output.hidden.shape[-1] == 2 * width == 2 * dense_weight(matrix).shape[1]:
         logits = matrix(output.hidden[..., width:])
         if torch.allclose(logits, output.logits, atol=1e-3, rtol=1e-3):
             return

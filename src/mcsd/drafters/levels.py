@@ -73,39 +73,52 @@ class LevelDrafter(Drafter):
         self, texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: Settings, random: Randomness
     ) -> CandidateTree:
         """See `Drafter.draft`."""
-        device = self._device
-        batch, columns = len(texts), 1 + len(shape)
+        device, batch = self._device, len(texts)
         if not len(shape):
             return CandidateTree.none(batch, device)
-        tokens, choice = torch.zeros(2, batch, len(shape), dtype=torch.int64, device=device)
-        valid = torch.zeros(batch, len(shape), dtype=torch.bool, device=device)
+        levels = levels_of(shape, device)
+        laws: list[Tensor] = []
+        supports: list[Tensor] = []
+        # Nodes are numbered by depth: those of the levels one behind the other are those of the tree.
+        tokens: list[Tensor] = []
+        choices: list[Tensor] = []
+        valid: list[Tensor] = []
         failed = torch.zeros(batch, dtype=torch.bool, device=device)
-        support, weights = torch.empty(0), None
-        for level in levels_of(shape):
-            above = tokens[:, level.inner - 1]
-            logits = self._root(texts) if level.block is None else self._level(above, level)
+        for level in levels:
             inner = len(level.inner)
-            each = torch.arange(batch, device=device).repeat_interleave(inner)
+            if level.block is None:
+                logits = self._root(texts)
+            else:
+                logits = self._level(tokens[-1].index_select(1, level.within), level)
             flat = logits[..., : self._limit].reshape(batch * inner, -1)
-            width = min(SUPPORT, flat.shape[-1])
-            q = sparse_probabilities(flat, settings.select(each), width)
+            rows = torch.arange(batch, device=device).repeat_interleave(inner)
+            q = sparse_probabilities(flat, settings.select(rows), SUPPORT)
             level_q = q.weights.view(batch, inner, -1)
             failed |= level_q.isnan().flatten(1).any(-1)
-            level_q = level_q.nan_to_num(1.0 / width)
-            if weights is None:
-                weights = torch.zeros(batch, columns, width, dtype=level_q.dtype, device=device)
-                # A leaf has no distribution; its support must be distinct tokens all the same.
-                support = torch.arange(width, device=device).repeat(batch, columns, 1)
+            level_q = level_q.nan_to_num(1.0 / level_q.shape[-1])
             named = q.support if self._vocabulary is None else self._vocabulary[q.support]
-            weights[:, level.inner] = level_q
-            support[:, level.inner] = named.view(batch, inner, -1)
+            named = named.view(batch, inner, -1)
             drawn = scheme.draw(level_q, level.counts, settings.greedy, random)[:, level.parent, level.place]
-            choice[:, level.kids] = drawn.clamp(min=0)
-            tokens[:, level.kids] = support[:, level.inner[level.parent]].gather(2, choice[:, level.kids, None])[..., 0]
-            parents = level.inner[level.parent] - 1
-            valid[:, level.kids] = (drawn >= 0) & (valid[:, parents] if level.block is not None else True)
-        distributions = None if weights is None else SparseDistributions(support, weights)
-        return CandidateTree(shape, tokens, valid, choice, distributions, failed)
+            choice = drawn.clamp(min=0)
+            there = drawn >= 0
+            if valid:
+                there &= valid[-1].index_select(1, level.within.index_select(0, level.parent))
+            laws.append(level_q)
+            supports.append(named)
+            tokens.append(named.index_select(1, level.parent).gather(2, choice[..., None])[..., 0])
+            choices.append(choice)
+            valid.append(there)
+        weights = torch.cat(laws, dim=1)
+        width = weights.shape[-1]
+        # A leaf has no distribution; its support must be distinct tokens all the same.
+        leaves = torch.arange(width, device=device).repeat(batch, 1 + len(shape), 1)
+        inner_columns = torch.cat([level.inner for level in levels])
+        distributions = SparseDistributions(
+            leaves.index_copy(1, inner_columns, torch.cat(supports, dim=1)),
+            weights.new_zeros(leaves.shape).index_copy(1, inner_columns, weights),
+        )
+        nodes = [torch.cat(parts, dim=1) for parts in (tokens, valid, choices)]
+        return CandidateTree(shape, nodes[0], nodes[1], nodes[2], distributions, failed)
 
 
 def unread(texts: list[list[int]], lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -122,38 +135,42 @@ class Level:
 
     Attributes:
         inner: int64 ``[N]``, the inner nodes of this depth.
-        above: int64 ``[N]``, the place of each one's parent in ``inner`` of the level before; empty for the root.
+        within: int64 ``[N]``, the place of each among all nodes of this depth; above: int64 ``[N]``, that of its parent
+            in ``inner`` of the level before. Both are empty for the root.
         counts: how many children each of them has.
-        kids: int64 ``[K]``, all their children, as nodes; parent, place: int64 ``[K]``, index of the parent in
-            ``inner`` and of the child among its siblings.
+        parent, place: int64 ``[K]``, for each of all their children, which are the nodes of the next depth: index of
+            its parent in ``inner``, and its own among its siblings.
         block: how the inner nodes stand to those of earlier levels; None for the root, which is committed by then.
     """
 
     inner: Tensor
+    within: Tensor
     above: Tensor
     counts: tuple[int, ...]
-    kids: Tensor
     parent: Tensor
     place: Tensor
     block: Block | None
 
 
 @lru_cache(maxsize=64)
-def levels_of(shape: TreeShape) -> tuple[Level, ...]:
+def levels_of(shape: TreeShape, device: torch.device) -> tuple[Level, ...]:
     """The levels of a tree."""
     levels = []
     known: list[int] = []
     for depth, nodes in enumerate(shape.levels):
         inner = torch.tensor(nodes) + 1
-        before = shape.levels[depth - 1] if depth > 0 else ()
-        above = torch.tensor([before.index(shape.parents[node]) for node in nodes if node >= 0], dtype=torch.int64)
+        within: list[int] = []
+        above: list[int] = []
         block = None
         if depth > 0:
+            before = shape.levels[depth - 1]
+            within = [node - shape.depths.index(depth) for node in nodes]
+            above = [before.index(shape.parents[node]) for node in nodes]
             known += inner.tolist()
             block = Block(shape.offsets[known] - 1, shape.mask[inner][:, known])
-        table = shape.children[inner]
-        parent, place = (table >= 0).nonzero(as_tuple=True)
-        levels.append(
-            Level(inner, above, tuple((table >= 0).sum(-1).tolist()), table[parent, place], parent, place, block)
-        )
+        there = shape.children[inner] >= 0
+        parent, place = (part.to(device) for part in there.nonzero(as_tuple=True))
+        here = torch.tensor([within, above], dtype=torch.int64, device=device)
+        counts = tuple(there.sum(-1).tolist())
+        levels.append(Level(inner.to(device), here[0], here[1], counts, parent, place, block))
     return tuple(levels)

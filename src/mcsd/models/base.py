@@ -6,6 +6,7 @@ A forward adds *in-flight* tokens behind the committed tokens of each row; ``com
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -26,17 +27,25 @@ class Block:
     offsets: Tensor
     mask: Tensor
 
+    @cached_property
+    def framed(self) -> Tensor:
+        """bool ``[n, 1 + before + n + 1]``: the mask between what all see and what nobody sees."""
+        seen = torch.nn.functional.pad(self.mask, (1, 0), value=True)
+        return torch.nn.functional.pad(seen, (0, 1), value=False)
+
     @property
     def before(self) -> int:
         """In-flight tokens that stand before this block."""
         return self.mask.shape[1] - self.mask.shape[0]
 
     @classmethod
+    @lru_cache(maxsize=16)
     def chain(cls, length: int) -> "Block":
         """Tokens that follow each other."""
         return cls(torch.arange(length), torch.ones(length, length, dtype=torch.bool).tril())
 
     @classmethod
+    @lru_cache(maxsize=64)
     def tree(cls, shape: TreeShape) -> "Block":
         """The root and all candidates of a tree, in one forward."""
         return cls(shape.offsets, shape.mask)

@@ -51,17 +51,16 @@ class Rotary(nn.Module):
     def __init__(self, rotary: Any) -> None:
         super().__init__()
         self._rotary = rotary
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._table: Tensor | None = None
 
     def forward(self, states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Both ``[B, n, 1, size]``, in the states' dtype, for positions ``[B, n]``."""
         longest = int(position_ids.max()) + 1
-        if self._tables is None or longest > len(self._tables[0]) or states.dtype != self._tables[0].dtype:
+        if self._table is None or longest > self._table.shape[1] or states.dtype != self._table.dtype:
             every = torch.arange(max(longest, _POSITIONS) * 2, device=states.device)
-            cos, sin = (table[0].clone() for table in self._rotary(states, position_ids=every[None]))
-            sin[:, : sin.shape[1] // 2].neg_()
-            self._tables = cos, sin
-        cos, sin = (table[position_ids][:, :, None] for table in self._tables)
+            self._table = torch.cat(self._rotary(states, position_ids=every[None]))
+            self._table[1, :, : self._table.shape[2] // 2].neg_()
+        cos, sin = self._table[:, position_ids, None].unbind()
         return cos, sin
 
 

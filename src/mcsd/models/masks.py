@@ -14,15 +14,12 @@ def visible(block: Block, lengths: Tensor, longest: int) -> Tensor:
         lengths: int64 ``[B]``, committed tokens of each row.
         longest: columns, at least those of the longest row.
     """
-    column = torch.arange(longest, device=lengths.device) - lengths[:, None]
-    known = block.mask.shape[1]
-    # Columns outside the in-flight part read the last, false, entry.
-    padded = torch.nn.functional.pad(block.mask.to(lengths.device), (0, 1), value=False)
-    in_flight = padded[:, torch.where((column >= 0) & (column < known), column, known)].transpose(0, 1)
-    return in_flight | (column < 0)[:, None]
+    # Committed columns read the first entry of the block's rows, those behind what is in flight the last one.
+    column = torch.arange(1, 1 + longest, device=lengths.device) - lengths[:, None]
+    return block.framed.to(lengths.device)[:, column.clamp_(0, block.mask.shape[1] + 1)].transpose(0, 1)
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """``[B, 1, n, columns]``: zero where a token may look, the least finite value elsewhere."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    mask = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(allowed, 0.0)[:, None]

@@ -170,9 +170,9 @@ class Scheme(ABC):
                 each row's later decisions do not depend on the other rows.
         """
         target = Target(tree, logits, settings, texts)
-        if settings.greedy.all():
+        if settings.all_greedy:
             # Every scheme comes to this where p is one-hot; here it costs no random numbers.
-            return walk(target, lambda node: look(node, node.p.argmax(-1)))
+            return walk_greedily(target)
         if tree.q is None:
             return walk(target, lambda node: sample_then_look(node, random))
         return self._judge(target, tree.q, random)
@@ -212,7 +212,7 @@ class NodeScheme(Scheme):
 
     def _judge(self, target: "Target", q: SparseDistributions, random: Randomness) -> Verdict:
         greedy = target.settings.greedy
-        mixed = bool(greedy.any())
+        mixed = target.settings.any_greedy
 
         def decide(node: Node) -> tuple[Tensor, Tensor]:
             picked, token = self.judge_node(node, random)
@@ -250,15 +250,20 @@ class Target:
         Returns:
             ``[A, V]``, and bool ``[A]``: where there is no distribution, but NaN or nothing.
         """
-        logits, settings = self.logits[rows, columns], self.settings.select(rows)
-        for i, (row, params) in enumerate(zip(rows.tolist(), settings.params, strict=True)):
+        p = probabilities(self.logits_after(columns, paths, rows), self.settings.select(rows))
+        return p, ~(p.sum(-1) - 1).abs().lt(1e-3)
+
+    def logits_after(self, columns: Tensor, paths: Tensor, rows: Tensor) -> Tensor:
+        """``[A, V]``, penalties and bias in them; see `after`."""
+        logits = self.logits[rows, columns]
+        for i, row in enumerate(rows.tolist()):
+            params = self.settings.params[row]
             if params.shapes_logits:
                 on_path = [int(self.tree.tokens[row, node]) for node in paths[i].tolist() if node >= 0]
                 shaped = shape_logits(logits[i], params, self.texts.prompts[row], self.texts.texts[row] + on_path)
                 logits = logits.to(shaped.dtype)
                 logits[i] = shaped
-        p = probabilities(logits, settings)
-        return p, ~(p.sum(-1) - 1).abs().lt(1e-3)
+        return logits
 
 
 def walk(target: Target, decide: Callable[[Node], tuple[Tensor, Tensor]]) -> Verdict:
@@ -278,29 +283,64 @@ def walk(target: Target, decide: Callable[[Node], tuple[Tensor, Tensor]]) -> Ver
     for depth in range(tree.shape.depth + 1):
         at = column[rows]
         p, broken = target.after(at, path[rows], rows)
-        failed[rows[broken]] = True
-        rows, at, p = rows[~broken], at[~broken], p[~broken]
+        if broken.any():
+            failed[rows[broken]] = True
+            rows, at, p = rows[~broken], at[~broken], p[~broken]
         kids = children[at]
-        node = _node(tree, rows, at, kids, p)
-        picked, emitted = decide(node)
-        stay = picked < 0
-        token[rows[stay]] = emitted[stay]
-        rows, child = rows[~stay], kids[~stay].gather(1, picked[~stay, None])[:, 0]
-        if not len(rows):
+        picked, emitted = decide(_node(tree, rows, at, kids, p))
+        # Of a row that goes on it is replaced, or does not count.
+        token[rows] = emitted
+        on = (picked >= 0).nonzero()[:, 0]
+        if not len(on):
             break
+        rows, child = rows[on], kids[on].gather(1, picked[on, None])[:, 0]
         path[rows, depth] = child
         column[rows] = child + 1
         accepted[rows] += 1
     return Verdict(path, accepted, token, failed)
 
 
+def walk_greedily(target: Target) -> Verdict:
+    """`walk` where all rows are greedy: from each node to the child that is the likeliest token, if there is one."""
+    tree, device = target.tree, target.logits.device
+    tokens, valid, failed = tree.tokens.tolist(), tree.valid.tolist(), tree.failed.tolist()
+    children = tree.shape.children.tolist()
+    batch, depth = len(tokens), tree.shape.depth
+    path, emitted = [[-1] * depth for _ in range(batch)], [0] * batch
+    column, accepted = [0] * batch, [0] * batch
+    rows = [row for row in range(batch) if not failed[row]]
+    while rows:
+        at = torch.tensor([(row, column[row], *path[row]) for row in rows], device=device)
+        best = target.logits_after(at[:, 1], at[:, 2:], at[:, 0]).max(-1)
+        there, likeliest = best.values.isfinite().tolist(), best.indices.tolist()
+        on = []
+        for row, found, token in zip(rows, there, likeliest, strict=True):
+            failed[row], emitted[row] = not found, token
+            kids = [node for node in children[column[row]] if node >= 0 and valid[row][node]]
+            right = next((node for node in kids if tokens[row][node] == token), None)
+            if found and right is not None:
+                path[row][accepted[row]] = right
+                accepted[row] += 1
+                column[row] = 1 + right
+                on.append(row)
+        rows = on
+    paths, counts = (
+        torch.tensor(path, device=device).view(batch, depth),
+        torch.tensor([accepted, emitted], device=device),
+    )
+    return Verdict(paths, counts[0], counts[1], torch.tensor(failed, device=device))
+
+
 def _node(tree: CandidateTree, rows: Tensor, at: Tensor, kids: Tensor, p: Tensor) -> Node:
-    count, there = (kids >= 0).sum(-1), kids >= 0
-    none = SparseDistributions(kids[:, :0], p[:, :0])
+    there = kids >= 0
+    count = there.sum(-1)
+    if tree.q is None:
+        q = SparseDistributions(kids[:, :0], p[:, :0])
+    else:
+        q = SparseDistributions(tree.q.support[rows, at], tree.q.weights[rows, at])
     if not len(tree.shape):
-        return Node(p, kids, there, count, kids, none, rows)
+        return Node(p, kids, there, count, kids, q, rows)
     own, nodes = rows[:, None], kids.clamp(min=0)
-    q = none if tree.q is None else SparseDistributions(tree.q.support[rows, at], tree.q.weights[rows, at])
     return Node(p, tree.tokens[own, nodes], there & tree.valid[own, nodes], count, tree.choice[own, nodes], q, rows)
 
 
@@ -318,6 +358,8 @@ def sample_then_look(node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
 
 def likeliest_where(greedy: Tensor, q: Tensor, count: int, draw: Callable[[Tensor, int], Tensor]) -> Tensor:
     """`likeliest` for greedy rows and ``draw(q, count)`` for the others; where there are no others it is not called."""
+    if not greedy.any():
+        return draw(q, count)
     best = likeliest(q, count)
     return best if greedy.all() else torch.where(greedy[:, None, None], best, draw(q, count))
 

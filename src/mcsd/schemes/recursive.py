@@ -18,18 +18,19 @@ class _Recursive(NodeScheme):
         q = node.q.weights
         r, outside = on_support(node.p, node.q.support)
         picked = torch.full_like(node.rows, -1)
-        for j in range(node.tokens.shape[1]):
+        children = node.tokens.shape[1]
+        for j in range(children):
             choice = node.choice[:, j]
             tried = node.valid[:, j] & (picked < 0)
             yes = random.accept((at(r, choice) / at(q, choice)).where(tried, 0.0), node.rows)
-            picked = torch.where(yes, j, picked)
-            rejected = (tried & ~yes)[:, None]
+            picked = picked.masked_fill(yes, j)
+            rejected = tried & ~yes
             residual, mass = subtract(r, q)
             # No mass left: the rejection had probability 0 and came of rounding. The old residual stays.
-            r = torch.where(rejected & (mass > 0)[:, None], residual / mass[:, None], r)
-            if self.without_replacement:
+            r = torch.where((rejected & (mass > 0))[:, None], residual / mass[:, None], r)
+            if self.without_replacement and j + 1 < children:
                 rest = q.scatter(1, choice.clamp(min=0)[:, None], 0.0)
-                q = torch.where(rejected, renormalised(rest), q)
+                q = torch.where(rejected[:, None], renormalised(rest), q)
         return picked, sample_where_none(picked, r, outside, node.q.support, node.rows, random)
 
 

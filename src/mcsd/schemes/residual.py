@@ -25,7 +25,7 @@ def on_support(p: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
 
 def subtract(r: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """``(r - q)₊`` for r ``[A, S + 1]`` and q ``[A, S]``, not normalised, and its mass ``[A]``."""
-    residual = torch.cat([(r[:, :-1] - q).clamp(min=0), r[:, -1:]], dim=1)
+    residual = (r - torch.nn.functional.pad(q, (0, 1))).clamp(min=0)
     return residual, residual.sum(-1)
 
 
@@ -66,5 +66,7 @@ def sample_where_none(
 ) -> Tensor:
     """`sample_residual` for the rows that have accepted no child, ``picked [A]`` being -1; 0 for the others."""
     lost = (picked < 0).nonzero()[:, 0]
+    if len(lost) == len(picked):
+        return sample_residual(r, outside, support, rows, random)
     drawn = sample_residual(r[lost], outside[lost], support[lost], rows[lost], random)
     return torch.zeros_like(picked).index_put((lost,), drawn)
