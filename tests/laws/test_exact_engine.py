@@ -128,13 +128,16 @@ def test_law_of_texts_of_fused_layers(scheme: str, tree: str, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not native.available(), reason="no kernels for this CPU")
+@pytest.mark.parametrize("kind", [Kind.BFLOAT16, Kind.NIBBLES])
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2")])
-def test_law_of_texts_of_layers_in_our_kernels(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The target's law comes from transformers' own layers in float64, with the same weights."""
+def test_law_of_texts_of_layers_in_our_kernels(
+    scheme: str, tree: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target's law comes from transformers' own layers in float64, with the same weights; the draft's are coarse."""
     target, draft = (network(2, seed).bfloat16() for seed in (1, 2))
     expected = target_law(deepcopy(target).double(), 3, 0.8)
-    for model in (target.float(), draft.float()):
-        pack(model, partial(NativeLinear, kind=Kind.BFLOAT16))
+    for model, made_of in ((target.float(), Kind.BFLOAT16), (draft.float(), kind)):
+        pack(model, partial(NativeLinear, kind=made_of))
         assert all("forward" in vars(layer) for layer in model.model.layers)
     engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
     # Here all is in float32, the chances too.

@@ -21,7 +21,7 @@ from mcsd.models import Block, TransformersModel, native
 from mcsd.models.native import Kind, NativeLinear
 from mcsd.models.native.library import _loaded
 from mcsd.models.packing import int8_layer, layer_for, pack
-from mcsd.models.quantization import Int8Linear
+from mcsd.models.quantization import GROUP, Int8Linear
 from mcsd.models.trimming import rows_of
 
 CPU = torch.device("cpu")
@@ -67,6 +67,35 @@ def test_bytes_are_multiplied_as_the_library_does(inputs: int, outputs: int, fin
     apart = (ours(states) - theirs(states)).abs()
     assert (apart <= step * ours.dense().abs().amax(1) + 1e-5).all()
     assert apart.median() < 1e-6
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_half_bytes_are_as_near_as_their_steps_and_multiplied_as_they_are(
+    inputs: int, outputs: int, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    linear.weight.data[:, ::7] *= 30
+    linear.weight.data[-1] = 0
+    ours = NativeLinear(linear, Kind.NIBBLES)
+    filled = nn.functional.pad(linear.weight, (0, -inputs % GROUP)).view(outputs, -1, GROUP)
+    step = (filled.amax(-1).clamp(min=0) - filled.amin(-1).clamp(max=0)) / 15
+    apart = nn.functional.pad(ours.dense() - linear.weight, (0, -inputs % GROUP)).view(filled.shape).abs()
+    # Half a step, and what float16 makes of a step and of the least number, which is up to 15 of them.
+    assert (apart <= step[..., None] * (0.5 + 30 * 2**-11) + 2**-24).all()
+    states = torch.randn(2, 29, inputs) * torch.logspace(-3, 3, 29)[:, None]
+    weight, largest = ours.dense().double(), states.abs().amax(-1, keepdim=True).double()
+    codes = (states.double() / largest * 127).round()
+    expected = codes / 127 * largest @ weight.t() + (linear.bias.double() if bias else 0)
+    # One code may be another where a state is halfway between two; sums are float32's.
+    bound = largest / 127 * weight.abs().amax(1) + 2**-22 * inputs * largest * weight.abs().amax(1) + 1e-6
+    assert ((ours(states).double() - expected).abs() <= bound).all()
+    for row in (0, 13):
+        assert torch.equal(ours(states[1, row : row + 1]), ours(states)[1, row : row + 1])
+    states[0, 7] = torch.nan
+    assert ours(states)[0, 7].isnan().all()
+    assert ours(states)[0, 8].isfinite().all()
 
 
 @pytest.mark.parametrize("kind", list(Kind))

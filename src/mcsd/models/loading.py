@@ -9,6 +9,7 @@ import torch
 
 from mcsd.catalog import Location, locate
 from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
+from mcsd.models import native
 from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.compilation import compile_layers
 from mcsd.models.converted import Conversion
@@ -96,7 +97,8 @@ def load(
         vocabulary = vocabulary.to(device)
         trim(network, vocabulary)
     layer = layer_for(device, dtype, draft, quantize)
-    if copy and rounds(device, dtype, draft, quantize):
+    if copy and rounds(device, dtype, draft, quantize) and not (draft and native.available()):
+        # Weights in four bits are not kept: to round them takes no longer than to read them.
         pack_rounded(network, not draft, copy)
     elif layer:
         pack(network, layer)

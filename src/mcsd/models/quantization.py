@@ -6,7 +6,7 @@ there are.
 
 A state can be two bytes, as two rows of the same product: the weights, which are what takes the time of a few rows, are
 read once. Of what int8 does to a law most is due to states of one byte, so a target has two; a draft, whose q may be
-anything, has one.
+anything, has one. Where our own kernels run, the weights of a draft that is a model are half bytes.
 """
 
 import torch
@@ -31,6 +31,14 @@ _LEAST = 1e-30
 
 _BLOCK = 128
 """Rows of a weight that are rounded at a time."""
+
+GROUP = 32
+"""Inputs of a weight in half bytes that have a step of their own."""
+
+_MOST_NIBBLE = 15
+
+_LEAST_STEP = 2.0**-24
+"""The smallest number of float16: of groups of zeros, and of what is too small for a step."""
 
 
 class Int8Linear(Product):
@@ -95,6 +103,24 @@ def round_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
         scale = scales[rows].copy_(weight[rows].abs().amax(-1)).clamp_(min=_LEAST).div_(_MOST)
         codes[rows] = weight[rows].div(scale[:, None]).round_()
     return codes, scales
+
+
+def round_in_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Four bits a number: ``weight ≈ least + step * code`` in groups of `GROUP` inputs.
+
+    A group's least number is at most zero and its largest at least that, so that zeros stay zeros nearly.
+
+    Args:
+        weight: ``[out, in]``, whole groups.
+
+    Returns:
+        Codes, uint8 ``[out, in]`` from 0 to 15; step and least, float16 ``[out, in / GROUP]``.
+    """
+    groups = weight.float().view(len(weight), -1, GROUP)
+    least = groups.amin(-1).clamp_(max=0).half()
+    step = groups.amax(-1).clamp_(min=0).sub_(least).div_(_MOST_NIBBLE).clamp_(min=_LEAST_STEP).half()
+    codes = groups.sub(least[..., None]).div_(step[..., None]).round_().clamp_(0, _MOST_NIBBLE)
+    return codes.to(torch.uint8).view(weight.shape), step, least
 
 
 def quantizable(device: torch.device) -> bool:

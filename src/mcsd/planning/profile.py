@@ -24,7 +24,7 @@ from mcsd.planning.search import LARGEST
 from mcsd.schemes import Scheme
 from mcsd.tree import TreeShape
 
-_VERSION = 2
+_VERSION = 3
 """Another number where what was measured before counts no longer: here, before mcsd had kernels of its own."""
 
 

@@ -5,6 +5,8 @@
 // Weights come in blocks of 32 outputs, all inputs of a block one behind the other, outputs filled up with zeros:
 //     bytes      [outputs / 32][inputs / 4][32][4] unsigned, moved by 128; inputs filled up to a multiple of 16
 //     bfloat16   [outputs / 32][inputs][16][2], the pair being outputs i and i + 16 of the block
+//     nibbles    [outputs / 32][inputs / 32] groups: in float16 the step and the least of each of 32 outputs, then
+//                [8][16][4] bytes: the half bytes of outputs i and i + 16 at four inputs; inputs filled up to whole groups
 // What a row gives does not depend on the other rows, to the last bit.
 
 #include <immintrin.h>
@@ -17,7 +19,7 @@
 
 extern "C" {
 
-enum Kind : int64_t { BYTES, FINE_BYTES, BFLOAT16 };
+enum Kind : int64_t { BYTES, FINE_BYTES, BFLOAT16, NIBBLES };
 
 struct Linear {
     const void* weight;
@@ -64,6 +66,7 @@ struct Place {
 namespace {
 
 constexpr int64_t LANES = 16, BLOCK = 32;
+constexpr int64_t GROUP = 32, GROUP_SIZE = 4 * BLOCK + GROUP * BLOCK / 2;  // inputs with a step of their own; bytes
 constexpr int MOST = 12;              // rows of a tile: all of its sums are in registers
 constexpr int64_t TOGETHER = 240;     // rows that go through a half of a layer together
 constexpr int ZERO = 128, LARGEST = 127;
@@ -167,11 +170,86 @@ void half_tile(const void* weight, const void* states, int64_t inputs, void* out
     }
 }
 
+// A row of states is its codes and then, in float, the sum of each group's.
+template <int R>
+void nibble_tile(const void* weight, const void* states, int64_t inputs, void* out) {
+    auto w = static_cast<const uint8_t*>(weight);
+    auto x = static_cast<const int8_t*>(states);
+    const int64_t stride = inputs + inputs / GROUP * 4;
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512 totals[R][2];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) totals[r][0] = totals[r][1] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < inputs; k += GROUP, w += GROUP_SIZE) {
+        __m512 numbers[4];  // the steps of the outputs, and their least
+#pragma GCC unroll 10
+        for (int64_t line = 0; line < GROUP_SIZE; line += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(w) + AHEAD + line, _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            numbers[i] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w) + i));
+        __m512i sums[R][2];
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int four = 0; four < GROUP / 4; four++) {
+            const __m512i both = _mm512_loadu_si512(w + 4 * BLOCK + 64 * four);
+            const __m512i first = _mm512_and_si512(both, low);
+            const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+#pragma GCC unroll 6
+            for (int r = 0; r < R; r++) {
+                int32_t codes;
+                std::memcpy(&codes, x + r * stride + k + 4 * four, 4);
+                const __m512i state = _mm512_set1_epi32(codes);
+                sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], first, state);
+                sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], second, state);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+            float all;
+            std::memcpy(&all, x + r * stride + inputs + k / GROUP * 4, 4);
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) {
+                totals[r][half] = _mm512_fmadd_ps(numbers[half], _mm512_cvtepi32_ps(sums[r][half]), totals[r][half]);
+                totals[r][half] = _mm512_fmadd_ps(numbers[2 + half], _mm512_set1_ps(all), totals[r][half]);
+            }
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+        _mm512_storeu_ps(static_cast<float*>(out) + r * BLOCK, totals[r][0]);
+        _mm512_storeu_ps(static_cast<float*>(out) + r * BLOCK + LANES, totals[r][1]);
+    }
+}
+
 typedef void (*Tile)(const void* weight, const void* states, int64_t inputs, void* out);
 
 #define TILES(tile) \
     {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>, tile<9>, tile<10>, tile<11>, tile<12>}
-const Tile BYTE_TILES[MOST + 1] = TILES(byte_tile), HALF_TILES[MOST + 1] = TILES(half_tile);
+const Tile BYTE_TILES[] = TILES(byte_tile), HALF_TILES[] = TILES(half_tile);
+const Tile NIBBLE_TILES[] = {
+    nullptr, nibble_tile<1>, nibble_tile<2>, nibble_tile<3>, nibble_tile<4>, nibble_tile<5>, nibble_tile<6>};
+
+// How a weight lies in memory, and the states that go with it.
+struct Form {
+    int64_t inputs;      // filled up
+    int64_t block_size;  // bytes of 32 outputs' weights
+    int64_t row_size;    // bytes of a row of states
+    int together;        // rows of a tile
+    int each;            // of them belong to the same states
+    const Tile* tiles;
+
+    explicit Form(const Linear& linear) {
+        const bool nibbles = linear.kind == NIBBLES, halves = linear.kind == BFLOAT16;
+        inputs = halves ? linear.inputs : up(linear.inputs, nibbles ? GROUP : LANES);
+        block_size = nibbles ? inputs / GROUP * GROUP_SIZE : BLOCK * inputs * (halves ? 2 : 1);
+        row_size = nibbles ? inputs + inputs / GROUP * 4 : inputs * (halves ? 4 : 1);
+        together = nibbles ? 6 : MOST;
+        each = linear.kind == FINE_BYTES ? 2 : 1;
+        tiles = nibbles ? NIBBLE_TILES : halves ? HALF_TILES : BYTE_TILES;
+    }
+};
 
 // ---- products; every thread of a team calls these alike ----
 
@@ -193,13 +271,15 @@ struct Codes {
 
     void fit(const Linear& linear, int64_t rows) {
         if (linear.kind == BFLOAT16) return;
-        codes.fit(2 * rows * up(linear.inputs, LANES));
+        const Form form(linear);
+        codes.fit(form.each * rows * form.row_size);
         sums.fit(2 * rows);
         step.fit(rows);
     }
 
     void round(const Linear& linear, const float* x, int64_t row) {
-        const int64_t inputs = linear.inputs, width = up(inputs, LANES);
+        const Form form(linear);
+        const int64_t inputs = linear.inputs, width = form.row_size;
         const int fine = linear.kind == FINE_BYTES;
         __m512 largest = _mm512_set1_ps(1e-30f);
         __mmask16 none = 0;
@@ -226,12 +306,25 @@ struct Codes {
             finer_total = _mm512_add_epi32(finer_total, moved);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(to + width + k), _mm512_cvtepi32_epi8(moved));
         }
+        if (linear.kind == NIBBLES) {
+            for (int64_t k = up(inputs, LANES); k < form.inputs; k++) to[k] = 0;
+            for (int64_t k = 0; k < form.inputs; k += GROUP) {
+                const __m256i group = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(to + k));
+                const float sum = _mm512_reduce_add_epi32(_mm512_add_epi32(
+                    _mm512_cvtepi8_epi32(_mm256_castsi256_si128(group)),
+                    _mm512_cvtepi8_epi32(_mm256_extracti128_si256(group, 1))));
+                std::memcpy(to + form.inputs + k / GROUP * 4, &sum, 4);
+            }
+            return;
+        }
         sums.data()[row << fine] = ZERO * _mm512_reduce_add_epi32(total);
         if (fine) sums.data()[2 * row + 1] = ZERO * _mm512_reduce_add_epi32(finer_total);
     }
 
     // Sixteen outputs of a row, made of its sums `part` in one block.
     __m512 value(const Linear& linear, const int32_t* part, int64_t row, int64_t output, __mmask16 mask) const {
+        if (linear.kind == BFLOAT16) return _mm512_loadu_ps(part);
+        if (linear.kind == NIBBLES) return _mm512_mul_ps(_mm512_loadu_ps(part), _mm512_set1_ps(step.kept[row]));
         const bool fine = linear.kind == FINE_BYTES;
         auto exact = [&](int64_t codes_row, const int32_t* sum) {
             return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sum), _mm512_set1_epi32(sums.kept[codes_row])));
@@ -246,13 +339,11 @@ struct Codes {
 // x [rows, inputs] to out [rows, outputs], or onto what is there. Each thread has made the rows of x that a static schedule
 // gives it; it need not have waited for the others.
 void multiply(const Linear& linear, const float* x, int64_t rows, Codes& codes, Numbers out, bool onto) {
-    const bool bytes = linear.kind != BFLOAT16;
-    const int doubled = linear.kind == FINE_BYTES;
-    const int64_t width = bytes ? up(linear.inputs, LANES) : linear.inputs;
-    const int64_t block_size = BLOCK * width * (bytes ? 1 : 2), state_size = bytes ? 1 : 4, step = MOST >> doubled;
-    const auto* states = bytes ? reinterpret_cast<const char*>(codes.codes.data()) : reinterpret_cast<const char*>(x);
-    const Tile* tiles = bytes ? BYTE_TILES : HALF_TILES;
-    if (bytes) {
+    const Form form(linear);
+    const int64_t step = form.together / form.each;
+    const bool coded = linear.kind != BFLOAT16;
+    const auto* states = coded ? reinterpret_cast<const char*>(codes.codes.data()) : reinterpret_cast<const char*>(x);
+    if (coded) {
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) codes.round(linear, x + row * linear.inputs, row);
     } else {
@@ -261,16 +352,16 @@ void multiply(const Linear& linear, const float* x, int64_t rows, Codes& codes, 
 #pragma omp for schedule(dynamic)
     for (int64_t output = 0; output < linear.outputs; output += BLOCK) {
         alignas(64) int32_t part[MOST * BLOCK];
-        const char* weight = static_cast<const char*>(linear.weight) + output / BLOCK * block_size;
+        const char* weight = static_cast<const char*>(linear.weight) + output / BLOCK * form.block_size;
         for (int64_t first = 0; first < rows; first += step) {
             const int64_t now = std::min(step, rows - first);
-            tiles[now << doubled](weight, states + (first << doubled) * width * state_size, width, part);
+            form.tiles[now * form.each](weight, states + first * form.each * form.row_size, form.inputs, part);
             for (int64_t row = 0; row < now; row++)
                 for (int64_t at = output; at < std::min(output + BLOCK, linear.outputs); at += LANES) {
                     const __mmask16 mask = lanes(linear.outputs - at);
-                    const int32_t* sums = part + (row << doubled) * BLOCK + at - output;
+                    const int32_t* sums = part + row * form.each * BLOCK + at - output;
                     const int64_t place = (first + row) * linear.outputs + at;
-                    __m512 value = bytes ? codes.value(linear, sums, first + row, at, mask) : _mm512_loadu_ps(sums);
+                    __m512 value = codes.value(linear, sums, first + row, at, mask);
                     if (linear.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, linear.bias + at));
                     if (onto) value = _mm512_add_ps(value, out.load(place, mask));
                     out.store(place, mask, value);

@@ -13,13 +13,16 @@ from mcsd.models.fusion import Attention, FeedForward, Norm
 from mcsd.models.halves import run_halves
 from mcsd.models.native.library import library
 from mcsd.models.product import Product
-from mcsd.models.quantization import round_weight
+from mcsd.models.quantization import GROUP, round_in_groups, round_weight
 
 _BLOCK = 32
 """Outputs of a block of weights."""
 
 _FILLED = 16
 """Inputs of bytes are filled up to a multiple of this."""
+
+_ROUNDED = 16
+"""Blocks of weights that are rounded to half bytes together."""
 
 _MOST_INPUTS = 2**16
 """With more, sums of bytes would not fit into 32 bits."""
@@ -44,6 +47,8 @@ class Kind(IntEnum):
     """The weight a byte, states two."""
     BFLOAT16 = 2
     """The weight bfloat16; sums and states are float32."""
+    NIBBLES = 3
+    """The weight half a byte, a state a byte: see `mcsd.models.quantization.round_in_groups`."""
 
 
 _MOST_TOKENS = 240
@@ -105,7 +110,7 @@ class NativeLinear(Product):
     Args:
         linear: the layer, in any dtype; its weight may be freed afterwards.
         kind: what its weight is kept as.
-        rounded: what `round_weight` makes of its weight, which is not read then; of kinds that are bytes.
+        rounded: what `round_weight` makes of its weight, which is not read then; of weights that are bytes.
     """
 
     least_rows = 1
@@ -121,6 +126,8 @@ class NativeLinear(Product):
         self.scale: Tensor | None = None
         if kind is Kind.BFLOAT16:
             self.weight = _blocks_of_halves(linear.weight.detach().to(torch.bfloat16))
+        elif kind is Kind.NIBBLES:
+            self.weight = _blocks_of_nibbles(linear.weight.detach())
         else:
             codes, self.scale = round_weight(linear.weight) if rounded is None else rounded
             self.weight = _blocks_of_bytes(codes)
@@ -148,6 +155,12 @@ class NativeLinear(Product):
         if self.kind is Kind.BFLOAT16:
             pairs = self.weight.flatten().view(torch.bfloat16).view(-1, self.inputs, _BLOCK // 2, 2)
             return pairs.permute(0, 3, 2, 1).reshape(-1, self.inputs)[: self.outputs]
+        if self.kind is Kind.NIBBLES:
+            numbers = self.weight[..., :_BLOCK].contiguous().view(torch.float16).view(*self.weight.shape[:2], 2, _BLOCK)
+            step, least = numbers.float().permute(2, 0, 3, 1)[..., None]
+            both = self.weight[..., _BLOCK:].contiguous().view(torch.uint8).view(*self.weight.shape[:2], -1, 16, 4)
+            codes = torch.stack([both & 15, both >> 4], dim=3).permute(0, 3, 4, 1, 2, 5).flatten(4).flatten(1, 2)
+            return codes.float().mul_(step).add_(least).flatten(2).flatten(0, 1)[: self.outputs, : self.inputs]
         assert self.scale is not None
         fours = self.weight.flatten().view(torch.uint8).view(len(self.weight), -1, _BLOCK, 4)
         codes = fours.transpose(1, 2).flatten(2).flatten(0, 1)
@@ -286,3 +299,21 @@ def _blocks_of_halves(weight: Tensor) -> Tensor:
     pairs = filled.view(-1, 2, _BLOCK // 2, filled.shape[1])
     together = torch.stack([pairs[:, 0].transpose(1, 2), pairs[:, 1].transpose(1, 2)], dim=-1)
     return together.flatten().view(torch.int32).view(together.shape[:-1])
+
+
+def _blocks_of_nibbles(weight: Tensor) -> Tensor:
+    """A weight ``[out, in]`` as int32 ``[blocks, groups, 160]``: steps, least numbers, codes."""
+    filled = nn.functional.pad(weight, (0, -weight.shape[1] % GROUP, 0, -len(weight) % _BLOCK))
+    groups = filled.shape[1] // GROUP
+    blocks = torch.empty(len(filled) // _BLOCK, groups, _BLOCK + _BLOCK * GROUP // 8, dtype=torch.int32)
+    # Some blocks at a time, which stay in the processor's cache.
+    for start in range(0, len(blocks), _ROUNDED):
+        some, rows = blocks[start : start + _ROUNDED], filled[start * _BLOCK : (start + _ROUNDED) * _BLOCK]
+        codes, step, least = round_in_groups(rows)
+        numbers = torch.stack([step, least]).view(2, -1, _BLOCK, groups).permute(1, 3, 0, 2)
+        some[..., :_BLOCK] = numbers.flatten().view(torch.int32).view(-1, groups, _BLOCK)
+        # Two outputs a byte, four inputs together.
+        fours = codes.view(torch.int32).view(-1, 2, _BLOCK // 2, groups, GROUP // 4)
+        both = fours[:, 0] | fours[:, 1] << 4
+        some[..., _BLOCK:] = both.permute(0, 2, 3, 1).flatten(2)
+    return blocks
