@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 )
 
 from mcsd.params import SamplingParams
-from mcsd.sampling import Settings, probabilities, shape_logits, sparse_probabilities
+from mcsd.sampling import Settings, largest, probabilities, shape_logits, sparse_probabilities
 
 CPU = torch.device("cpu")
 
@@ -221,6 +221,23 @@ def test_sparse_probabilities_are_the_likeliest_renormalised(width: int) -> None
             torch.testing.assert_close(weights[row], expected)
         if params.temperature and params.top_k:
             assert weights[row].count_nonzero() <= params.top_k
+
+
+@pytest.mark.parametrize("size", [64, 100, 2**12, 2**12 + 1, 49152])
+def test_the_largest_of_a_large_vocabulary(size: int) -> None:
+    """Equal ones, masked ones and NaN among them; all of the largest may stand side by side."""
+    generator = torch.Generator().manual_seed(size)
+    rows = torch.randn(6, size, generator=generator)
+    rows[1] = rows[1].round()
+    rows[2] = -torch.inf
+    rows[2, 5:9] = 1.0
+    rows[3, 17] = torch.nan
+    rows[4] = torch.arange(size)
+    rows[5] = 0
+    values, ids = largest(rows, 16)
+    torch.testing.assert_close(values, rows.topk(16).values, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(rows.gather(1, ids), values, rtol=0, atol=0, equal_nan=True)
+    assert all(len(set(row)) == 16 for row in ids.tolist())
 
 
 def test_select_names_rows() -> None:

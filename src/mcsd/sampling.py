@@ -12,6 +12,9 @@ from mcsd.params import SamplingParams
 _ROUNDING = 1e-6
 """Mass by which a sum may miss top_p and still count as having reached it: float32 sums are no better."""
 
+_PART = 64
+"""Tokens of a part of the vocabulary of which first only the likeliest is looked at."""
+
 _HEAD = 1024
 """Truncation looks at this many of the likeliest tokens first; a full sort is needed only when they do not suffice."""
 
@@ -133,13 +136,29 @@ def sparse_probabilities(logits: Tensor, settings: Settings, width: int) -> Spar
         settings: of the same A rows.
         width: the most tokens to keep.
     """
-    top, support = logits.topk(min(width, logits.shape[-1]), dim=-1)
-    q = _softmax(top if top.dtype == torch.float64 else top.float(), settings)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    top, support = largest(logits, min(width, logits.shape[-1]))
+    q = _softmax(top, settings)
     if settings.any_truncates:
         keep = _kept(q, settings) | ~settings.truncates[:, None]
         q = q * keep
         q = q / q.sum(-1, keepdim=True)
     return SparseDistributions(support, q)
+
+
+def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What ``logits.topk(count)`` gives for ``[A, V]``, sooner for a large vocabulary; of equal ones perhaps others.
+
+    The largest are in those parts whose own largest are the largest.
+    """
+    rows, size = logits.shape
+    if size % _PART or size < 4 * count * _PART:
+        values, ids = logits.topk(count, dim=-1)
+        return values, ids
+    parts = logits.reshape(rows, -1, _PART)
+    best = parts.amax(-1).topk(count, dim=-1).indices
+    values, place = parts.gather(1, best[..., None].expand(-1, -1, _PART)).flatten(1).topk(count, dim=-1)
+    return values, best.gather(1, place // _PART) * _PART + place % _PART
 
 
 def shape_logits(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text: Sequence[int]) -> Tensor:

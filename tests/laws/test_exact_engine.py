@@ -133,7 +133,7 @@ def test_law_of_texts_of_fused_layers(scheme: str, tree: str, monkeypatch: pytes
 def test_law_of_texts_of_layers_in_our_kernels(
     scheme: str, tree: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The target's law comes from transformers' own layers in float64, with the same weights; the draft's are coarse."""
+    """The target's law comes from transformers' own layers in float64, with the same weights."""
     target, draft = (network(2, seed).bfloat16() for seed in (1, 2))
     expected = target_law(deepcopy(target).double(), 3, 0.8)
     for model, made_of in ((target.float(), Kind.BFLOAT16), (draft.float(), kind)):

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from mcsd.distill.batches import Batch
 from mcsd.distill.corpus import Record
 from mcsd.distill.losses import Loss
+from mcsd.distill.muon import Muon
 from mcsd.distill.teacher import Teacher
 from mcsd.models.head import DraftHead, HeadConfig
 from mcsd.models.masks import additive
@@ -46,13 +47,13 @@ class HeadLearner:
         last = torch.cat([record.states[:, -config.hidden_size :].float() for record in records[:64]])
         self.network.body.norm.weight.data.copy_(0.3 * last.pow(2).mean(0).sqrt())
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon (Jordan et al. 2024) for the matrices, AdamW for the rest."""
+    def optimizers(self, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+        """Muon for the matrices, AdamW for the rest."""
         parameters = list(self.network.parameters())
         matrices = [p for p in parameters if p.dim() == 2]
         rest = [p for p in parameters if p.dim() != 2]
         return [
-            torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, lr=1e-2, weight_decay=0.01, dtype=dtype),
             torch.optim.AdamW(rest, lr=5e-3, weight_decay=0.0),
         ]
 

@@ -33,8 +33,8 @@ class ModelLearner:
             matrix.requires_grad_(False)
         self._output = rows_of(network.get_output_embeddings(), teacher.vocabulary)
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """AdamW."""
+    def optimizers(self, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+        """AdamW, which multiplies no matrices."""
         trained = [p for p in self.network.parameters() if p.requires_grad]
         return [torch.optim.AdamW(trained, lr=self._rate, betas=(0.9, 0.95), weight_decay=0.0)]
 

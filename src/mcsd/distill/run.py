@@ -30,7 +30,7 @@ from mcsd.files import same_settings, save_tensors, save_text, unwritable
 from mcsd.models.compatibility import check_tokenizers, check_vocabularies
 from mcsd.models.head import CONFIG, WEIGHTS, HeadConfig
 from mcsd.models.loading import Loaded, choose_device, load
-from mcsd.models.packing import fastest
+from mcsd.models.packing import fastest_dtype, fastest_form
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import VOCABULARY
 
@@ -193,7 +193,6 @@ def distill(options: Options, events: Events) -> Report:
     held_out, learned = _split(corpus.records())
     learner, teacher = _learner(options, target, initial, learned)
     tokenizer = (initial or target).tokenizer
-    dtype = target.model.network.dtype
     # What neither draft nor teacher holds of the target makes room for training.
     del target, initial
     rows = _MODEL_ROWS if options.kind == "model" else _HEAD_ROWS * max(1, teacher.hidden_size // _HEAD_SIZE)
@@ -205,7 +204,7 @@ def distill(options: Options, events: Events) -> Report:
         teacher,
         Budget(options.steps, max(1.0, options.minutes * 60 - (0 if earlier else corpus.seconds))),
         options.out / _CHECKPOINT,
-        dtype,
+        fastest_dtype(teacher.device),
         events.training,
     )
     _save(options.out, learner, teacher.vocabulary if options.vocab else None, tokenizer)
@@ -219,7 +218,7 @@ def distill(options: Options, events: Events) -> Report:
 def _models(options: Options) -> tuple[Loaded, Loaded | None]:
     """The target, as it is soonest done, and what a model that drafts begins with, in float32."""
     device = choose_device(options.device)
-    dtype, quantize = fastest(device)
+    dtype, quantize = fastest_form(device)
     target = load(options.target, device, dtype, quantize=quantize)
     check_teachable(target.model)
     if options.kind == "head":

@@ -36,8 +36,8 @@ class Learner(Protocol):
         """Batches whose mean gradient makes a step."""
         ...
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """One for each kind of parameter, at its full learning rate."""
+    def optimizers(self, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+        """One for each kind of parameter, at its full learning rate; ``dtype`` is that of their products."""
         ...
 
     def loss(self, batch: Batch) -> Tensor:
@@ -119,7 +119,7 @@ def train(
         OutputFailed, WeightsCorrupt: the checkpoint cannot be written or read.
     """
     held_out = held_out.to(teacher.device)
-    optimizers = learner.optimizers()
+    optimizers = learner.optimizers(dtype)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, seconds = restore(checkpoint, learner.network, optimizers)
     law = teacher.law(held_out)

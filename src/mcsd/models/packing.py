@@ -94,24 +94,29 @@ def int8_layer(fine: bool) -> Callable[..., Product]:
     return partial(Int8Linear, fine=fine)
 
 
-def fastest(device: torch.device) -> tuple[torch.dtype, str | None]:
-    """The dtype and quantization in which long work with many rows is done soonest.
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which products of many rows are done soonest: bfloat16 or float32.
 
-    On a CPU this is measured: there are those that multiply bfloat16 at twice the rate of float32, those that need
-    twice the time, and those that are fast in int8 alone.
+    On a CPU that has bfloat16 this is measured: there are those that multiply in it at twice the rate of float32, and
+    those that need twice the time.
     """
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16, None
-    kinds: list[tuple[torch.dtype, str | None]] = [(torch.float32, None)]
-    if packable(device, torch.bfloat16):
-        kinds.append((torch.bfloat16, None))
+        return torch.bfloat16
+    if not packable(device, torch.bfloat16):
+        return torch.float32
+    return min((torch.float32, torch.bfloat16), key=lambda dtype: _product_seconds(dtype, None))
+
+
+def fastest_form(device: torch.device) -> tuple[torch.dtype, str | None]:
+    """The dtype and quantization in which a model runs soonest with many rows; measured as `fastest_dtype` is."""
+    dtype = fastest_dtype(device)
+    forms: list[tuple[torch.dtype, str | None]] = [(dtype, None)]
     if quantizable(device):
-        kinds.append((torch.float32, "int8"))
-    return min(kinds, key=lambda kind: _product_seconds(device, *kind))
+        forms.append((torch.float32, "int8"))
+    return min(forms, key=lambda form: _product_seconds(form[0], layer_for(device, form[0], False, form[1])))
 
 
-def _product_seconds(device: torch.device, dtype: torch.dtype, quantize: str | None) -> float:
-    layer = layer_for(device, dtype, draft=False, quantize=quantize)
+def _product_seconds(dtype: torch.dtype, layer: Layer | None) -> float:
     linear = nn.Linear(1024, 1024, bias=False, dtype=dtype).requires_grad_(False)
     product, states = layer(linear) if layer else linear, torch.ones(128, 1024, dtype=dtype)
     seconds = []
