@@ -84,6 +84,7 @@ FAULTS = (
     ),
     Fault("candidates that were never drawn are judged", _BASE, "there & tree.valid[own, nodes]", "there"),
     Fault("a sibling's tokens judged", _BASE, "tree.tokens[own, nodes],", "tree.tokens[own, nodes].flip(1),"),
+    Fault("at temperature 0 the first child goes on", _BASE, "tokens[row][node] == token", "tokens[row][node] >= 0"),
     Fault("q of another node", _BASE, "tree.q.weights[rows, at]", "tree.q.weights[rows, at * 0]"),
     Fault(
         "candidates on the way not counted by penalties",
