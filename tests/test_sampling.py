@@ -238,6 +238,7 @@ def test_the_largest_of_a_large_vocabulary(size: int) -> None:
     torch.testing.assert_close(values, rows.topk(16).values, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(rows.gather(1, ids), values, rtol=0, atol=0, equal_nan=True)
     assert all(len(set(row)) == 16 for row in ids.tolist())
+    assert largest(rows[:0], 16)[1].shape == (0, 16)
 
 
 def test_select_names_rows() -> None:

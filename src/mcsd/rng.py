@@ -9,7 +9,7 @@ Schemes reach randomness through the three verbs of `Randomness` only, which is 
 enumeration of all outcomes in its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -22,8 +22,8 @@ _ROUNDS = 10
 _BLOCK = 16
 """Numbers that are made at a time."""
 
-_STEPS = 32
-"""Positions whose numbers are made together."""
+_TOGETHER = 32
+"""Positions whose numbers are made together, those of all rows counted."""
 
 DRAW, JUDGE = 0, 1
 """The two streams of a request: noise that chose a candidate must never judge it."""
@@ -111,14 +111,17 @@ class Stream:
         seeds: int64 ``[B]``, the requests' seeds (64 bits).
         positions: int64 ``[B]``, tokens each request has emitted: different at each of its steps.
         stream: `DRAW` or `JUDGE`.
-        begun: float64 ``[B, n]``, the first numbers, if somebody has made them.
+        begin: gives the first numbers, float64 ``[B, n]``, when they are needed, if somebody has them.
     """
 
-    def __init__(self, seeds: Tensor, positions: Tensor, stream: int, begun: Tensor | None = None) -> None:
+    def __init__(
+        self, seeds: Tensor, positions: Tensor, stream: int, begin: Callable[[], Tensor] | None = None
+    ) -> None:
         self._seeds = seeds
         self._positions = positions
         self._stream = stream
-        self._numbers = seeds.new_empty(len(seeds), 0, dtype=torch.float64) if begun is None else begun
+        self._begin = begin
+        self._numbers = seeds.new_empty(len(seeds), 0, dtype=torch.float64)
         self._used = 0
 
     def uniform(self, count: int, rows: Tensor | None = None) -> Tensor:
@@ -126,6 +129,8 @@ class Stream:
 
         Moving all rows is what keeps a row's numbers independent of which other rows are still being judged.
         """
+        if self._begin:
+            self._numbers, self._begin = self._begin(), None
         made = self._numbers.shape[1]
         missing = self._used + count - made
         if missing > 0:
@@ -165,7 +170,7 @@ class Stream:
 
 
 class Streams:
-    """Each step's `Stream`, with its first numbers made for many steps at once: that takes no longer than for one.
+    """Each step's `Stream`. First numbers are made for many steps at once, which takes little longer than for one.
 
     Args:
         seeds: int64 ``[B]``, as for `Stream`.
@@ -174,14 +179,21 @@ class Streams:
     def __init__(self, seeds: Tensor) -> None:
         self._seeds = seeds
         self._each = torch.arange(len(seeds), device=seeds.device)
-        self._first: list[int] | None = None
+        self._steps = torch.arange(max(1, _TOGETHER // max(1, len(seeds))), device=seeds.device)
+        self._first: list[int] = []
+        self._made: dict[int, Tensor] = {}
 
     def at(self, positions: Sequence[int], stream: int) -> Stream:
         """The stream of a step; see `Stream`."""
-        if self._first is None or not all(0 <= p - f < _STEPS for p, f in zip(positions, self._first, strict=True)):
-            self._first = list(positions)
-            ahead = torch.tensor(self._first, device=self._seeds.device)[:, None] + self._each.new_tensor(range(_STEPS))
-            self._made = [numbers(self._seeds, ahead, kind, 0, _BLOCK) for kind in (DRAW, JUDGE)]
-        place = torch.tensor([p - f for p, f in zip(positions, self._first, strict=True)], device=self._seeds.device)
-        now = torch.tensor(positions, device=self._seeds.device)
-        return Stream(self._seeds, now, stream, self._made[stream][self._each, place])
+        here = torch.tensor(positions, dtype=torch.int64, device=self._seeds.device)
+
+        def begin() -> Tensor:
+            far = [now - first for now, first in zip(positions, self._first, strict=False)]
+            if len(far) < len(positions) or not all(0 <= place < len(self._steps) for place in far):
+                self._first, self._made, far = list(positions), {}, [0] * len(positions)
+            if stream not in self._made:
+                first = torch.tensor(self._first, dtype=torch.int64, device=here.device)
+                self._made[stream] = numbers(self._seeds, first[:, None] + self._steps, stream, 0, _BLOCK)
+            return self._made[stream][self._each, torch.tensor(far, dtype=torch.int64, device=here.device)]
+
+        return Stream(self._seeds, here, stream, begin)

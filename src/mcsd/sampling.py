@@ -155,7 +155,7 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if size % _PART or size < 4 * count * _PART:
         values, ids = logits.topk(count, dim=-1)
         return values, ids
-    parts = logits.reshape(rows, -1, _PART)
+    parts = logits.reshape(rows, size // _PART, _PART)
     best = parts.amax(-1).topk(count, dim=-1).indices
     values, place = parts.gather(1, best[..., None].expand(-1, -1, _PART)).flatten(1).topk(count, dim=-1)
     return values, best.gather(1, place // _PART) * _PART + place % _PART

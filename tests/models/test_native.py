@@ -98,6 +98,20 @@ def test_half_bytes_are_as_near_as_their_steps_and_multiplied_as_they_are(
     assert ours(states)[0, 8].isfinite().all()
 
 
+def test_half_bytes_of_any_weight() -> None:
+    """Transposed, zero, and larger than float16 knows: then the largest it knows, and a number in any case."""
+    weight = torch.zeros(64, 64)
+    weight[0, 0], weight[5, 1], weight[40] = -7e4, 1e7, 1e-9
+    for each in (weight, weight.t()):
+        linear = nn.Linear(64, 64, bias=False)
+        linear.weight = nn.Parameter(each, requires_grad=False)
+        ours = NativeLinear(linear, Kind.NIBBLES)
+        assert ours.dense().isfinite().all()
+        assert ours(torch.ones(1, 64)).isfinite().all()
+        untouched = (each.abs() < 1).all(1)
+        torch.testing.assert_close(ours.dense()[untouched], each[untouched], rtol=0, atol=2**-20)
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_rows_of_a_layer_are_a_layer(kind: Kind) -> None:
     """As drafts have it that are trimmed to some tokens."""

@@ -196,7 +196,7 @@ class BoundHead:
         self._table = table
         chosen = rows_of(output, self.vocabulary).to(self.dtype)
         self._output: nn.Module = chosen
-        # A head is so little that its weights stay in the processor's cache, where bytes are the fastest.
+        # Not in four bits: most heads are so small that they stay in the processor's cache, where bytes are faster.
         int8 = rounds(self.device, self.dtype, draft=True, quantize=quantize)
         layer = int8_layer(fine=False) if int8 else layer_for(self.device, self.dtype, draft=False, quantize=None)
         if layer:

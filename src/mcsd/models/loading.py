@@ -9,12 +9,11 @@ import torch
 
 from mcsd.catalog import Location, locate
 from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
-from mcsd.models import native
 from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.compilation import compile_layers
 from mcsd.models.converted import Conversion
 from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
-from mcsd.models.packing import layer_for, pack, packable, rounds
+from mcsd.models.packing import layer_for, nibbles, pack, packable, rounds
 from mcsd.models.quantization import check_quantize
 from mcsd.models.rounded import pack_rounded
 from mcsd.models.transformers import TransformersModel
@@ -97,8 +96,8 @@ def load(
         vocabulary = vocabulary.to(device)
         trim(network, vocabulary)
     layer = layer_for(device, dtype, draft, quantize)
-    if copy and rounds(device, dtype, draft, quantize) and not (draft and native.available()):
-        # Weights in four bits are not kept: to round them takes no longer than to read them.
+    if copy and rounds(device, dtype, draft, quantize) and layer is not nibbles:
+        # Weights in four bits are not kept: rounding those of a draft does not take long.
         pack_rounded(network, not draft, copy)
     elif layer:
         pack(network, layer)

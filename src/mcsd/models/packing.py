@@ -58,7 +58,7 @@ Layer = Callable[[nn.Linear], nn.Module]
 
 
 def rounds(device: torch.device, dtype: torch.dtype, draft: bool, quantize: str | None) -> bool:
-    """Whether linear layers are in int8.
+    """Whether linear layers are rounded.
 
     A draft in bfloat16 is where the machine can: its q changes a little, the law of what is said does not.
     """
@@ -109,8 +109,11 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
 
 def fastest_form(device: torch.device) -> tuple[torch.dtype, str | None]:
     """The dtype and quantization in which a model runs soonest with many rows; measured as `fastest_dtype` is."""
-    dtype = fastest_dtype(device)
-    forms: list[tuple[torch.dtype, str | None]] = [(dtype, None)]
+    if device.type != "cpu":
+        return fastest_dtype(device), None
+    forms: list[tuple[torch.dtype, str | None]] = [(torch.float32, None)]
+    if packable(device, torch.bfloat16):
+        forms.append((torch.bfloat16, None))
     if quantizable(device):
         forms.append((torch.float32, "int8"))
     return min(forms, key=lambda form: _product_seconds(form[0], layer_for(device, form[0], False, form[1])))

@@ -37,8 +37,9 @@ GROUP = 32
 
 _MOST_NIBBLE = 15
 
-_LEAST_STEP = 2.0**-24
-"""The smallest number of float16: of groups of zeros, and of what is too small for a step."""
+_LEAST_STEP, _MOST_STEP = 2.0**-24, 65504.0
+"""The smallest and the largest number of float16: for groups of zeros, or too small for a step, and for weights that no
+model has."""
 
 
 class Int8Linear(Product):
@@ -117,8 +118,8 @@ def round_in_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         Codes, uint8 ``[out, in]`` from 0 to 15; step and least, float16 ``[out, in / GROUP]``.
     """
     groups = weight.float().view(len(weight), -1, GROUP)
-    least = groups.amin(-1).clamp_(max=0).half()
-    step = groups.amax(-1).clamp_(min=0).sub_(least).div_(_MOST_NIBBLE).clamp_(min=_LEAST_STEP).half()
+    least = groups.amin(-1).clamp_(min=-_MOST_STEP, max=0).half()
+    step = groups.amax(-1).clamp_(min=0).sub_(least).div_(_MOST_NIBBLE).clamp_(min=_LEAST_STEP, max=_MOST_STEP).half()
     codes = groups.sub(least[..., None]).div_(step[..., None]).round_().clamp_(0, _MOST_NIBBLE)
     return codes.to(torch.uint8).view(weight.shape), step, least
 

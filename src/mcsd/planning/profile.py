@@ -25,7 +25,7 @@ from mcsd.schemes import Scheme
 from mcsd.tree import TreeShape
 
 _VERSION = 3
-"""Another number where what was measured before counts no longer: here, before mcsd had kernels of its own."""
+"""Another number where what was measured before counts no longer: here, before drafts had weights of four bits."""
 
 
 @dataclass(frozen=True)

@@ -324,11 +324,9 @@ def walk_greedily(target: Target) -> Verdict:
                 column[row] = 1 + right
                 on.append(row)
         rows = on
-    paths, counts = (
-        torch.tensor(path, device=device).view(batch, depth),
-        torch.tensor([accepted, emitted], device=device),
-    )
-    return Verdict(paths, counts[0], counts[1], torch.tensor(failed, device=device))
+    paths = torch.tensor(path, dtype=torch.int64, device=device).view(batch, depth)
+    counts = torch.tensor([accepted, emitted], dtype=torch.int64, device=device)
+    return Verdict(paths, counts[0], counts[1], torch.tensor(failed, dtype=torch.bool, device=device))
 
 
 def _node(tree: CandidateTree, rows: Tensor, at: Tensor, kids: Tensor, p: Tensor) -> Node:

@@ -303,7 +303,7 @@ def _blocks_of_halves(weight: Tensor) -> Tensor:
 
 def _blocks_of_nibbles(weight: Tensor) -> Tensor:
     """A weight ``[out, in]`` as int32 ``[blocks, groups, 160]``: steps, least numbers, codes."""
-    filled = nn.functional.pad(weight, (0, -weight.shape[1] % GROUP, 0, -len(weight) % _BLOCK))
+    filled = nn.functional.pad(weight, (0, -weight.shape[1] % GROUP, 0, -len(weight) % _BLOCK)).contiguous()
     groups = filled.shape[1] // GROUP
     blocks = torch.empty(len(filled) // _BLOCK, groups, _BLOCK + _BLOCK * GROUP // 8, dtype=torch.int32)
     # Some blocks at a time, which stay in the processor's cache.
