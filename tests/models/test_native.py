@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from conftest import FAMILIES, tiny
 from mcsd import errors
 from mcsd.models import Block, TransformersModel, native
+from mcsd.models.loading import load
 from mcsd.models.native import Kind, NativeLinear
 from mcsd.models.native.library import _loaded
 from mcsd.models.packing import int8_layer, layer_for, pack
@@ -96,6 +97,18 @@ def test_half_bytes_are_as_near_as_their_steps_and_multiplied_as_they_are(
     states[0, 7] = torch.nan
     assert ours(states)[0, 7].isnan().all()
     assert ours(states)[0, 8].isfinite().all()
+
+
+def test_a_draft_that_is_loaded_has_half_bytes_and_a_target_has_not(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+
+    def kinds(dtype: torch.dtype, draft: bool) -> set[Kind]:
+        modules = load(tmp_path, CPU, dtype, draft).model.network.modules()
+        return {module.kind for module in modules if isinstance(module, NativeLinear)}
+
+    assert kinds(torch.bfloat16, draft=True) == {Kind.NIBBLES}
+    assert Kind.NIBBLES not in kinds(torch.bfloat16, draft=False)
+    assert not kinds(torch.float32, draft=True)
 
 
 def test_half_bytes_of_any_weight() -> None:

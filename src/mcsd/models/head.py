@@ -21,7 +21,7 @@ from mcsd.errors import UnsupportedModel, VocabularyMismatch, WeightsCorrupt
 from mcsd.models.base import Block, LanguageModel, Output
 from mcsd.models.cache import KeyValueCache
 from mcsd.models.masks import additive, visible
-from mcsd.models.packing import dense_weight, int8_layer, layer_for, pack, rounds, weight_bytes
+from mcsd.models.packing import dense_weight, layer_for, pack, weight_bytes
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import check_ids, rows_of
 
@@ -196,9 +196,7 @@ class BoundHead:
         self._table = table
         chosen = rows_of(output, self.vocabulary).to(self.dtype)
         self._output: nn.Module = chosen
-        # Not in four bits: most heads are so small that they stay in the processor's cache, where bytes are faster.
-        int8 = rounds(self.device, self.dtype, draft=True, quantize=quantize)
-        layer = int8_layer(fine=False) if int8 else layer_for(self.device, self.dtype, draft=False, quantize=None)
+        layer = layer_for(self.device, self.dtype, draft=True, quantize=quantize)
         if layer:
             pack(self._head, layer)
             self._output = layer(chosen)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 
 from mcsd.catalog import Location, locate
 from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
+from mcsd.models import native
 from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.compilation import compile_layers
 from mcsd.models.converted import Conversion
 from mcsd.models.head import CONFIG, HEAD_TYPE, BoundHead, DraftHead
-from mcsd.models.packing import layer_for, nibbles, pack, packable, rounds
+from mcsd.models.packing import layer_for, pack, packable, rounds
 from mcsd.models.quantization import check_quantize
 from mcsd.models.rounded import pack_rounded
 from mcsd.models.transformers import TransformersModel
@@ -96,8 +98,12 @@ def load(
         vocabulary = vocabulary.to(device)
         trim(network, vocabulary)
     layer = layer_for(device, dtype, draft, quantize)
-    if copy and rounds(device, dtype, draft, quantize) and layer is not nibbles:
-        # Weights in four bits are not kept: rounding those of a draft does not take long.
+    rounded = rounds(device, dtype, draft, quantize)
+    if draft and rounded and native.available():
+        # A draft reads all its weights for a token or two, so its time is theirs; coarser ones change q only. A head is
+        # as `layer_for` has it: most are so small that they stay in the processor's cache.
+        pack(network, partial(native.NativeLinear, kind=native.Kind.NIBBLES))
+    elif copy and rounded:
         pack_rounded(network, not draft, copy)
     elif layer:
         pack(network, layer)

@@ -66,22 +66,13 @@ def rounds(device: torch.device, dtype: torch.dtype, draft: bool, quantize: str 
 
 
 def layer_for(device: torch.device, dtype: torch.dtype, draft: bool, quantize: str | None) -> Layer | None:
-    """What stands for linear layers of a model; None: they themselves."""
+    """What stands for linear layers; None: they themselves."""
     if rounds(device, dtype, draft, quantize):
-        return nibbles if draft and native.available() else int8_layer(fine=not draft)
+        return int8_layer(fine=not draft)
     if not packable(device, dtype):
         return None
     own = not torch.cpu._is_avx512_bf16_supported() and native.available()
     return partial(native.NativeLinear, kind=native.Kind.BFLOAT16) if own else PackedLinear
-
-
-def nibbles(linear: nn.Linear) -> Product:
-    """What stands for linear layers of a draft that is a model, where our own kernels run.
-
-    A draft reads its weights once a level, for a token or two: its time is theirs. They may be coarser than a target's,
-    because they change q only.
-    """
-    return native.NativeLinear(linear, native.Kind.NIBBLES)
 
 
 def int8_layer(fine: bool) -> Callable[..., Product]:
