@@ -138,7 +138,9 @@ def test_law_of_texts_of_layers_in_our_kernels(
     expected = target_law(deepcopy(target).double(), 3, 0.8)
     for model, made_of in ((target.float(), Kind.BFLOAT16), (draft.float(), kind)):
         pack(model, partial(NativeLinear, kind=made_of))
-        assert all("forward" in vars(layer) for layer in model.model.layers)
+        assert "forward" in vars(model.model)
+    # Hundreds of rows go through all layers at once too, as a few do.
+    monkeypatch.setattr("mcsd.models.native.layers.MOST_TOKENS", 1 << 20)
     engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
     # Here all is in float32, the chances too.
     check(engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch), expected, 1e-5, 1e-6)

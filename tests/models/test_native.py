@@ -15,9 +15,10 @@ from test_fusion import KNOWN, outputs
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from conftest import FAMILIES, tiny
+from conftest import FAMILIES, VOCABULARY, tiny
 from mcsd import errors
-from mcsd.models import Block, TransformersModel, native
+from mcsd.models import Block, BoundHead, DraftHead, TransformersModel, native
+from mcsd.models.head import HeadConfig
 from mcsd.models.loading import load
 from mcsd.models.native import Kind, NativeLinear
 from mcsd.models.native.library import _loaded
@@ -258,16 +259,69 @@ def test_what_does_not_fit_is_refused_and_not_written() -> None:
         HALVES(nn.Linear(2**16 + 1, 1))
 
 
+def heads(monkeypatch: pytest.MonkeyPatch) -> tuple[BoundHead, BoundHead]:
+    """A random head in float32 whose weights are numbers of bfloat16, in the kernels and as it is."""
+    torch.manual_seed(0)
+    head = DraftHead(HeadConfig("tiny", VOCABULARY, hidden_size=32, states=(0, 1, -1), layers=2, vocabulary=37))
+    for parameter in head.parameters():
+        parameter.data.normal_(0, 0.3) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
+    head = head.bfloat16().float()
+    target = TransformersModel(of_halves("llama"))
+    plain = BoundHead(deepcopy(head), target, "head")
+    monkeypatch.setattr("mcsd.models.head.layer_for", lambda *_, **__: HALVES)
+    return BoundHead(head, target, "head"), plain
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_head_computes_the_same(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the target's states and its own, rows of different lengths, a tree; and not at once, as of many tokens."""
+    ours, plain = heads(monkeypatch)
+    assert isinstance(ours._native, native.NativeHead)
+    if not at_once:
+        monkeypatch.setattr("mcsd.models.head.MOST_TOKENS", 0)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 96, (2, 9), generator=generator)
+    states, own = torch.randn(2, 6, 96, generator=generator), torch.randn(2, 3, 32, generator=generator)
+    tree = Block(torch.tensor([0, 0, 1]), torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 1]]).bool())
+    found: list[list[Tensor]] = []
+    for head in (ours, plain):
+        cache = head.new_cache(2, 12)
+        for _ in range(2):
+            cache.add()
+        read = head.forward(tokens[:, :6], states, Block.chain(6), cache)
+        cache.commit(torch.arange(6).expand(2, -1), torch.tensor([6, 4]))
+        drafted = head.forward(tokens[:, 6:], own, tree, cache, own=True)
+        silent = head.forward(tokens[1:, :2], states[1:, :2], Block.chain(2), cache, rows=slice(1, 2), logits=False)
+        assert silent.logits.shape == (1, 0, 37)
+        found.append(
+            [read.logits, drafted.logits, *(out.hidden for out in (read, drafted, silent) if out.hidden is not None)]
+        )
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=5e-5)
+
+
+def test_what_does_not_fit_a_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, _ = heads(monkeypatch)
+    cache = head.new_cache(1, 2)
+    cache.add()
+    tokens, states = torch.tensor([[5, 9, 2]]), torch.zeros(1, 3, 96)
+    with pytest.raises(IndexError, match="3 slots"):
+        head.forward(tokens, states, Block.chain(3), cache)
+    for wrong, own in ((states, True), (states[..., :50], False), (states[:, :1], False)):
+        with pytest.raises(ValueError, match="numbers of"):
+            head.forward(tokens[:, :2], wrong, Block.chain(2), cache, own=own)
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("family", KNOWN)
 def test_layers_compute_the_same(family: str, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts of different lengths, trees, windows; in one call and, as many tokens, in halves around an attention."""
+    """Texts of different lengths, trees, windows; in one call and, as many tokens are, in halves around attentions."""
     if not at_once:
-        monkeypatch.setattr("mcsd.models.native.layers._MOST_TOKENS", 0)
+        monkeypatch.setattr("mcsd.models.native.layers.MOST_TOKENS", 0)
     network = of_halves(family)
     ours = deepcopy(network)
     pack(ours, HALVES)
-    assert all("forward" in vars(layer) for layer in ours.model.layers)
+    assert all("forward" in vars(part) for part in (ours.model, *ours.model.layers))
     for found, expected in zip(outputs(ours), outputs(network.double()), strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-5)
 

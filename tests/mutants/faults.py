@@ -242,13 +242,19 @@ FAULTS = (
     Fault(
         "in our kernels every candidate sees what the root does",
         KERNELS,
-        "from(token * place->columns)",
-        "from(row * place->length * place->columns)",
+        "from(token * place.columns)",
+        "from(row * place.length * place.columns)",
     ),
     Fault(
         "in our kernels every token is turned by the first one's position",
         KERNELS,
         "cosines.from(row * size), sines.from(row * size)",
         "cosines.from(0), sines.from(0)",
+    ),
+    Fault(
+        "in our kernels all layers look at the first one's keys",
+        KERNELS,
+        "keys = Numbers{place.keys, HALF}.from(start)",
+        "keys = Numbers{place.keys, HALF}",
     ),
 )

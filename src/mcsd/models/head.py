@@ -21,6 +21,7 @@ from mcsd.errors import UnsupportedModel, VocabularyMismatch, WeightsCorrupt
 from mcsd.models.base import Block, LanguageModel, Output
 from mcsd.models.cache import KeyValueCache
 from mcsd.models.masks import additive, visible
+from mcsd.models.native import MOST_TOKENS, NativeHead
 from mcsd.models.packing import dense_weight, layer_for, pack, weight_bytes
 from mcsd.models.transformers import TransformersModel
 from mcsd.models.trimming import check_ids, rows_of
@@ -200,6 +201,7 @@ class BoundHead:
         if layer:
             pack(self._head, layer)
             self._output = layer(chosen)
+        self._native = NativeHead(self._head, self._output) if NativeHead.fits(self._head, self._output) else None
 
     def new_cache(self, rows: int, slots: int) -> KeyValueCache:
         """An empty cache; see `LanguageModel.new_cache`."""
@@ -237,11 +239,11 @@ class BoundHead:
         lengths = cache.lengths[rows]
         longest = int(lengths.max()) + block.before + tokens.shape[1]
         positions = (lengths[:, None] + block.offsets.to(self.device))[:, block.before :]
-        hidden = self._head(
-            states if own else self._head.fused(states),
-            self._table(tokens),
-            additive(visible(block, lengths, longest), self.dtype),
-            positions,
-            cache.view(rows, block.before, tokens.shape[1], longest),
-        )
+        embedded, mask = self._table(tokens), additive(visible(block, lengths, longest), self.dtype)
+        view = cache.view(rows, block.before, tokens.shape[1], longest)
+        if self._native and tokens.numel() <= MOST_TOKENS:
+            angles = self._head.body.rotary_emb(embedded, position_ids=positions)
+            hidden, found = self._native.forward(states, own, embedded, mask, angles, view, logits)
+            return Output(found, hidden)
+        hidden = self._head(states if own else self._head.fused(states), embedded, mask, positions, view)
         return Output(self._output(hidden if logits else hidden[:, :0]), hidden)

@@ -30,14 +30,14 @@ struct Linear {
 };
 
 struct Norm {
-    const float* weight;
+    const float* weight;  // or null
     double eps;
 };
 
 struct Before {
     Norm norm;
     Linear into;         // queries, keys and values
-    Norm queries, keys;  // of each head; weights are null where there are none
+    Norm queries, keys;  // of each head; eps is negative where there are none
     int64_t heads, shared, size;
 };
 
@@ -53,13 +53,29 @@ struct Layer {
     double scaling;
 };
 
+// Layers one behind the other, and the norm behind the last.
+struct Stack {
+    const Layer* layers;
+    int64_t count;
+    Norm norm;
+};
+
+// A draft head: parts of the target's states to one state, this and an embedding to another, layers, logits.
+struct Head {
+    Linear fuse, join;
+    Norm each;  // of the parts of both
+    Stack stack;
+    Linear output;
+};
+
 // Where the tokens of a forward stand, and what they see: rows of `length` tokens each.
 struct Place {
-    void *keys, *values;            // of a layer and its first row, [rows, shared, slots, size]
-    int64_t row_stride, head_stride;  // in numbers
+    void *keys, *values;  // of the first layer and the first row, [layers, rows, shared, slots, size]
+    int64_t layer_stride, row_stride, head_stride;  // in numbers
     const int64_t* starts;          // the slot of each row's first token
     int64_t rows, length, columns;  // slots that can be seen
-    void* mask;                     // [rows, length, columns], added to scores
+    void *const *masks;             // of each layer, [rows, length, columns], added to scores
+    void *cosines, *sines;          // [rows * length, size]
 };
 }
 
@@ -384,7 +400,8 @@ void normalize(const Norm& norm, const float* x, int64_t count, float* out) {
     for (int64_t i = 0; i < count; i += LANES) {
         const __mmask16 mask = lanes(count - i);
         __m512 part = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor);
-        _mm512_mask_storeu_ps(out + i, mask, _mm512_mul_ps(part, _mm512_maskz_loadu_ps(mask, norm.weight + i)));
+        if (norm.weight) part = _mm512_mul_ps(part, _mm512_maskz_loadu_ps(mask, norm.weight + i));
+        _mm512_mask_storeu_ps(out + i, mask, part);
     }
 }
 
@@ -564,7 +581,7 @@ const Attend ATTEND[2][FEW + 1] = {
 // Room for what lies between products, of the thread that calls the kernels.
 struct Room {
     Codes codes;
-    Buffer<float> sum, wide, narrow, turned, seen;
+    Buffer<float> sum, wide, narrow, turned, seen, pairs;
 
     void fit(const Before& layer, int64_t rows) {
         codes.fit(layer.into, rows);
@@ -577,6 +594,23 @@ struct Room {
         sum.fit(rows * layer.out.outputs);
         wide.fit(rows * std::max(layer.into.outputs, layer.out.inputs));
         narrow.fit(rows * std::max(layer.down.inputs, layer.out.outputs));
+    }
+
+    void fit(const Stack& stack, int64_t rows) {
+        for (int64_t i = 0; i < stack.count; i++) {
+            const Before& before = stack.layers[i].before;
+            fit(before, rows);
+            fit(stack.layers[i].behind, rows);
+            turned.fit(rows * before.into.outputs);
+            seen.fit(rows * before.heads * before.size);
+        }
+    }
+
+    void fit(const Head& head, int64_t rows) {
+        for (const Linear* linear : {&head.fuse, &head.join, &head.output}) codes.fit(*linear, rows);
+        fit(head.stack, rows);
+        wide.fit(rows * head.fuse.inputs);
+        pairs.fit(rows * head.join.inputs);
     }
 };
 
@@ -605,7 +639,7 @@ void heads_of(const Before& layer, Numbers states, Numbers cosines, Numbers sine
                 continue;
             }
             const Norm& norm = head < layer.heads ? layer.queries : layer.keys;
-            if (norm.weight) normalize(norm, own, size, own);
+            if (norm.eps >= 0) normalize(norm, own, size, own);
             turn(own, size, cosines.from(row * size), sines.from(row * size), to);
         }
 }
@@ -628,6 +662,79 @@ void rest_of(const Behind& layer, Numbers states, Numbers seen, int64_t rows, Ro
     multiply(layer.down, narrow, rows, room.codes, {x, false}, true);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) copy({x + row * size, false}, out.from(row * size), size);
+}
+
+// What a layer's queries see. Queries, keys and values [tokens, (heads + 2 shared) size] are turned; keys and values go into
+// the cache.
+template <bool HALF>
+void see(const Layer& layer, int64_t number, const Place& place, Room& room) {
+    const Before& before = layer.before;
+    const int64_t tokens = place.rows * place.length, heads = before.heads, shared = before.shared, size = before.size;
+    const int64_t each = heads / shared, width = before.into.outputs, start = number * place.layer_stride;
+    const Numbers keys = Numbers{place.keys, HALF}.from(start), values = Numbers{place.values, HALF}.from(start);
+    const Numbers mask{place.masks[number], HALF};
+    float *turned = room.turned.data(), *seen = room.seen.data();
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < tokens; token++)
+        for (int64_t head = 0; head < shared; head++) {
+            const int64_t row = token / place.length;
+            const int64_t slot = place.starts[row] + token % place.length;
+            const int64_t at = row * place.row_stride + head * place.head_stride + slot * size;
+            float* key = turned + token * width + (heads + head) * size;
+            copy({key, false}, keys.from(at), size);
+            copy({key + shared * size, false}, values.from(at), size);
+        }
+#pragma omp for schedule(dynamic) collapse(3)
+    for (int64_t row = 0; row < place.rows; row++)
+        for (int64_t head = 0; head < shared; head++)
+            for (int64_t first = 0; first < each * place.length; first += FEW) {
+                const int64_t now = std::min<int64_t>(FEW, each * place.length - first);
+                const int64_t at = row * place.row_stride + head * place.head_stride;
+                Queries queries;
+                for (int64_t q = 0; q < now; q++) {
+                    const int64_t token = row * place.length + (first + q) / each;
+                    const int64_t query = head * each + (first + q) % each;
+                    queries.vectors[q] = turned + token * width + query * size;
+                    queries.masks[q] = mask.from(token * place.columns);
+                    queries.out[q] = seen + (token * heads + query) * size;
+                }
+                ATTEND[HALF][now](
+                    queries, keys.from(at).data, values.from(at).data, place.columns, size,
+                    static_cast<float>(layer.scaling));
+            }
+}
+
+// The normed states [tokens, width] behind the last layer, of those in room.sum. Where it is given, `every` gets what each
+// layer gives, [layers, tokens, width].
+void run(const Stack& stack, const Place& place, bool half, Room& room, Numbers every, Numbers out) {
+    const int64_t tokens = place.rows * place.length, width = stack.layers[0].before.into.inputs;
+    float *x = room.sum.data(), *normed = room.narrow.data();
+    const Numbers states{x, false}, turned{room.turned.data(), false}, seen{room.seen.data(), false};
+    for (int64_t i = 0; i < stack.count; i++) {
+        heads_of(stack.layers[i].before, states, {place.cosines, half}, {place.sines, half}, tokens, room, turned);
+        half ? see<true>(stack.layers[i], i, place, room) : see<false>(stack.layers[i], i, place, room);
+        rest_of(stack.layers[i].behind, states, seen, tokens, room, states);
+        if (!every.data) continue;
+#pragma omp for schedule(static) nowait
+        for (int64_t row = 0; row < tokens; row++) {
+            const int64_t at = row * width;
+            copy(states.from(at), every.from(i * tokens * width + at), width);
+        }
+    }
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < tokens; row++) {
+        normalize(stack.norm, x + row * width, width, normed + row * width);
+        copy({normed + row * width, false}, out.from(row * width), width);
+    }
+}
+
+// Parts of the same size, one behind the other, each normed.
+void normalize_each(const Norm& norm, Numbers x, int64_t parts, int64_t size, float* out) {
+    for (int64_t part = 0; part < parts; part++) {
+        float* own = out + part * size;
+        copy(x.from(part * size), {own, false}, size);
+        normalize(norm, own, size, own);
+    }
 }
 
 }  // namespace
@@ -678,50 +785,50 @@ void behind(const Behind* layer, void* states, void* seen, bool half, int64_t ro
             room, to.from(first * size));
 }
 
-// A layer's output [tokens, outputs] of its states [tokens, inputs]; keys and values of the tokens go into the cache.
-void layer(
-    const Layer* layer, void* states, void* cosines, void* sines, bool half, const Place* place, void* out, int threads) {
-    const int64_t tokens = place->rows * place->length, heads = layer->before.heads, size = layer->before.size;
-    const int64_t shared = layer->before.shared, each = heads / shared, width = layer->before.into.outputs;
+// States [tokens, width] through all layers, see `run`.
+void stack(const Stack* stack, void* states, bool half, const Place* place, void* every, void* out, int threads) {
+    const int64_t tokens = place->rows * place->length, width = stack->layers[0].before.into.inputs;
+    const Numbers from{states, half};
     Room& room = of_this_thread();
-    room.fit(layer->before, tokens);
-    room.fit(layer->behind, tokens);
-    room.turned.fit(tokens * width);
-    room.seen.fit(tokens * heads * size);
-    const Numbers from{states, half}, to{out, half}, keys{place->keys, half}, values{place->values, half};
-    float *turned = room.turned.data(), *seen = room.seen.data();
+    room.fit(*stack, tokens);
+    float* x = room.sum.data();
 #pragma omp parallel num_threads(threads)
     {
-        heads_of(layer->before, from, {cosines, half}, {sines, half}, tokens, room, {turned, false});
 #pragma omp for schedule(static)
-        for (int64_t token = 0; token < tokens; token++)
-            for (int64_t head = 0; head < shared; head++) {
-                const int64_t row = token / place->length;
-                const int64_t slot = place->starts[row] + token % place->length;
-                const int64_t at = row * place->row_stride + head * place->head_stride + slot * size;
-                float* key = turned + token * width + (heads + head) * size;
-                copy({key, false}, keys.from(at), size);
-                copy({key + shared * size, false}, values.from(at), size);
-            }
-#pragma omp for schedule(dynamic) collapse(3)
-        for (int64_t row = 0; row < place->rows; row++)
-            for (int64_t head = 0; head < shared; head++)
-                for (int64_t first = 0; first < each * place->length; first += FEW) {
-                    const int64_t now = std::min<int64_t>(FEW, each * place->length - first);
-                    const int64_t at = row * place->row_stride + head * place->head_stride;
-                    Queries queries;
-                    for (int64_t q = 0; q < now; q++) {
-                        const int64_t token = row * place->length + (first + q) / each;
-                        const int64_t query = head * each + (first + q) % each;
-                        queries.vectors[q] = turned + token * width + query * size;
-                        queries.masks[q] = Numbers{place->mask, half}.from(token * place->columns);
-                        queries.out[q] = seen + (token * heads + query) * size;
-                    }
-                    ATTEND[half][now](
-                        queries, keys.from(at).data, values.from(at).data, place->columns, size,
-                        static_cast<float>(layer->scaling));
-                }
-        rest_of(layer->behind, from, {seen, false}, tokens, room, to);
+        for (int64_t row = 0; row < tokens; row++)
+            copy(from.from(row * width), {x + row * width, false}, width);
+        run(*stack, *place, half, room, {every, half}, {out, half});
+    }
+}
+
+// A head's states [tokens, width] and, where they are wanted, logits [tokens, outputs]. What it reads are states of the
+// target [tokens, parts * width] or its own [tokens, width], and embeddings [tokens, width].
+void head(
+    const Head* head, void* states, bool own, void* embeddings, bool half, const Place* place, void* out, void* logits,
+    int threads) {
+    const int64_t tokens = place->rows * place->length, width = head->join.outputs;
+    const int64_t parts = head->fuse.inputs / width;
+    const Numbers from{states, half}, embedded{embeddings, half};
+    Room& room = of_this_thread();
+    room.fit(*head, tokens);
+    float *wide = room.wide.data(), *x = room.sum.data(), *pairs = room.pairs.data();
+#pragma omp parallel num_threads(threads)
+    {
+        if (!own) {
+#pragma omp for schedule(static) nowait
+            for (int64_t row = 0; row < tokens; row++)
+                normalize_each(head->each, from.from(row * parts * width), parts, width, wide + row * parts * width);
+            multiply(head->fuse, wide, tokens, room.codes, {x, false}, false);
+        }
+#pragma omp for schedule(static) nowait
+        for (int64_t row = 0; row < tokens; row++) {
+            const Numbers state = own ? from.from(row * width) : Numbers{x + row * width, false};
+            normalize_each(head->each, state, 1, width, pairs + 2 * row * width);
+            normalize_each(head->each, embedded.from(row * width), 1, width, pairs + (2 * row + 1) * width);
+        }
+        multiply(head->join, pairs, tokens, room.codes, {x, false}, false);
+        run(head->stack, *place, half, room, {nullptr, half}, {out, half});
+        if (logits) multiply(head->output, room.narrow.data(), tokens, room.codes, {logits, half}, false);
     }
 }
 }

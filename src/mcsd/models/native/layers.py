@@ -1,178 +1,42 @@
-"""Linear layers and decoder layers that run in the kernels."""
+"""Decoder layers that run in the kernels: all layers of a model, and the norm behind them, in one call."""
 
 import ctypes
-from enum import IntEnum
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from mcsd.errors import UnsupportedModel
+from mcsd.models import fusion
 from mcsd.models.cache import CacheView
-from mcsd.models.fusion import Attention, FeedForward, Norm
 from mcsd.models.halves import run_halves
-from mcsd.models.native.library import library
-from mcsd.models.product import Product
-from mcsd.models.quantization import GROUP, round_in_groups, round_weight
-
-_BLOCK = 32
-"""Outputs of a block of weights."""
-
-_FILLED = 16
-"""Inputs of bytes are filled up to a multiple of this."""
-
-_ROUNDED = 16
-"""Blocks of weights that are rounded to half bytes together."""
-
-_MOST_INPUTS = 2**16
-"""With more, sums of bytes would not fit into 32 bits."""
+from mcsd.models.native import structs
+from mcsd.models.native.library import DTYPES, call, readable
+from mcsd.models.native.linear import NativeLinear
 
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-"""Classes of transformers that are known to do what the kernels do with a layer's parts."""
-
-_DTYPES = (torch.float32, torch.bfloat16)
-"""What the kernels read and write."""
-
+_MODELS = {"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"}
+"""Classes of transformers that are known to do what the kernels do with their parts."""
 
 _SILU = {"SiLU", "SiLUActivation"}
 """Names of what the kernels' gate is, in torch and transformers."""
 
-
-class Kind(IntEnum):
-    """What a weight is kept as, and states are multiplied as."""
-
-    BYTES = 0
-    """Both a byte: see `mcsd.models.quantization`."""
-    FINE_BYTES = 1
-    """The weight a byte, states two."""
-    BFLOAT16 = 2
-    """The weight bfloat16; sums and states are float32."""
-    NIBBLES = 3
-    """The weight half a byte, a state a byte: see `mcsd.models.quantization.round_in_groups`."""
-
-
-_MOST_TOKENS = 240
-"""Tokens of a forward that go through a layer in one call; of more the attention is torch's, which is made for them."""
-
-
-class _Linear(ctypes.Structure):
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("inputs", ctypes.c_int64),
-        ("outputs", ctypes.c_int64),
-        ("kind", ctypes.c_int64),
-    )
-
-
-class _Norm(ctypes.Structure):
-    _fields_ = (("weight", ctypes.c_void_p), ("eps", ctypes.c_double))
-
-
-class _Before(ctypes.Structure):
-    _fields_ = (
-        ("norm", _Norm),
-        ("into", _Linear),
-        ("queries", _Norm),
-        ("keys", _Norm),
-        ("heads", ctypes.c_int64),
-        ("shared", ctypes.c_int64),
-        ("size", ctypes.c_int64),
-    )
-
-
-class _Behind(ctypes.Structure):
-    _fields_ = (("out", _Linear), ("norm", _Norm), ("into", _Linear), ("down", _Linear))
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (("before", _Before), ("behind", _Behind), ("scaling", ctypes.c_double))
-
-
-class _Place(ctypes.Structure):
-    _fields_ = (
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("row_stride", ctypes.c_int64),
-        ("head_stride", ctypes.c_int64),
-        ("starts", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("length", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("mask", ctypes.c_void_p),
-    )
-
-
-class NativeLinear(Product):
-    """A linear layer in our own kernels.
-
-    Args:
-        linear: the layer, in any dtype; its weight may be freed afterwards.
-        kind: what its weight is kept as.
-        rounded: what `round_weight` makes of its weight, which is not read then; of weights that are bytes.
-    """
-
-    least_rows = 1
-
-    def __init__(self, linear: nn.Linear, kind: Kind, rounded: tuple[Tensor, Tensor] | None = None) -> None:
-        super().__init__(len(linear.weight))
-        self.inputs = linear.weight.shape[1]
-        if self.inputs > _MOST_INPUTS:
-            raise UnsupportedModel(
-                f"a linear layer has {self.inputs} inputs, and {_MOST_INPUTS} is the most", "leave quantize out"
-            )
-        self.kind = kind
-        self.scale: Tensor | None = None
-        if kind is Kind.BFLOAT16:
-            self.weight = _blocks_of_halves(linear.weight.detach().to(torch.bfloat16))
-        elif kind is Kind.NIBBLES:
-            self.weight = _blocks_of_nibbles(linear.weight.detach())
-        else:
-            codes, self.scale = round_weight(linear.weight) if rounded is None else rounded
-            self.weight = _blocks_of_bytes(codes)
-        self.bias = None if linear.bias is None else linear.bias.detach().float()
-
-    def forward(self, states: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]``, in the states' dtype."""
-        return self.product(states)
-
-    def multiply(self, states: Tensor) -> Tensor:
-        """See `Product.multiply`."""
-        if states.dtype not in _DTYPES:
-            return self.multiply(states.float()).to(states.dtype)
-        out = states.new_empty(len(states), self.outputs)
-        _call("product", self.described(), out, (states, self.inputs))
-        return out
-
-    def described(self) -> _Linear:
-        """This layer as the kernels know it; it holds pointers to its weights."""
-        scale, bias = (None if part is None else part.data_ptr() for part in (self.scale, self.bias))
-        return _Linear(self.weight.data_ptr(), scale, bias, self.inputs, self.outputs, self.kind)
-
-    def dense(self) -> Tensor:
-        """See `Product.dense`."""
-        if self.kind is Kind.BFLOAT16:
-            pairs = self.weight.flatten().view(torch.bfloat16).view(-1, self.inputs, _BLOCK // 2, 2)
-            return pairs.permute(0, 3, 2, 1).reshape(-1, self.inputs)[: self.outputs]
-        if self.kind is Kind.NIBBLES:
-            numbers = self.weight[..., :_BLOCK].contiguous().view(torch.float16).view(*self.weight.shape[:2], 2, _BLOCK)
-            step, least = numbers.float().permute(2, 0, 3, 1)[..., None]
-            both = self.weight[..., _BLOCK:].contiguous().view(torch.uint8).view(*self.weight.shape[:2], -1, 16, 4)
-            codes = torch.stack([both & 15, both >> 4], dim=3).permute(0, 3, 4, 1, 2, 5).flatten(4).flatten(1, 2)
-            return codes.float().mul_(step).add_(least).flatten(2).flatten(0, 1)[: self.outputs, : self.inputs]
-        assert self.scale is not None
-        fours = self.weight.flatten().view(torch.uint8).view(len(self.weight), -1, _BLOCK, 4)
-        codes = fours.transpose(1, 2).flatten(2).flatten(0, 1)
-        return codes[: self.outputs, : self.inputs].float().sub_(128) * self.scale[:, None]
+MOST_TOKENS = 240
+"""Tokens of a forward that go through all layers in one call; of more the attention is torch's, which is made for
+them."""
 
 
 def replace_layers(network: nn.Module) -> None:
-    """Let the decoder layers of which all is known run in the kernels; their linear layers are native already."""
+    """Let the models and decoder layers of which all is known run in the kernels; linear layers are native already."""
     for module in network.modules():
         layer: Any = module
         if type(layer).__name__ in _LAYERS and _is_known(layer):
             layer.forward = _DecoderLayer(layer)
+    for module in network.modules():
+        model: Any = module
+        if type(model).__name__ in _MODELS and Stack.fits(model):
+            model.forward = _Decoder(model)
 
 
 def _is_known(layer: Any) -> bool:
@@ -180,39 +44,37 @@ def _is_known(layer: Any) -> bool:
     attention, block = layer.self_attn, layer.mlp
     norms = layer.input_layernorm, layer.post_attention_layernorm
     return (
-        isinstance(attention, Attention)
-        and isinstance(block, FeedForward)
+        isinstance(attention, fusion.Attention)
+        and isinstance(block, fusion.FeedForward)
         and type(block.activation).__name__ in _SILU
-        and all(isinstance(norm, Norm) and norm.weight.dtype in _DTYPES for norm in norms)
+        and all(isinstance(norm, fusion.Norm) and norm.weight.dtype in DTYPES for norm in norms)
         and all(isinstance(each, NativeLinear) for each in (attention.into, attention.out, block.into, block.out))
     )
 
 
 class _DecoderLayer:
-    """The forward of a decoder layer."""
+    """The forward of a decoder layer: two calls around torch's attention."""
 
     def __init__(self, layer: Any) -> None:
-        attention, block = layer.self_attn, layer.mlp
-        self._attention: Attention = attention
-        self._index = attention.layer
+        self.attention: fusion.Attention = layer.self_attn
+        self.counts = self.attention.query_heads, self.attention.key_heads, self.attention.head_size
         # What the kernels have pointers to must outlive them, whatever becomes of the layer.
         self._kept: list[Tensor | None] = []
-        own = [self._norm(each) for each in attention.norms or ()] or [_Norm(), _Norm()]
-        self._counts = attention.query_heads, attention.key_heads, attention.head_size
+        own = [self._norm(norm) for norm in self.attention.norms or ()] or [structs.Norm(None, -1.0)] * 2
         norm, later = self._norm(layer.input_layernorm), self._norm(layer.post_attention_layernorm)
-        before = _Before(norm, self._linear(attention.into), *own, *self._counts)
-        behind = _Behind(self._linear(attention.out), later, self._linear(block.into), self._linear(block.out))
-        self._layer = _Layer(before, behind, attention.scaling)
-        self._like = layer.input_layernorm.weight.new_empty(0, attention.key_heads, 0, attention.head_size)
+        before = structs.Before(norm, self._linear(self.attention.into), *own, *self.counts)
+        behind = self._linear(self.attention.out), later, self._linear(layer.mlp.into), self._linear(layer.mlp.out)
+        self.struct = structs.Layer(before, structs.Behind(*behind), self.attention.scaling)
 
-    def _norm(self, norm: Norm) -> _Norm:
+    def _norm(self, norm: Any) -> structs.Norm:
         weight = norm.weight.detach().float()
         self._kept.append(weight)
-        return _Norm(weight.data_ptr(), norm.eps)
+        return structs.Norm(weight.data_ptr(), norm.eps)
 
-    def _linear(self, linear: NativeLinear) -> _Linear:
+    def _linear(self, linear: Any) -> structs.Linear:
         self._kept += [linear.weight, linear.scale, linear.bias]
-        return linear.described()
+        struct: structs.Linear = linear.struct()
+        return struct
 
     def __call__(
         self,
@@ -223,97 +85,124 @@ class _DecoderLayer:
         **unused: Any,
     ) -> Tensor:
         """See ``LlamaDecoderLayer.forward``; the angles are a `Rotary`'s."""
-        rows, length, width = hidden_states.shape
-        if not isinstance(past_key_values, CacheView) or attention_mask is None or rows * length > _MOST_TOKENS:
-            halves = self._before, self._behind, self._attention
-            return run_halves(*halves, hidden_states, attention_mask, position_embeddings, past_key_values)
-        store, first, starts, columns = past_key_values.place(self._like, self._index)
-        _, of_values, of_row, of_head, *_ = store.stride()
-        keys = store.data_ptr() + (2 * self._index * of_values + first * of_row) * store.element_size()
-        mask = attention_mask.contiguous()
-        if mask.shape != (rows, 1, length, columns) or not mask.dtype == store.dtype == hidden_states.dtype:
-            raise ValueError(f"a mask {tuple(mask.shape)} of {mask.dtype} for {rows} x {length} tokens")
-        place = _Place(
-            *(keys, keys + of_values * store.element_size(), of_row, of_head, starts.data_ptr()),
-            *(rows, length, columns, mask.data_ptr()),
-        )
-        out = torch.empty(hidden_states.shape, dtype=hidden_states.dtype)
-        # All rows may have the same positions.
-        together = (part if len(part) == rows else part.expand(rows, -1, -1, -1) for part in position_embeddings)
-        angles = ((part, self._counts[2]) for part in together)
-        _call("layer", self._layer, out, (hidden_states, width), *angles, last=ctypes.byref(place))
-        return out
+        halves = self._before, self._behind, self.attention
+        return run_halves(*halves, hidden_states, attention_mask, position_embeddings, past_key_values)
 
     def _before(self, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        heads, shared, size = self._counts
-        layer = self._layer.before
-        out = states.new_empty(len(states), layer.into.outputs)
-        _call("before", layer, out, (states, layer.into.inputs), (cos, size), (sin, size))
-        queries, keys, values = out.view(len(out), -1, size).split_with_sizes([heads, shared, shared], dim=1)
+        (heads, shared, size), before = self.counts, self.struct.before
+        tokens, dtype = len(states), states.dtype
+        widths = (before.into.inputs, size, size)
+        parts = [readable(part, tokens, width, dtype) for part, width in zip((states, cos, sin), widths, strict=True)]
+        out = states.new_empty(tokens, before.into.outputs)
+        call("before", before, *parts, dtype, tokens, out)
+        queries, keys, values = out.view(tokens, -1, size).split_with_sizes([heads, shared, shared], dim=1)
         return queries, keys, values
 
     def _behind(self, states: Tensor, seen: Tensor) -> Tensor:
-        out = torch.empty_like(states, memory_format=torch.contiguous_format)
-        layer = self._layer.behind
-        _call("behind", layer, out, (states, layer.out.outputs), (seen, layer.out.inputs))
+        behind, tokens, dtype = self.struct.behind, len(states), states.dtype
+        states = readable(states, tokens, behind.out.outputs, dtype)
+        out = torch.empty_like(states)
+        call("behind", behind, states, readable(seen, tokens, behind.out.inputs, dtype), dtype, tokens, out)
         return out
 
 
-def _call(entry: str, layer: ctypes.Structure, out: Tensor, *inputs: tuple[Tensor, int], last: Any = None) -> None:
-    """Fill ``out`` with what a kernel makes of its inputs.
+class Stack:
+    """The layers of a model, and the norm behind them.
 
     Args:
-        entry: its name.
-        layer: what it knows of the layer.
-        out: contiguous, ``[..., outputs]``, a row a token.
-        inputs: tensors and how many numbers the kernel reads of each for a token.
-        last: where the tokens stand; if it is not said, the kernel is told their number.
-
-    Raises:
-        ValueError: a tensor is not of this size, or not of the dtype of the others.
+        model: one that `fits`.
     """
-    tokens = out.shape[:-1].numel()
-    parts = [part.contiguous() for part, _ in inputs]
-    for part, (_, width) in zip(parts, inputs, strict=True):
-        if part.numel() != tokens * width or part.dtype != out.dtype or part.dtype not in _DTYPES:
-            found = f"{tuple(part.shape)} of {part.dtype}"
-            raise ValueError(f"for {tokens} tokens there must be {width} numbers of {out.dtype} each, not {found}")
-    getattr(library(), entry)(
-        *(ctypes.byref(layer), *(ctypes.c_void_p(part.data_ptr()) for part in parts)),
-        *(ctypes.c_bool(out.dtype == torch.bfloat16), ctypes.c_int64(tokens) if last is None else last),
-        *(ctypes.c_void_p(out.data_ptr()), ctypes.c_int(torch.get_num_threads())),
-    )
+
+    def __init__(self, model: Any) -> None:
+        # They hold what the structs point to.
+        self._layers: list[_DecoderLayer] = [layer.forward for layer in model.layers]
+        self._norm: Tensor = model.norm.weight.detach().float()
+        layers = (structs.Layer * len(self._layers))(*(layer.struct for layer in self._layers))
+        self.struct = structs.Stack(layers, len(layers), structs.Norm(self._norm.data_ptr(), model.norm.eps))
+        self.width: int = model.norm.weight.shape[0]
+        self.dtype: torch.dtype = model.norm.weight.dtype
+        _, shared, self._size = self._layers[0].counts
+        self._like = model.norm.weight.new_empty(0, shared, 0, self._size)
+        self._kinds: Sequence[str] = getattr(model.config, "layer_types", None) or [""] * len(layers)
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether the kernels know all of a model's layers, and what stands around them."""
+        forwards = [vars(layer).get("forward") for layer in model.layers]
+        known = [forward for forward in forwards if isinstance(forward, _DecoderLayer)]
+        return (
+            len(known) == len(forwards) > 0
+            and [layer.attention.layer for layer in known] == list(range(len(known)))
+            and len({layer.counts for layer in known}) == 1
+            and isinstance(model.norm, fusion.Norm)
+            and isinstance(model.rotary_emb, fusion.Rotary)
+        )
+
+    def place(
+        self, shape: torch.Size, mask: Tensor | Mapping[str, Tensor], angles: tuple[Tensor, Tensor], view: CacheView
+    ) -> tuple[structs.Place, list[Tensor]]:
+        """Where the tokens of a forward stand, and the tensors that the kernels read of it, which must live as long.
+
+        Args:
+            shape: rows, and tokens of each.
+            mask: additive, ``[B, 1, n, columns]``, for all layers or for each kind of them.
+            angles: of a `Rotary`.
+            view: where keys and values go.
+
+        Raises:
+            ValueError: mask or angles are not of this size and dtype.
+            IndexError: as `CacheView.place`.
+        """
+        (rows, length), tokens = shape, shape.numel()
+        store, first, starts, columns = view.place(self._like, 0)
+        of_layer, of_values, of_row, of_head, *_ = store.stride()
+        keys = store.data_ptr() + first * of_row * store.element_size()
+        masks = {
+            kind: readable(mask if isinstance(mask, Tensor) else mask[kind], tokens, columns, self.dtype)
+            for kind in set(self._kinds)
+        }
+        pointers = (ctypes.c_void_p * len(self._kinds))(*(masks[kind].data_ptr() for kind in self._kinds))
+        # All rows may have the same positions.
+        together = (part if len(part) == rows else part.expand(rows, -1, -1, -1) for part in angles)
+        turns = [readable(part, tokens, self._size, self.dtype) for part in together]
+        place = structs.Place(
+            *(keys, keys + of_values * store.element_size(), of_layer, of_row, of_head, starts.data_ptr()),
+            *(rows, length, columns, pointers, *(part.data_ptr() for part in turns)),
+        )
+        return place, [*masks.values(), *turns, starts]
 
 
-def _blocks_of_bytes(codes: Tensor) -> Tensor:
-    """Codes int8 ``[out, in]``, moved to be unsigned, as int32 ``[blocks, in / 4, 32]`` of four inputs each."""
-    rows, columns = len(codes), codes.shape[1]
-    filled = nn.functional.pad(codes, (0, -columns % _FILLED, 0, -rows % _BLOCK))
-    fours = filled.view(torch.uint8).bitwise_xor(128).view(torch.int32)
-    return fours.view(-1, _BLOCK, fours.shape[1]).transpose(1, 2).contiguous()
+class _Decoder:
+    """The forward of a model of transformers."""
 
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._stack = Stack(model)
 
-def _blocks_of_halves(weight: Tensor) -> Tensor:
-    """bfloat16 ``[out, in]`` as int32 ``[blocks, in, 16]``, each the outputs i and i + 16 of the block."""
-    filled = nn.functional.pad(weight, (0, 0, 0, -len(weight) % _BLOCK))
-    pairs = filled.view(-1, 2, _BLOCK // 2, filled.shape[1])
-    together = torch.stack([pairs[:, 0].transpose(1, 2), pairs[:, 1].transpose(1, 2)], dim=-1)
-    return together.flatten().view(torch.int32).view(together.shape[:-1])
-
-
-def _blocks_of_nibbles(weight: Tensor) -> Tensor:
-    """A weight ``[out, in]`` as int32 ``[blocks, groups, 160]``: steps, least numbers, codes."""
-    filled = nn.functional.pad(weight, (0, -weight.shape[1] % GROUP, 0, -len(weight) % _BLOCK)).contiguous()
-    groups = filled.shape[1] // GROUP
-    blocks = torch.empty(len(filled) // _BLOCK, groups, _BLOCK + _BLOCK * GROUP // 8, dtype=torch.int32)
-    # Some blocks at a time, which stay in the processor's cache.
-    for start in range(0, len(blocks), _ROUNDED):
-        some, rows = blocks[start : start + _ROUNDED], filled[start * _BLOCK : (start + _ROUNDED) * _BLOCK]
-        codes, step, least = round_in_groups(rows)
-        numbers = torch.stack([step, least]).view(2, -1, _BLOCK, groups).permute(1, 3, 0, 2)
-        some[..., :_BLOCK] = numbers.flatten().view(torch.int32).view(-1, groups, _BLOCK)
-        # Two outputs a byte, four inputs together.
-        fours = codes.view(torch.int32).view(-1, 2, _BLOCK // 2, groups, GROUP // 4)
-        both = fours[:, 0] | fours[:, 1] << 4
-        some[..., _BLOCK:] = both.permute(0, 2, 3, 1).flatten(2)
-    return blocks
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        output_hidden_states: bool = False,
+        **others: Any,
+    ) -> BaseModelOutputWithPast:
+        """See ``LlamaModel.forward``, which runs whatever is not the few tokens of a tree."""
+        model, stack = self._model, self._stack
+        if not isinstance(past_key_values, CacheView) or input_ids is None or input_ids.numel() > MOST_TOKENS:
+            given = {"position_ids": position_ids, "past_key_values": past_key_values, **others}
+            given |= {"output_hidden_states": output_hidden_states}
+            out: BaseModelOutputWithPast = type(model).forward(model, input_ids, attention_mask, **given)
+            return out
+        embedded = model.embed_tokens(input_ids)
+        angles = model.rotary_emb(embedded, position_ids=position_ids)
+        states = readable(embedded, input_ids.numel(), stack.width, stack.dtype)
+        place, held = stack.place(input_ids.shape, attention_mask, angles, past_key_values)
+        last = torch.empty_like(states)
+        every = states.new_empty(stack.struct.count, *states.shape) if output_hidden_states else None
+        call("stack", stack.struct, states, stack.dtype, place, every, last)
+        del held
+        # Of the last layer it is the normed one.
+        hidden = None if every is None else (states, *every[:-1], last)
+        return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=past_key_values, hidden_states=hidden)

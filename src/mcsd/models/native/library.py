@@ -12,8 +12,10 @@ import warnings
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mcsd.catalog import models_folder
 from mcsd.errors import McsdWarning, OutputFailed
@@ -24,7 +26,10 @@ _FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
     *("-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
 )
-_ENTRIES = ("product", "before", "behind", "layer")
+_ENTRIES = ("product", "before", "behind", "stack", "head")
+
+DTYPES = (torch.float32, torch.bfloat16)
+"""What the kernels read and write."""
 
 
 def available() -> bool:
@@ -48,6 +53,42 @@ def library() -> ctypes.CDLL | None:
     """The kernels, which ``kernels.cpp`` describes; None, with a warning, where no compiler makes them."""
     with _lock:
         return _loaded()
+
+
+def call(entry: str, *arguments: Any) -> None:
+    """Call a kernel.
+
+    Args:
+        entry: its name.
+        arguments: as its definition has them but for the threads: structs, tensors that are `readable` or None,
+            numbers, and a dtype where it asks whether numbers are halves.
+    """
+    given = [_given(each) for each in arguments]
+    getattr(library(), entry)(*given, ctypes.c_int(torch.get_num_threads()))
+
+
+def _given(argument: Any) -> Any:
+    if isinstance(argument, ctypes.Structure):
+        return ctypes.byref(argument)
+    if isinstance(argument, torch.dtype):
+        return ctypes.c_bool(argument == torch.bfloat16)
+    if isinstance(argument, bool):
+        return ctypes.c_bool(argument)
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
+
+def readable(part: Tensor, tokens: int, width: int, dtype: torch.dtype) -> Tensor:
+    """A tensor as a kernel reads it, contiguous.
+
+    Raises:
+        ValueError: it has not ``width`` numbers of this dtype for each token, or the kernels do not read that dtype.
+    """
+    if part.numel() != tokens * width or part.dtype != dtype or dtype not in DTYPES:
+        found = f"{tuple(part.shape)} of {part.dtype}"
+        raise ValueError(f"for {tokens} tokens there must be {width} numbers of {dtype} each, not {found}")
+    return part.contiguous()
 
 
 _lock = Lock()
