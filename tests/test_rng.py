@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from mcsd.rng import DRAW, JUDGE, Stream, Streams, philox
+from mcsd.rng import DRAW, JUDGE, Stream, Streams, _inverted, _inverted_by_parts, philox
 
 ALARM = 1e-6
 WORD = st.integers(0, 2**32 - 1)
@@ -164,16 +164,32 @@ class AtTheEdge(Stream):
 
 @pytest.mark.parametrize("u", [2.0**-49, 1 - 2.0**-49])
 @pytest.mark.parametrize("scale", [1e-38, 1.0, 1e30])
-def test_sample_never_takes_a_zero_weight(u: float, scale: float) -> None:
-    """Not even at the ends of the range, where rounding might run off a vocabulary of 150,000."""
+@pytest.mark.parametrize("size", [150_000, 151_936])
+def test_sample_never_takes_a_zero_weight(u: float, scale: float, size: int) -> None:
+    """Not even at the ends of the range, where rounding might run off a large vocabulary, as a whole or by parts."""
     random = AtTheEdge(torch.tensor([0]), torch.tensor([0]), DRAW)
     random.u = u
-    weights = torch.rand(1, 8, 150_000, generator=torch.Generator().manual_seed(1)) * scale
+    weights = torch.rand(1, 8, size, generator=torch.Generator().manual_seed(1)) * scale
     weights[..., :20] = weights[..., -20:] = 0
     weights[:, 1] = 0
     weights[:, 1, 75_000] = scale
+    # A part of the vocabulary that ends in zeros.
+    weights[:, 2, 64:] = 0
     for drawn in (random.sample(weights, 1), stream([4]).sample(weights, 50)):
         assert (weights.gather(2, drawn) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_by_parts_the_same_tokens_are_drawn(dtype: torch.dtype) -> None:
+    """Peaked and flat laws, and parts without any weight; that a sum is rounded across a number has odds of 1e-9."""
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.randn(3, 2, 8192, generator=generator, dtype=torch.float64).mul(
+        torch.tensor([0.0, 1, 12]).view(3, 1, 1)
+    )
+    weights = weights.softmax(-1).to(dtype)
+    weights[:, 1, 1024:4096] = 0
+    u = torch.rand(3, 2, 500, generator=generator, dtype=torch.float64)
+    assert torch.equal(_inverted_by_parts(weights, u), _inverted(weights, u))
 
 
 @pytest.mark.parametrize("count", [2, 3])

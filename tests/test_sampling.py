@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 )
 
 from mcsd.params import SamplingParams
-from mcsd.sampling import Settings, largest, probabilities, shape_logits, sparse_probabilities
+from mcsd.sampling import Settings, largest, likeliest_tokens, probabilities, shape_logits, sparse_probabilities
 
 CPU = torch.device("cpu")
 
@@ -239,6 +239,21 @@ def test_the_largest_of_a_large_vocabulary(size: int) -> None:
     torch.testing.assert_close(rows.gather(1, ids), values, rtol=0, atol=0, equal_nan=True)
     assert all(len(set(row)) == 16 for row in ids.tolist())
     assert largest(rows[:0], 16)[1].shape == (0, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [64, 100, 2**12, 49152])
+def test_the_likeliest_is_the_first_of_equal_ones(size: int, dtype: torch.dtype) -> None:
+    rows = torch.randn(5, size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    rows[1] = rows[1].round()
+    rows[2] = -torch.inf
+    rows[3, 17] = torch.nan
+    rows[4, 3:] = rows[4].max() + 1
+    values, ids = likeliest_tokens(rows)
+    for row in (0, 1, 2, 4):
+        assert values[row] == rows[row].max()
+        assert ids[row] == (rows[row] == rows[row].max()).nonzero()[0, 0]
+    assert values[3].isnan()
 
 
 def test_select_names_rows() -> None:

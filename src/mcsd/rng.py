@@ -22,6 +22,9 @@ _ROUNDS = 10
 _BLOCK = 16
 """Numbers that are made at a time."""
 
+_LARGE, _PART = 4096, 64
+"""Of so many tokens and more, a part is drawn first."""
+
 _TOGETHER = 32
 """Positions whose numbers are made together, those of all rows counted."""
 
@@ -138,18 +141,16 @@ class Stream:
             self._numbers = torch.cat([self._numbers, more[:, 0]], dim=1)
         drawn = self._numbers[:, self._used : self._used + count]
         self._used += count
-        return drawn if rows is None else drawn[rows]
+        return drawn if rows is None or rows.tolist() == list(range(len(drawn))) else drawn[rows]
 
     def sample(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
         """By inversion, in float64 so that no token of a large vocabulary falls between two sums."""
-        a, n, _ = weights.shape
+        a, n, size = weights.shape
         if not a:
             self.uniform(n * count)
             return weights.new_empty(0, n, count, dtype=torch.int64)
-        cumulative = weights.to(torch.float64).cumsum(-1)
         u = self.uniform(n * count, rows).view(a, n, count)
-        # The first index whose sum exceeds u·total: a token of weight 0 adds nothing and is never the first.
-        return torch.searchsorted(cumulative, u * cumulative[..., -1:], right=True)
+        return _inverted(weights, u) if size % _PART or size < _LARGE else _inverted_by_parts(weights, u)
 
     def sample_without_replacement(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
         """One `sample` after the other, each token that was drawn left out: a number for each draw."""
@@ -160,13 +161,35 @@ class Stream:
             if number:
                 left = left.scatter(2, drawn[-1].clamp(min=0), 0.0)
             # Where nothing is left all sums are 0, and the index runs off the end.
-            pick = self.sample(left, 1, rows)
+            pick = _inverted(left, self.uniform(len(left[0]), rows).view(*left.shape[:2], 1))
             drawn.append(pick.masked_fill(pick == size, -1))
         return torch.cat(drawn, dim=-1)
 
     def accept(self, probability: Tensor, rows: Tensor | None = None) -> Tensor:
         """A uniform number below the probability."""
         return self.uniform(1, rows)[:, 0] < probability
+
+
+def _inverted(weights: Tensor, u: Tensor) -> Tensor:
+    """For each number ``u [A, N, count]`` in (0, 1) the first index up to which ``weights [A, N, S]`` have that share.
+
+    A token of weight 0 adds nothing and is never the first. Where all are 0 the index is S.
+    """
+    cumulative = weights.to(torch.float64).cumsum(-1)
+    return torch.searchsorted(cumulative, u * cumulative[..., -1:], right=True)
+
+
+def _inverted_by_parts(weights: Tensor, u: Tensor) -> Tensor:
+    """`_inverted` where not all are 0: first a part of a large vocabulary is found, then a place in it."""
+    parts = weights.reshape(*weights.shape[:2], -1, _PART)
+    cumulative = parts.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = u * cumulative[..., -1:]
+    part = torch.searchsorted(cumulative, wanted, right=True)
+    here = parts.take_along_dim(part[..., None], dim=2).to(torch.float64).cumsum(-1)
+    before = torch.nn.functional.pad(cumulative, (1, 0)).gather(-1, part)
+    # Rounded otherwise than the sum of the parts: it must stay below the sum of this one.
+    within = ((wanted - before)[..., None] / here[..., -1:]).clamp(max=1 - 2**-52)
+    return part * _PART + torch.searchsorted(here, within * here[..., -1:], right=True)[..., 0]
 
 
 class Streams:

@@ -74,6 +74,17 @@ class Settings:
         """Whether every row is at temperature 1, as greedy ones are."""
         return bool((self.temperature == 1).all())
 
+    def repeated(self, times: int) -> "Settings":
+        """Each row so many times, one behind the other."""
+        if times not in self._repeated:
+            rows = torch.arange(len(self.params), device=self.greedy.device).repeat_interleave(times)
+            self._repeated[times] = self.select(rows)
+        return self._repeated[times]
+
+    @cached_property
+    def _repeated(self) -> dict[int, "Settings"]:
+        return {}
+
     def select(self, rows: Tensor) -> "Settings":
         """The settings of some rows, int64 ``[A]``; a row may be named more than once."""
         chosen = rows.tolist()
@@ -159,6 +170,21 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     best = parts.amax(-1).topk(count, dim=-1).indices
     values, place = parts.gather(1, best[..., None].expand(-1, -1, _PART)).flatten(1).topk(count, dim=-1)
     return values, best.gather(1, place // _PART) * _PART + place % _PART
+
+
+def likeliest_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row of ``[A, V]`` and where it stands, the first of equal ones: both ``[A]``.
+
+    What ``logits.max(-1)`` gives, sooner for a large vocabulary: only in one of its parts a place is looked for.
+    """
+    rows, size = logits.shape
+    if size % _PART:
+        values, place = logits.max(-1)
+        return values, place
+    parts = logits.reshape(rows, size // _PART, _PART)
+    part = parts.amax(-1).argmax(-1, keepdim=True)
+    values, place = parts.take_along_dim(part[..., None], dim=1)[:, 0].max(-1)
+    return values, part[:, 0] * _PART + place
 
 
 def shape_logits(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text: Sequence[int]) -> Tensor:

@@ -164,6 +164,11 @@ class TreeShape:
         return torch.tensor(table, dtype=torch.int64).view(1 + len(self), widest)
 
     @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """The most children of a node, for each entry of `levels`."""
+        return tuple(int((self.children[torch.tensor(level) + 1] >= 0).sum(-1).max()) for level in self.levels)
+
+    @cached_property
     def paths(self) -> Tensor:
         """int64 ``[1 + n, depth]``: the nodes from the root to each column, its own included, padded with -1."""
         paths = torch.full((1 + len(self), self.depth), -1, dtype=torch.int64)

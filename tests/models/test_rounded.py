@@ -75,7 +75,7 @@ def rounds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("mcsd.models.rounded.round_weight", unneeded)
     monkeypatch.setattr("mcsd.models.quantization.round_weight", unneeded)
-    monkeypatch.setattr("mcsd.models.native.layers.round_weight", unneeded)
+    monkeypatch.setattr("mcsd.models.native.linear.round_weight", unneeded)
 
 
 def stored(copy: Conversion) -> Path:

@@ -83,7 +83,7 @@ class LevelDrafter(Drafter):
         tokens: list[Tensor] = []
         choices: list[Tensor] = []
         valid: list[Tensor] = []
-        failed = torch.zeros(batch, dtype=torch.bool, device=device)
+        first: list[Tensor] = []
         for level in levels:
             inner = len(level.inner)
             if level.block is None:
@@ -91,13 +91,13 @@ class LevelDrafter(Drafter):
             else:
                 logits = self._level(tokens[-1].index_select(1, level.within), level)
             flat = logits[..., : self._limit].reshape(batch * inner, -1)
-            rows = torch.arange(batch, device=device).repeat_interleave(inner)
-            q = sparse_probabilities(flat, settings.select(rows), SUPPORT)
-            level_q = q.weights.view(batch, inner, -1)
-            failed |= level_q.isnan().flatten(1).any(-1)
-            level_q = level_q.nan_to_num(1.0 / level_q.shape[-1])
-            named = q.support if self._vocabulary is None else self._vocabulary[q.support]
-            named = named.view(batch, inner, -1)
+            q = sparse_probabilities(flat, settings.repeated(inner), SUPPORT)
+            weights, named = (part.view(batch, inner, -1) for part in (q.weights, q.support))
+            # Where the draft gives no distribution, nothing is a number.
+            first.append(weights[..., 0])
+            level_q = weights.nan_to_num(1.0 / weights.shape[-1])
+            if self._vocabulary is not None:
+                named = self._vocabulary[named]
             drawn = scheme.draw(level_q, level.counts, settings.greedy, random)[:, level.parent, level.place]
             choice = drawn.clamp(min=0)
             there = drawn >= 0
@@ -108,16 +108,15 @@ class LevelDrafter(Drafter):
             tokens.append(named.index_select(1, level.parent).gather(2, choice[..., None])[..., 0])
             choices.append(choice)
             valid.append(there)
-        weights = torch.cat(laws, dim=1)
-        width = weights.shape[-1]
+        weights, named = torch.cat(laws, dim=1), torch.cat(supports, dim=1)
         # A leaf has no distribution; its support must be distinct tokens all the same.
-        leaves = torch.arange(width, device=device).repeat(batch, 1 + len(shape), 1)
-        inner_columns = torch.cat([level.inner for level in levels])
+        leaves = torch.arange(weights.shape[-1], device=device).expand(batch, 1 + len(shape), -1)
+        columns = inner_columns(shape, device)
         distributions = SparseDistributions(
-            leaves.index_copy(1, inner_columns, torch.cat(supports, dim=1)),
-            weights.new_zeros(leaves.shape).index_copy(1, inner_columns, weights),
+            leaves.index_copy(1, columns, named), weights.new_zeros(leaves.shape).index_copy(1, columns, weights)
         )
         nodes = [torch.cat(parts, dim=1) for parts in (tokens, valid, choices)]
+        failed = torch.cat(first, dim=1).isnan().any(-1)
         return CandidateTree(shape, nodes[0], nodes[1], nodes[2], distributions, failed)
 
 
@@ -150,6 +149,12 @@ class Level:
     parent: Tensor
     place: Tensor
     block: Block | None
+
+
+@lru_cache(maxsize=64)
+def inner_columns(shape: TreeShape, device: torch.device) -> Tensor:
+    """int64 ``[N]``: the inner nodes of all `levels_of` a tree."""
+    return torch.cat([level.inner for level in levels_of(shape, device)])
 
 
 @lru_cache(maxsize=64)

@@ -33,6 +33,11 @@ class Block:
         seen = torch.nn.functional.pad(self.mask, (1, 0), value=True)
         return torch.nn.functional.pad(seen, (0, 1), value=False)
 
+    @cached_property
+    def laid_out(self) -> tuple[Tensor, Tensor]:
+        """Offsets and mask, contiguous."""
+        return self.offsets.contiguous(), self.mask.contiguous()
+
     @property
     def before(self) -> int:
         """In-flight tokens that stand before this block."""
@@ -122,7 +127,7 @@ class Cache:
         """
         rows = slice(*rows.indices(self.used))
         self._keep(columns, counts, rows)
-        self.lengths[rows] += counts
+        self.lengths[rows].add_(counts)
 
     def _copy(self, source: int, to: int) -> None:
         """Subclass hook: copy a row's committed state over another's."""

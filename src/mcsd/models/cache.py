@@ -6,6 +6,7 @@ poisons an attention row.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import transformers
 from torch import Tensor
 
 from mcsd.errors import UnsupportedModel
-from mcsd.models.base import Cache
+from mcsd.models.base import Block, Cache
 
 
 class KeyValueCache(Cache):
@@ -47,10 +48,11 @@ class KeyValueCache(Cache):
             self._clear(row)
         return row
 
-    def view(self, rows: slice, before: int, length: int, longest: int) -> "CacheView":
-        """The cache as one forward of transformers sees it: ``length`` new tokens behind ``before`` in flight."""
-        self._written[rows] = [max(written, longest) for written in self._written[rows]]
-        return CacheView(self, rows, self.lengths[rows] + before, length, longest)
+    def view(self, rows: slice, block: Block) -> "CacheView":
+        """The cache as one forward sees it, which reads a block in some rows."""
+        view = CacheView(self, rows, block)
+        self._written[rows] = [max(written, view.columns) for written in self._written[rows]]
+        return view
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> Tensor:
         """All that is kept, ``[layers, 2, rows, heads, slots, head size]``; made at the first call.
@@ -89,31 +91,50 @@ class KeyValueCache(Cache):
     def _keep(self, columns: Tensor, counts: Tensor, rows: slice) -> None:
         if self._store is None:
             return
-        place = torch.arange(columns.shape[1], device=columns.device)
-        moved = (place < counts[:, None]) & (columns != place)
-        row, index = moved.nonzero(as_tuple=True)
-        if len(row):
-            start = self.lengths[rows][row]
-            source, to = start + columns[row, index], start + index
-            row = row + rows.start
+        row, to, source = [], [], []
+        each = zip(self.lengths[rows].tolist(), columns.tolist(), counts.tolist(), strict=True)
+        for number, (start, kept, count) in enumerate(each, rows.start):
+            moved = [(place, column) for place, column in enumerate(kept[:count]) if place != column]
+            row += [number] * len(moved)
+            to += [start + place for place, _ in moved]
+            source += [start + column for _, column in moved]
+        if row:
             self._store[:, :, row, :, to] = self._store[:, :, row, :, source]
 
 
 class CacheView(transformers.Cache):
-    """The part of the cache that one forward writes and reads."""
+    """The part of the cache that one forward writes and reads.
 
-    def __init__(self, cache: KeyValueCache, rows: slice, starts: Tensor, length: int, longest: int) -> None:
+    Args:
+        cache: of which.
+        rows: its rows.
+        block: what is read there.
+
+    Attributes:
+        block: the same; rows: the same.
+        lengths: int64 ``[B]``, the committed tokens of each row.
+        columns: slots that the forward may look at, of the longest row.
+    """
+
+    def __init__(self, cache: KeyValueCache, rows: slice, block: Block) -> None:
         super().__init__(layers=[])
-        self._cache, self._rows, self._end, self._past = cache, rows, longest, longest - length
-        self._starts = starts
-        first = starts.tolist()
-        self._even = len(set(first)) == 1
-        self._slots = slice(first[0], first[0] + length)
-        if not self._even:
-            self._row_index = torch.arange(rows.start, rows.stop, device=starts.device)[:, None]
-            self._slot_index = starts[:, None] + torch.arange(length, device=starts.device)
+        self.block, self.rows = block, rows
+        self.lengths = cache.lengths[rows]
+        self._cache, self._length = cache, len(block.mask)
+        known = self.lengths.tolist()
+        self.columns: int = max(known) + block.mask.shape[1]
+        self._even = len(set(known)) == 1
+        self._slots = slice(known[0] + block.before, known[0] + block.mask.shape[1])
         self._new: Sequence[Tensor] = ()
         self._all: Sequence[Tensor] = ()
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Rows ``[B, 1]`` and slots ``[B, n]`` of the new tokens."""
+        device = self.lengths.device
+        rows = torch.arange(self.rows.start, self.rows.stop, device=device)
+        new = torch.arange(self.block.before, self.block.before + self._length, device=device)
+        return rows[:, None], self.lengths[:, None] + new
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -122,36 +143,32 @@ class CacheView(transformers.Cache):
         store = self._cache.store(layer_idx, key_states, value_states).flatten(0, 1)
         if not self._all:
             # Those of all layers at once: a layer has little time.
-            self._all = store[:, self._rows, :, : self._end].unbind()
-            self._new = store[:, self._rows, :, self._slots].unbind() if self._even else ()
+            self._all = store[:, self.rows, :, : self.columns].unbind()
+            self._new = store[:, self.rows, :, self._slots].unbind() if self._even else ()
         for place, new in ((2 * layer_idx, key_states), (2 * layer_idx + 1, value_states)):
             if self._even:
                 self._new[place].copy_(new)
             else:
-                store[place][self._row_index, :, self._slot_index] = new.transpose(1, 2)
+                rows, slots = self._places
+                store[place][rows, :, slots] = new.transpose(1, 2)
         return self._all[2 * layer_idx], self._all[2 * layer_idx + 1]
 
-    def place(self, like: Tensor, layer_idx: int) -> tuple[Tensor, int, Tensor, int]:
-        """Where keys and values are kept, for a forward that writes them itself.
+    def store(self, like: Tensor) -> Tensor:
+        """What `KeyValueCache.store` gives, for a forward that writes keys and values of all layers there itself.
 
         Args:
-            like: keys as the layer has them, ``[B, heads, n, head size]``; it may be empty.
-            layer_idx: the layer.
-
-        Returns:
-            What `KeyValueCache.store` does, the forward's first row, the slot of each row's first new token, int64
-            ``[B]``, and how many slots the forward may look at.
+            like: keys as the layers have them, ``[B, heads, n, head size]``; it may be empty.
 
         Raises:
-            IndexError: there are fewer slots than that.
+            IndexError: there are fewer slots than it may look at.
         """
-        if self._end > self._cache.slots:
-            raise IndexError(f"a forward needs {self._end} slots of a row, of which there are {self._cache.slots}")
-        return self._cache.store(layer_idx, like, like), self._rows.start, self._starts, self._end
+        if self.columns > self._cache.slots:
+            raise IndexError(f"a forward needs {self.columns} slots of a row, of which there are {self._cache.slots}")
+        return self._cache.store(0, like, like)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before this forward's, in the longest row."""
-        return self._past
+        return self.columns - self._length
 
     def get_max_length(self, layer_idx: int = 0) -> int:
         """The slots of a row."""
@@ -159,4 +176,4 @@ class CacheView(transformers.Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Columns of the mask, and where they begin."""
-        return self._end, 0
+        return self.columns, 0

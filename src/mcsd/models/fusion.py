@@ -55,13 +55,16 @@ class Rotary(nn.Module):
 
     def forward(self, states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Both ``[B, n, 1, size]``, in the states' dtype, for positions ``[B, n]``."""
-        longest = int(position_ids.max()) + 1
+        cos, sin = self.table(states, int(position_ids.max()) + 1)[:, position_ids, None].unbind()
+        return cos, sin
+
+    def table(self, states: Tensor, longest: int) -> Tensor:
+        """Both ``[2, positions, size]``, in the states' dtype and on their device, for `longest` positions or more."""
         if self._table is None or longest > self._table.shape[1] or states.dtype != self._table.dtype:
             every = torch.arange(max(longest, _POSITIONS) * 2, device=states.device)
             self._table = torch.cat(self._rotary(states, position_ids=every[None]))
             self._table[1, :, : self._table.shape[2] // 2].neg_()
-        cos, sin = self._table[:, position_ids, None].unbind()
-        return cos, sin
+        return self._table
 
 
 class Norm(nn.Module):

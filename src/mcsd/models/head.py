@@ -236,14 +236,11 @@ class BoundHead:
             Logits ``[B, n, K]`` of `vocabulary`, for all columns or none, and the head's own states.
         """
         rows = slice(*rows.indices(cache.used))
-        lengths = cache.lengths[rows]
-        longest = int(lengths.max()) + block.before + tokens.shape[1]
-        positions = (lengths[:, None] + block.offsets.to(self.device))[:, block.before :]
-        embedded, mask = self._table(tokens), additive(visible(block, lengths, longest), self.dtype)
-        view = cache.view(rows, block.before, tokens.shape[1], longest)
+        embedded, view = self._table(tokens), cache.view(rows, block)
         if self._native and tokens.numel() <= MOST_TOKENS:
-            angles = self._head.body.rotary_emb(embedded, position_ids=positions)
-            hidden, found = self._native.forward(states, own, embedded, mask, angles, view, logits)
+            hidden, found = self._native.forward(states, own, embedded, view, logits)
             return Output(found, hidden)
+        mask = additive(visible(block, view.lengths, view.columns), self.dtype)
+        positions = (view.lengths[:, None] + block.offsets.to(self.device))[:, block.before :]
         hidden = self._head(states if own else self._head.fused(states), embedded, mask, positions, view)
         return Output(self._output(hidden if logits else hidden[:, :0]), hidden)

@@ -1,5 +1,7 @@
 """Additive attention masks for in-flight tokens: who sees whom, as a model of transformers takes it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,3 +25,10 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """``[B, 1, n, columns]``: zero where a token may look, the least finite value elsewhere."""
     mask = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(allowed, 0.0)[:, None]
+
+
+def windows(config: Any) -> list[int | None]:
+    """How many positions the tokens of each layer see, their own included; None for all."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]

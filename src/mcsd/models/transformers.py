@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mcsd.errors import UnsupportedModel
+from mcsd.models import native
 from mcsd.models.base import Block, Cache, Output
 from mcsd.models.cache import KeyValueCache
 from mcsd.models.masks import additive, visible
@@ -74,18 +75,21 @@ class TransformersModel:
         """One forward; see `LanguageModel.forward`."""
         assert isinstance(cache, KeyValueCache)
         rows = slice(*rows.indices(cache.used))
-        lengths = cache.lengths[rows]
-        longest = int(lengths.max()) + block.before + tokens.shape[1]
-        positions = lengths[:, None] + block.offsets.to(self.device)
-        if self.max_length is not None:
-            # A tree may hang over the end of the context; what stands there is never emitted.
-            positions = positions.clamp(max=self.max_length - 1)
+        view = cache.view(rows, block)
+        mask: Tensor | dict[str, Tensor] | None = None
+        positions: Tensor | None = None
+        if not native.reads_blocks(self.network, tokens.numel()):
+            every = view.lengths[:, None] + block.offsets.to(self.device)
+            if self.max_length is not None:
+                # A tree may hang over the end of the context; what stands there is never emitted.
+                every = every.clamp(max=self.max_length - 1)
+            mask, positions = self._masks(block, view.lengths, every, view.columns), every[:, block.before :]
         out = self.network(
             # A draft with a smaller padded vocabulary may be shown a padding id of the target: any token will do.
             input_ids=tokens.clamp(max=self.vocab_size - 1),
-            attention_mask=self._masks(block, lengths, positions, longest),
-            position_ids=positions[:, block.before :],
-            past_key_values=cache.view(rows, block.before, tokens.shape[1], longest),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=view,
             use_cache=True,
             logits_to_keep=0 if logits else 1,
             output_hidden_states=bool(hidden),

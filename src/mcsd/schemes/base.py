@@ -7,6 +7,7 @@ randomness goes through `mcsd.rng.Randomness`.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mcsd.errors import InvalidTree
 from mcsd.rng import Randomness
-from mcsd.sampling import Settings, SparseDistributions, probabilities, shape_logits
+from mcsd.sampling import Settings, SparseDistributions, likeliest_tokens, probabilities, shape_logits
 from mcsd.tree import TreeShape
 
 
@@ -26,7 +27,8 @@ class CandidateTree:
         shape: the tree, ``n`` nodes.
         tokens: int64 ``[B, n]``.
         valid: bool ``[B, n]``: false where the draft had no candidate; such a node is never judged.
-        choice: int64 ``[B, n]``: index of the node's token in its parent's support; unused without ``q``.
+        choice: int64 ``[B, n]``: index of the node's token in its parent's support, 0 where it is not valid; unused
+            without ``q``.
         q: support and weights ``[B, 1 + n, S]`` by column (root first): for inner nodes the very tensors the
             candidates were drawn from, for leaves any support and zero weights. None for candidates that were not
             drawn: they are judged by sampling the target and looking.
@@ -215,7 +217,8 @@ class NodeScheme(Scheme):
         mixed = target.settings.any_greedy
 
         def decide(node: Node) -> tuple[Tensor, Tensor]:
-            picked, token = self.judge_node(node, random)
+            judged = self.judge_node(node, random) if node.tokens.shape[1] else sample_then_look(node, random)
+            picked, token = judged
             if not mixed:
                 return picked, token
             # Candidates of greedy rows were not drawn but chosen, and p is one-hot.
@@ -251,17 +254,23 @@ class Target:
             ``[A, V]``, and bool ``[A]``: where there is no distribution, but NaN or nothing.
         """
         p = probabilities(self.logits_after(columns, paths, rows), self.settings.select(rows))
-        return p, ~(p.sum(-1) - 1).abs().lt(1e-3)
+        return p, p.sum(-1).isnan()
 
     def logits_after(self, columns: Tensor, paths: Tensor, rows: Tensor) -> Tensor:
         """``[A, V]``, penalties and bias in them; see `after`."""
-        logits = self.logits[rows, columns]
-        for i, row in enumerate(rows.tolist()):
+        which = rows.tolist()
+        # Taking a single row by index would copy it, which takes as long as a softmax.
+        logits = self.logits[rows, columns] if len(which) != 1 else self.logits[which[0], int(columns)][None]
+        each = []
+        for i, row in enumerate(which):
             params = self.settings.params[row]
             if params.shapes_logits:
                 on_path = [int(self.tree.tokens[row, node]) for node in paths[i].tolist() if node >= 0]
                 shaped = shape_logits(logits[i], params, self.texts.prompts[row], self.texts.texts[row] + on_path)
-                logits = logits.to(shaped.dtype)
+                each.append((i, shaped))
+        if each:
+            logits = logits.to(each[0][1].dtype, copy=True)
+            for i, shaped in each:
                 logits[i] = shaped
         return logits
 
@@ -271,72 +280,103 @@ def walk(target: Target, decide: Callable[[Node], tuple[Tensor, Tensor]]) -> Ver
 
     Args:
         target: the candidates and the target's distributions.
-        decide: as `NodeScheme.judge_node`.
+        decide: as `NodeScheme.judge_node`. Nodes have as many children as the widest of their level, perhaps none.
     """
-    tree, logits = target.tree, target.logits
-    batch, device = len(logits), logits.device
-    children = tree.shape.children.to(device)
-    path = torch.full((batch, tree.shape.depth), -1, dtype=torch.int64, device=device)
-    column, accepted, token = torch.zeros(3, batch, dtype=torch.int64, device=device)
-    failed = tree.failed.clone()
-    rows = (~failed).nonzero()[:, 0]
-    for depth in range(tree.shape.depth + 1):
-        at = column[rows]
-        p, broken = target.after(at, path[rows], rows)
-        if broken.any():
-            failed[rows[broken]] = True
-            rows, at, p = rows[~broken], at[~broken], p[~broken]
-        kids = children[at]
-        picked, emitted = decide(_node(tree, rows, at, kids, p))
-        # Of a row that goes on it is replaced, or does not count.
-        token[rows] = emitted
-        on = (picked >= 0).nonzero()[:, 0]
-        if not len(on):
+    way = _Way(target.tree)
+    for width in (*target.tree.shape.widths, 0):
+        if not way.rows:
             break
-        rows, child = rows[on], kids[on].gather(1, picked[on, None])[:, 0]
-        path[rows, depth] = child
-        column[rows] = child + 1
-        accepted[rows] += 1
-    return Verdict(path, accepted, token, failed)
+        at = way.at()
+        p, broken = target.after(at[:, 1], at[:, 2:], at[:, 0])
+        if True in (lost := broken.tolist()):
+            way.fail(lost)
+            at, p = at[~broken], p[~broken]
+        below = [way.children(row)[:width] for row in way.rows]
+        kids = torch.tensor(below, dtype=torch.int64, device=p.device).view(len(at), width)
+        picked, token = decide(_node(target.tree, at[:, 0], at[:, 1], kids, p))
+        chosen = [nodes[place] if place >= 0 else None for nodes, place in zip(below, picked.tolist(), strict=True)]
+        way.go_on(chosen, token.tolist())
+    return way.verdict()
 
 
 def walk_greedily(target: Target) -> Verdict:
     """`walk` where all rows are greedy: from each node to the child that is the likeliest token, if there is one."""
-    tree, device = target.tree, target.logits.device
-    tokens, valid, failed = tree.tokens.tolist(), tree.valid.tolist(), tree.failed.tolist()
-    children = tree.shape.children.tolist()
-    batch, depth = len(tokens), tree.shape.depth
-    path, emitted = [[-1] * depth for _ in range(batch)], [0] * batch
-    column, accepted = [0] * batch, [0] * batch
-    rows = [row for row in range(batch) if not failed[row]]
-    while rows:
-        at = torch.tensor([(row, column[row], *path[row]) for row in rows], device=device)
-        best = target.logits_after(at[:, 1], at[:, 2:], at[:, 0]).max(-1)
-        there, likeliest = best.values.isfinite().tolist(), best.indices.tolist()
+    tree = target.tree
+    tokens, valid = tree.tokens.tolist(), tree.valid.tolist()
+    way = _Way(tree)
+    while way.rows:
+        at = way.at()
+        values, best = likeliest_tokens(target.logits_after(at[:, 1], at[:, 2:], at[:, 0]))
+        lost = [not isfinite(value) for value in values.tolist()]
+        likeliest = [token for token, none in zip(best.tolist(), lost, strict=True) if not none]
+        way.fail(lost)
+        chosen = []
+        for row, token in zip(way.rows, likeliest, strict=True):
+            kids = [node for node in way.children(row) if node >= 0 and valid[row][node]]
+            chosen.append(next((node for node in kids if tokens[row][node] == token), None))
+        way.go_on(chosen, likeliest)
+    return way.verdict()
+
+
+class _Way:
+    """How far each row of a batch has come on its way down a tree.
+
+    Attributes:
+        rows: those that go on.
+    """
+
+    def __init__(self, tree: CandidateTree) -> None:
+        self._device, self._depth = tree.tokens.device, tree.shape.depth
+        self._children = tree.shape.children.tolist()
+        self._failed: list[bool] = tree.failed.tolist()
+        batch = len(self._failed)
+        self._path = [[-1] * self._depth for _ in range(batch)]
+        self._column, self._accepted, self._token = [0] * batch, [0] * batch, [0] * batch
+        self.rows = [row for row in range(batch) if not self._failed[row]]
+
+    def at(self) -> Tensor:
+        """int64 ``[A, 2 + depth]``: the rows, the column that each has come to, and its path."""
+        return torch.tensor([(row, self._column[row], *self._path[row]) for row in self.rows], device=self._device)
+
+    def children(self, row: int) -> list[int]:
+        """The nodes below a row's, padded with -1."""
+        return self._children[self._column[row]]  # type: ignore[no-any-return]
+
+    def fail(self, lost: list[bool]) -> None:
+        """Rows end without a token: those of `rows` for which it is said."""
+        for row, none in zip(self.rows, lost, strict=True):
+            self._failed[row] = none
+        self.rows = [row for row in self.rows if not self._failed[row]]
+
+    def go_on(self, chosen: list[int | None], tokens: list[int]) -> None:
+        """Each row goes on to a node, or ends with a token."""
         on = []
-        for row, found, token in zip(rows, there, likeliest, strict=True):
-            failed[row], emitted[row] = not found, token
-            kids = [node for node in children[column[row]] if node >= 0 and valid[row][node]]
-            right = next((node for node in kids if tokens[row][node] == token), None)
-            if found and right is not None:
-                path[row][accepted[row]] = right
-                accepted[row] += 1
-                column[row] = 1 + right
-                on.append(row)
-        rows = on
-    paths = torch.tensor(path, dtype=torch.int64, device=device).view(batch, depth)
-    counts = torch.tensor([accepted, emitted], dtype=torch.int64, device=device)
-    return Verdict(paths, counts[0], counts[1], torch.tensor(failed, dtype=torch.bool, device=device))
+        for row, node, token in zip(self.rows, chosen, tokens, strict=True):
+            if node is None:
+                self._token[row] = token
+                continue
+            self._path[row][self._accepted[row]] = node
+            self._accepted[row] += 1
+            self._column[row] = 1 + node
+            on.append(row)
+        self.rows = on
+
+    def verdict(self) -> Verdict:
+        """When all have ended."""
+        path = torch.tensor(self._path, dtype=torch.int64, device=self._device).view(len(self._path), self._depth)
+        counts = torch.tensor([self._accepted, self._token], dtype=torch.int64, device=self._device)
+        return Verdict(path, counts[0], counts[1], torch.tensor(self._failed, dtype=torch.bool, device=self._device))
 
 
 def _node(tree: CandidateTree, rows: Tensor, at: Tensor, kids: Tensor, p: Tensor) -> Node:
     there = kids >= 0
     count = there.sum(-1)
-    if tree.q is None:
+    childless = not kids.shape[1]
+    if tree.q is None or childless:
         q = SparseDistributions(kids[:, :0], p[:, :0])
     else:
         q = SparseDistributions(tree.q.support[rows, at], tree.q.weights[rows, at])
-    if not len(tree.shape):
+    if childless:
         return Node(p, kids, there, count, kids, q, rows)
     own, nodes = rows[:, None], kids.clamp(min=0)
     return Node(p, tree.tokens[own, nodes], there & tree.valid[own, nodes], count, tree.choice[own, nodes], q, rows)
@@ -356,10 +396,11 @@ def sample_then_look(node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
 
 def likeliest_where(greedy: Tensor, q: Tensor, count: int, draw: Callable[[Tensor, int], Tensor]) -> Tensor:
     """`likeliest` for greedy rows and ``draw(q, count)`` for the others; where there are no others it is not called."""
-    if not greedy.any():
+    cold = greedy.tolist()
+    if True not in cold:
         return draw(q, count)
     best = likeliest(q, count)
-    return best if greedy.all() else torch.where(greedy[:, None, None], best, draw(q, count))
+    return best if all(cold) else torch.where(greedy[:, None, None], best, draw(q, count))
 
 
 def likeliest(q: Tensor, count: int) -> Tensor:

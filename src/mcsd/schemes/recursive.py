@@ -25,11 +25,13 @@ class _Recursive(NodeScheme):
             yes = random.accept((at(r, choice) / at(q, choice)).where(tried, 0.0), node.rows)
             picked = picked.masked_fill(yes, j)
             rejected = tried & ~yes
+            if True not in rejected.tolist():
+                continue
             residual, mass = subtract(r, q)
             # No mass left: the rejection had probability 0 and came of rounding. The old residual stays.
             r = torch.where((rejected & (mass > 0))[:, None], residual / mass[:, None], r)
             if self.without_replacement and j + 1 < children:
-                rest = q.scatter(1, choice.clamp(min=0)[:, None], 0.0)
+                rest = q.scatter(1, choice[:, None], 0.0)
                 q = torch.where(rejected[:, None], renormalised(rest), q)
         return picked, sample_where_none(picked, r, outside, node.q.support, node.rows, random)
 

@@ -40,8 +40,8 @@ def renormalised(weights: Tensor) -> Tensor:
 
 
 def at(weights: Tensor, choice: Tensor) -> Tensor:
-    """``[A]``: an entry of each row of ``[A, S]``, by index ``[A]``; the first where the index is -1."""
-    return weights.gather(1, choice.clamp(min=0)[:, None])[:, 0]
+    """``[A]``: an entry of each row of ``[A, S]``, by index ``[A]``."""
+    return weights.gather(1, choice[:, None])[:, 0]
 
 
 def sample_residual(r: Tensor, outside: Tensor, support: Tensor, rows: Tensor, random: Randomness) -> Tensor:
@@ -54,19 +54,22 @@ def sample_residual(r: Tensor, outside: Tensor, support: Tensor, rows: Tensor, r
         rows: int64 ``[A]``, of the batch.
         random: the judging stream.
     """
-    place = random.sample(r[:, None], 1, rows)[:, 0, 0]
-    inside = support.gather(1, place.clamp(max=support.shape[1] - 1)[:, None])[:, 0]
-    off = (place == support.shape[1]).nonzero()[:, 0]
+    size = support.shape[1]
+    place = random.sample(r[:, None], 1, rows)[:, 0]
+    off = [row for row, (found,) in enumerate(place.tolist()) if found == size]
     # Asked for even when no row needs it: every row's stream moves on alike.
-    return inside.index_put((off,), random.sample(outside[off, None], 1, rows[off])[:, 0, 0])
+    beyond = random.sample(outside[off, None], 1, rows[off])[:, 0, 0]
+    inside = support.gather(1, place.clamp(max=size - 1))[:, 0]
+    return inside.index_put((torch.tensor(off, device=rows.device),), beyond) if off else inside
 
 
 def sample_where_none(
     picked: Tensor, r: Tensor, outside: Tensor, support: Tensor, rows: Tensor, random: Randomness
 ) -> Tensor:
     """`sample_residual` for the rows that have accepted no child, ``picked [A]`` being -1; 0 for the others."""
-    lost = (picked < 0).nonzero()[:, 0]
-    if len(lost) == len(picked):
+    found = picked.tolist()
+    lost = [row for row, place in enumerate(found) if place < 0]
+    if len(lost) == len(found):
         return sample_residual(r, outside, support, rows, random)
     drawn = sample_residual(r[lost], outside[lost], support[lost], rows[lost], random)
-    return torch.zeros_like(picked).index_put((lost,), drawn)
+    return torch.zeros_like(picked).index_put((torch.tensor(lost, dtype=torch.int64, device=rows.device),), drawn)

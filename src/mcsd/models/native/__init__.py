@@ -6,8 +6,8 @@ thousands of small operations.
 """
 
 from mcsd.models.native.head import NativeHead
-from mcsd.models.native.layers import MOST_TOKENS, replace_layers
+from mcsd.models.native.layers import MOST_TOKENS, reads_blocks, replace_layers
 from mcsd.models.native.library import available
 from mcsd.models.native.linear import Kind, NativeLinear
 
-__all__ = ["MOST_TOKENS", "Kind", "NativeHead", "NativeLinear", "available", "replace_layers"]
+__all__ = ["MOST_TOKENS", "Kind", "NativeHead", "NativeLinear", "available", "reads_blocks", "replace_layers"]

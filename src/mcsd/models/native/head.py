@@ -33,33 +33,26 @@ class NativeHead:
         return all(isinstance(part, NativeLinear) for part in (head.fuse, head.join, output)) and Stack.fits(head.body)
 
     def forward(
-        self,
-        states: Tensor,
-        own: bool,
-        embedded: Tensor,
-        mask: Tensor,
-        angles: tuple[Tensor, Tensor],
-        view: CacheView,
-        logits: bool,
+        self, states: Tensor, own: bool, embedded: Tensor, view: CacheView, logits: bool
     ) -> tuple[Tensor, Tensor]:
         """States ``[B, n, H]`` and logits ``[B, n, K]``, or none of them.
 
         Args:
             states: of the target ``[B, n, F]``, or the head's ``own`` ``[B, n, H]``.
             embedded: ``[B, n, H]``, of the tokens.
-            mask, angles, view: as for `Stack.place`.
+            view: where they stand.
             logits: whether they are wanted.
 
         Raises:
-            ValueError, IndexError: as `Stack.place`; of the states too.
+            ValueError: states are not of this size.
+            IndexError: as `CacheView.store`.
         """
         struct, stack, shape = self._struct, self._stack, embedded.shape[:2]
         tokens, dtype = shape.numel(), stack.dtype
         states = readable(states.to(dtype), tokens, stack.width if own else self._parts[0].inputs, dtype)
         embedded = readable(embedded, tokens, stack.width, dtype)
-        place, held = stack.place(shape, mask, angles, view)
+        place = stack.place(view)
         last = torch.empty_like(embedded)
         found = last.new_empty(shape[0], shape[1] if logits else 0, self._parts[2].outputs)
         call("head", struct, states, own, embedded, dtype, place, last, found if logits else None)
-        del held
         return last, found

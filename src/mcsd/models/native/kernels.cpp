@@ -51,6 +51,7 @@ struct Layer {
     Before before;
     Behind behind;
     double scaling;
+    int64_t window;  // positions that are seen, one's own included; 0 for all
 };
 
 // Layers one behind the other, and the norm behind the last.
@@ -68,14 +69,17 @@ struct Head {
     Linear output;
 };
 
-// Where the tokens of a forward stand, and what they see: rows of `length` tokens each.
+// Where the tokens of a forward stand, and what they see: rows of `length` tokens each, behind the `before` that each row
+// has in flight already.
 struct Place {
     void *keys, *values;  // of the first layer and the first row, [layers, rows, shared, slots, size]
     int64_t layer_stride, row_stride, head_stride;  // in numbers
-    const int64_t* starts;          // the slot of each row's first token
-    int64_t rows, length, columns;  // slots that can be seen
-    void *const *masks;             // of each layer, [rows, length, columns], added to scores
-    void *cosines, *sines;          // [rows * length, size]
+    int64_t rows, before, length;
+    const int64_t* lengths;  // of each row: slots, and positions, that are committed
+    const int64_t* offsets;  // [before + length], positions behind those
+    const bool* sight;       // [length, before + length], which of those in flight are seen
+    int64_t positions;       // of which there are no more
+    void *cosines, *sines;   // [positions, size]
 };
 }
 
@@ -445,10 +449,16 @@ void turn(const float* x, int64_t size, Numbers cosines, Numbers sines, Numbers 
 
 constexpr int FEW = 4;  // queries that look at the same keys together, and columns at a time
 
-// Where some queries of the same row and keys stand, and where what they see goes.
+// What a token sees: columns `from` to `committed`, and of the others those of which the byte is not 0.
+struct Sight {
+    int64_t from, committed;
+    const uint8_t* others;
+};
+
+// Some queries that look at the same keys, and where what they see goes.
 struct Queries {
     const float* vectors[FEW];
-    Numbers masks[FEW];
+    Sight sights[FEW];
     float *weights[FEW], *out[FEW];
 };
 
@@ -554,7 +564,7 @@ void weigh(const Queries& queries, const float* factors, const void* values, int
     }
 }
 
-// What Q queries see of keys and values [columns, size] where their masks [columns], added to scores, let them look.
+// What Q queries see of keys and values [columns, size].
 template <bool HALF, int Q>
 void attend(Queries queries, const void* keys, const void* values, int64_t columns, int64_t size, float scaling) {
     static thread_local Buffer<float> buffer;
@@ -562,8 +572,12 @@ void attend(Queries queries, const void* keys, const void* values, int64_t colum
     buffer.fit(Q * room);
     float factors[Q];
     for (int q = 0; q < Q; q++) {
-        queries.weights[q] = buffer.data() + q * room;
-        copy(queries.masks[q], {queries.weights[q], false}, columns);
+        const Sight& sight = queries.sights[q];
+        float* weights = queries.weights[q] = buffer.data() + q * room;
+        for (int64_t i = 0; i < columns; i++) {
+            const bool seen = i < sight.committed ? i >= sight.from : sight.others[i - sight.committed];
+            weights[i] = seen ? 0 : std::numeric_limits<float>::lowest();
+        }
     }
     score<HALF, Q>(queries, keys, columns, size, scaling);
     for (int q = 0; q < Q; q++) factors[q] = soften(queries.weights[q], columns);
@@ -576,12 +590,19 @@ const Attend ATTEND[2][FEW + 1] = {
     {nullptr, attend<true, 1>, attend<true, 2>, attend<true, 3>, attend<true, 4>},
 };
 
+// Where a token in flight stands. A tree may hang over the end of the context; what stands there is never emitted.
+int64_t place_of(const Place& place, int64_t row, int64_t token) {
+    return std::min(place.lengths[row] + place.offsets[token], place.positions - 1);
+}
+
 // ---- parts of a layer; every thread of a team calls these alike ----
 
 // Room for what lies between products, of the thread that calls the kernels.
 struct Room {
     Codes codes;
     Buffer<float> sum, wide, narrow, turned, seen, pairs;
+    Buffer<int64_t> positions;  // of tokens
+    Buffer<uint8_t> sight;      // [tokens, before + length], of a layer
 
     void fit(const Before& layer, int64_t rows) {
         codes.fit(layer.into, rows);
@@ -596,7 +617,12 @@ struct Room {
         narrow.fit(rows * std::max(layer.down.inputs, layer.out.outputs));
     }
 
-    void fit(const Stack& stack, int64_t rows) {
+    void fit(const Stack& stack, const Place& place) {
+        const int64_t rows = place.rows * place.length;
+        positions.fit(rows);
+        sight.fit(rows * (place.before + place.length));
+        for (int64_t token = 0; token < rows; token++)
+            positions.data()[token] = place_of(place, token / place.length, place.before + token % place.length);
         for (int64_t i = 0; i < stack.count; i++) {
             const Before& before = stack.layers[i].before;
             fit(before, rows);
@@ -606,9 +632,10 @@ struct Room {
         }
     }
 
-    void fit(const Head& head, int64_t rows) {
+    void fit(const Head& head, const Place& place) {
+        const int64_t rows = place.rows * place.length;
         for (const Linear* linear : {&head.fuse, &head.join, &head.output}) codes.fit(*linear, rows);
-        fit(head.stack, rows);
+        fit(head.stack, place);
         wide.fit(rows * head.fuse.inputs);
         pairs.fit(rows * head.join.inputs);
     }
@@ -619,8 +646,14 @@ Room& of_this_thread() {
     return room;
 }
 
+// Cosines and sines [positions, size], and the position of each token; or one a token.
+struct Angles {
+    Numbers cosines, sines;
+    const int64_t* positions;
+};
+
 // Queries, keys and values [rows, (heads + 2 shared) size], turned.
-void heads_of(const Before& layer, Numbers states, Numbers cosines, Numbers sines, int64_t rows, Room& room, Numbers out) {
+void heads_of(const Before& layer, Numbers states, const Angles& angles, int64_t rows, Room& room, Numbers out) {
     const int64_t inputs = layer.into.inputs, outputs = layer.into.outputs, size = layer.size;
     float *x = room.narrow.data(), *all = room.wide.data();
 #pragma omp for schedule(static) nowait
@@ -630,7 +663,8 @@ void heads_of(const Before& layer, Numbers states, Numbers cosines, Numbers sine
     }
     multiply(layer.into, x, rows, room.codes, {all, false}, false);
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; row++)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t angle = (angles.positions ? angles.positions[row] : row) * size;
         for (int64_t head = 0; head < layer.heads + 2 * layer.shared; head++) {
             float* own = all + row * outputs + head * size;
             const Numbers to = out.from(row * outputs + head * size);
@@ -640,8 +674,9 @@ void heads_of(const Before& layer, Numbers states, Numbers cosines, Numbers sine
             }
             const Norm& norm = head < layer.heads ? layer.queries : layer.keys;
             if (norm.eps >= 0) normalize(norm, own, size, own);
-            turn(own, size, cosines.from(row * size), sines.from(row * size), to);
+            turn(own, size, angles.cosines.from(angle), angles.sines.from(angle), to);
         }
+    }
 }
 
 // The layer's output [rows, outputs], of its states and of what its attention has seen [rows, inputs of layer.out].
@@ -671,35 +706,43 @@ void see(const Layer& layer, int64_t number, const Place& place, Room& room) {
     const Before& before = layer.before;
     const int64_t tokens = place.rows * place.length, heads = before.heads, shared = before.shared, size = before.size;
     const int64_t each = heads / shared, width = before.into.outputs, start = number * place.layer_stride;
+    const int64_t known = place.before + place.length;
     const Numbers keys = Numbers{place.keys, HALF}.from(start), values = Numbers{place.values, HALF}.from(start);
-    const Numbers mask{place.masks[number], HALF};
+    const int64_t* positions = room.positions.data();
     float *turned = room.turned.data(), *seen = room.seen.data();
+    uint8_t* sight = room.sight.data();
 #pragma omp for schedule(static)
-    for (int64_t token = 0; token < tokens; token++)
+    for (int64_t token = 0; token < tokens; token++) {
+        const int64_t row = token / place.length, own = token % place.length;
         for (int64_t head = 0; head < shared; head++) {
-            const int64_t row = token / place.length;
-            const int64_t slot = place.starts[row] + token % place.length;
+            const int64_t slot = place.lengths[row] + place.before + own;
             const int64_t at = row * place.row_stride + head * place.head_stride + slot * size;
             float* key = turned + token * width + (heads + head) * size;
             copy({key, false}, keys.from(at), size);
             copy({key + shared * size, false}, values.from(at), size);
         }
+        for (int64_t other = 0; other < known; other++) {
+            const int64_t back = positions[token] - place_of(place, row, other);
+            sight[token * known + other] = place.sight[own * known + other] && (!layer.window || back < layer.window);
+        }
+    }
 #pragma omp for schedule(dynamic) collapse(3)
     for (int64_t row = 0; row < place.rows; row++)
         for (int64_t head = 0; head < shared; head++)
             for (int64_t first = 0; first < each * place.length; first += FEW) {
                 const int64_t now = std::min<int64_t>(FEW, each * place.length - first);
-                const int64_t at = row * place.row_stride + head * place.head_stride;
+                const int64_t at = row * place.row_stride + head * place.head_stride, committed = place.lengths[row];
                 Queries queries;
                 for (int64_t q = 0; q < now; q++) {
                     const int64_t token = row * place.length + (first + q) / each;
                     const int64_t query = head * each + (first + q) % each;
+                    const int64_t from = layer.window ? positions[token] + 1 - layer.window : 0;
                     queries.vectors[q] = turned + token * width + query * size;
-                    queries.masks[q] = mask.from(token * place.columns);
+                    queries.sights[q] = {from, committed, sight + token * known};
                     queries.out[q] = seen + (token * heads + query) * size;
                 }
                 ATTEND[HALF][now](
-                    queries, keys.from(at).data, values.from(at).data, place.columns, size,
+                    queries, keys.from(at).data, values.from(at).data, committed + known, size,
                     static_cast<float>(layer.scaling));
             }
 }
@@ -710,8 +753,9 @@ void run(const Stack& stack, const Place& place, bool half, Room& room, Numbers 
     const int64_t tokens = place.rows * place.length, width = stack.layers[0].before.into.inputs;
     float *x = room.sum.data(), *normed = room.narrow.data();
     const Numbers states{x, false}, turned{room.turned.data(), false}, seen{room.seen.data(), false};
+    const Angles angles{{place.cosines, half}, {place.sines, half}, room.positions.data()};
     for (int64_t i = 0; i < stack.count; i++) {
-        heads_of(stack.layers[i].before, states, {place.cosines, half}, {place.sines, half}, tokens, room, turned);
+        heads_of(stack.layers[i].before, states, angles, tokens, room, turned);
         half ? see<true>(stack.layers[i], i, place, room) : see<false>(stack.layers[i], i, place, room);
         rest_of(stack.layers[i].behind, states, seen, tokens, room, states);
         if (!every.data) continue;
@@ -768,8 +812,9 @@ void before(const Before* layer, void* states, void* cosines, void* sines, bool 
 #pragma omp parallel num_threads(threads)
     for (int64_t first = 0; first < rows; first += TOGETHER)
         heads_of(
-            *layer, from.from(first * layer->into.inputs), cosine.from(first * layer->size), sine.from(first * layer->size),
-            std::min(TOGETHER, rows - first), room, to.from(first * layer->into.outputs));
+            *layer, from.from(first * layer->into.inputs),
+            {cosine.from(first * layer->size), sine.from(first * layer->size), nullptr}, std::min(TOGETHER, rows - first),
+            room, to.from(first * layer->into.outputs));
 }
 
 // A layer's output [rows, outputs], of its states and of what its attention has seen [rows, inputs of layer->out].
@@ -790,7 +835,7 @@ void stack(const Stack* stack, void* states, bool half, const Place* place, void
     const int64_t tokens = place->rows * place->length, width = stack->layers[0].before.into.inputs;
     const Numbers from{states, half};
     Room& room = of_this_thread();
-    room.fit(*stack, tokens);
+    room.fit(*stack, *place);
     float* x = room.sum.data();
 #pragma omp parallel num_threads(threads)
     {
@@ -810,7 +855,7 @@ void head(
     const int64_t parts = head->fuse.inputs / width;
     const Numbers from{states, half}, embedded{embeddings, half};
     Room& room = of_this_thread();
-    room.fit(*head, tokens);
+    room.fit(*head, *place);
     float *wide = room.wide.data(), *x = room.sum.data(), *pairs = room.pairs.data();
 #pragma omp parallel num_threads(threads)
     {

@@ -1,7 +1,5 @@
 """Decoder layers that run in the kernels: all layers of a model, and the norm behind them, in one call."""
 
-import ctypes
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from mcsd.models import fusion
 from mcsd.models.cache import CacheView
 from mcsd.models.halves import run_halves
+from mcsd.models.masks import windows
 from mcsd.models.native import structs
 from mcsd.models.native.library import DTYPES, call, readable
 from mcsd.models.native.linear import NativeLinear
@@ -64,7 +63,7 @@ class _DecoderLayer:
         norm, later = self._norm(layer.input_layernorm), self._norm(layer.post_attention_layernorm)
         before = structs.Before(norm, self._linear(self.attention.into), *own, *self.counts)
         behind = self._linear(self.attention.out), later, self._linear(layer.mlp.into), self._linear(layer.mlp.out)
-        self.struct = structs.Layer(before, structs.Behind(*behind), self.attention.scaling)
+        self.struct = structs.Layer(before, structs.Behind(*behind), self.attention.scaling, 0)
 
     def _norm(self, norm: Any) -> structs.Norm:
         weight = norm.weight.detach().float()
@@ -118,12 +117,15 @@ class Stack:
         self._layers: list[_DecoderLayer] = [layer.forward for layer in model.layers]
         self._norm: Tensor = model.norm.weight.detach().float()
         layers = (structs.Layer * len(self._layers))(*(layer.struct for layer in self._layers))
+        for layer, window in zip(layers, windows(model.config), strict=True):
+            layer.window = window or 0
         self.struct = structs.Stack(layers, len(layers), structs.Norm(self._norm.data_ptr(), model.norm.eps))
         self.width: int = model.norm.weight.shape[0]
         self.dtype: torch.dtype = model.norm.weight.dtype
-        _, shared, self._size = self._layers[0].counts
-        self._like = model.norm.weight.new_empty(0, shared, 0, self._size)
-        self._kinds: Sequence[str] = getattr(model.config, "layer_types", None) or [""] * len(layers)
+        _, shared, size = self._layers[0].counts
+        self._like = model.norm.weight.new_empty(0, shared, 0, size)
+        self._rotary: fusion.Rotary = model.rotary_emb
+        self._positions: int = model.config.max_position_embeddings
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -138,42 +140,31 @@ class Stack:
             and isinstance(model.rotary_emb, fusion.Rotary)
         )
 
-    def place(
-        self, shape: torch.Size, mask: Tensor | Mapping[str, Tensor], angles: tuple[Tensor, Tensor], view: CacheView
-    ) -> tuple[structs.Place, list[Tensor]]:
-        """Where the tokens of a forward stand, and the tensors that the kernels read of it, which must live as long.
-
-        Args:
-            shape: rows, and tokens of each.
-            mask: additive, ``[B, 1, n, columns]``, for all layers or for each kind of them.
-            angles: of a `Rotary`.
-            view: where keys and values go.
+    def place(self, view: CacheView) -> structs.Place:
+        """Where the tokens of a forward stand. The view must live as long.
 
         Raises:
-            ValueError: mask or angles are not of this size and dtype.
-            IndexError: as `CacheView.place`.
+            IndexError: as `CacheView.store`.
         """
-        (rows, length), tokens = shape, shape.numel()
-        store, first, starts, columns = view.place(self._like, 0)
+        block, store = view.block, view.store(self._like)
         of_layer, of_values, of_row, of_head, *_ = store.stride()
-        keys = store.data_ptr() + first * of_row * store.element_size()
-        masks = {
-            kind: readable(mask if isinstance(mask, Tensor) else mask[kind], tokens, columns, self.dtype)
-            for kind in set(self._kinds)
-        }
-        pointers = (ctypes.c_void_p * len(self._kinds))(*(masks[kind].data_ptr() for kind in self._kinds))
-        # All rows may have the same positions.
-        together = (part if len(part) == rows else part.expand(rows, -1, -1, -1) for part in angles)
-        turns = [readable(part, tokens, self._size, self.dtype) for part in together]
-        place = structs.Place(
-            *(keys, keys + of_values * store.element_size(), of_layer, of_row, of_head, starts.data_ptr()),
-            *(rows, length, columns, pointers, *(part.data_ptr() for part in turns)),
+        keys = store.data_ptr() + view.rows.start * of_row * store.element_size()
+        # Positions are below the number of slots. The table is the rotation's, which keeps it.
+        cosines, sines = self._rotary.table(self._like, min(view.columns, self._positions))
+        return structs.Place(
+            *(keys, keys + of_values * store.element_size(), of_layer, of_row, of_head),
+            *(len(view.lengths), block.before, len(block.mask)),
+            *(view.lengths.data_ptr(), *(part.data_ptr() for part in block.laid_out)),
+            *(self._positions, cosines.data_ptr(), sines.data_ptr()),
         )
-        return place, [*masks.values(), *turns, starts]
 
 
 class _Decoder:
-    """The forward of a model of transformers."""
+    """The forward of a model of transformers. For the few tokens of a tree it asks the view of the cache what they are.
+
+    Args:
+        model: one that a `Stack` fits.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -188,21 +179,23 @@ class _Decoder:
         output_hidden_states: bool = False,
         **others: Any,
     ) -> BaseModelOutputWithPast:
-        """See ``LlamaModel.forward``, which runs whatever is not the few tokens of a tree."""
+        """See ``LlamaModel.forward``, which runs whatever is something else."""
         model, stack = self._model, self._stack
-        if not isinstance(past_key_values, CacheView) or input_ids is None or input_ids.numel() > MOST_TOKENS:
+        if input_ids is None or not isinstance(past_key_values, CacheView) or input_ids.numel() > MOST_TOKENS:
             given = {"position_ids": position_ids, "past_key_values": past_key_values, **others}
             given |= {"output_hidden_states": output_hidden_states}
             out: BaseModelOutputWithPast = type(model).forward(model, input_ids, attention_mask, **given)
             return out
-        embedded = model.embed_tokens(input_ids)
-        angles = model.rotary_emb(embedded, position_ids=position_ids)
-        states = readable(embedded, input_ids.numel(), stack.width, stack.dtype)
-        place, held = stack.place(input_ids.shape, attention_mask, angles, past_key_values)
+        states = readable(model.embed_tokens(input_ids), input_ids.numel(), stack.width, stack.dtype)
         last = torch.empty_like(states)
         every = states.new_empty(stack.struct.count, *states.shape) if output_hidden_states else None
-        call("stack", stack.struct, states, stack.dtype, place, every, last)
-        del held
+        call("stack", stack.struct, states, stack.dtype, stack.place(past_key_values), every, last)
         # Of the last layer it is the normed one.
         hidden = None if every is None else (states, *every[:-1], last)
         return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=past_key_values, hidden_states=hidden)
+
+
+def reads_blocks(network: Any, tokens: int) -> bool:
+    """Whether a model reads so many tokens in one call, and so needs neither a mask nor positions."""
+    model = getattr(network, network.base_model_prefix, None)
+    return tokens <= MOST_TOKENS and model is not None and isinstance(vars(model).get("forward"), _Decoder)

@@ -45,7 +45,7 @@ class Behind(Structure):
 class Layer(Structure):
     """A decoder layer."""
 
-    _fields_ = (("before", Before), ("behind", Behind), ("scaling", c_double))
+    _fields_ = (("before", Before), ("behind", Behind), ("scaling", c_double), ("window", c_int64))
 
 
 class Stack(Structure):
@@ -69,11 +69,13 @@ class Place(Structure):
         ("layer_stride", c_int64),
         ("row_stride", c_int64),
         ("head_stride", c_int64),
-        ("starts", c_void_p),
         ("rows", c_int64),
+        ("before", c_int64),
         ("length", c_int64),
-        ("columns", c_int64),
-        ("masks", POINTER(c_void_p)),
+        ("lengths", c_void_p),
+        ("offsets", c_void_p),
+        ("sight", c_void_p),
+        ("positions", c_int64),
         ("cosines", c_void_p),
         ("sines", c_void_p),
     )
