@@ -139,9 +139,9 @@ class Stream:
         if missing > 0:
             more = numbers(self._seeds, self._positions[:, None], self._stream, made, max(missing, _BLOCK))
             self._numbers = torch.cat([self._numbers, more[:, 0]], dim=1)
-        drawn = self._numbers[:, self._used : self._used + count]
+        drawn = self._numbers.narrow(1, self._used, count)
         self._used += count
-        return drawn if rows is None or rows.tolist() == list(range(len(drawn))) else drawn[rows]
+        return drawn if rows is None or len(rows) == len(drawn) == 1 else drawn[rows]
 
     def sample(self, weights: Tensor, count: int, rows: Tensor | None = None) -> Tensor:
         """By inversion, in float64 so that no token of a large vocabulary falls between two sums."""
@@ -161,7 +161,7 @@ class Stream:
             if number:
                 left = left.scatter(2, drawn[-1].clamp(min=0), 0.0)
             # Where nothing is left all sums are 0, and the index runs off the end.
-            pick = _inverted(left, self.uniform(len(left[0]), rows).view(*left.shape[:2], 1))
+            pick = _inverted(left, self.uniform(left.shape[1], rows).view(*left.shape[:2], 1))
             drawn.append(pick.masked_fill(pick == size, -1))
         return torch.cat(drawn, dim=-1)
 

@@ -20,7 +20,7 @@ from mcsd.models.trimming import trim
 from mcsd.rng import DRAW, Randomness, Stream
 from mcsd.sampling import Settings, SparseDistributions
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, Verdict
-from mcsd.schemes.base import Target
+from mcsd.schemes.candidates import Target
 
 ROWS = 3
 LARGEST = 6

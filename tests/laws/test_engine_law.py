@@ -25,7 +25,7 @@ import mcsd
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
 from mcsd.schemes import Scheme
-from mcsd.schemes.base import Node
+from mcsd.schemes.candidates import Node
 from mcsd.schemes.recursive import McssWithoutReplacement
 
 SEQUENCES = int(os.environ.get("MCSD_LAW_SEQUENCES", "10000"))

@@ -19,6 +19,8 @@ from mcsd.models.fusion import Attention, FeedForward, Norm, Rotary, fuse
 
 KNOWN = ["llama", "mistral-window", "qwen2", "qwen3"]
 TREE = mcsd.TreeShape.parse("3x2x1")
+BELOW = Block(torch.tensor([0, 1, 2, 2]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 1]]).bool())
+"""Two siblings below two tokens that are in flight already."""
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
@@ -32,7 +34,7 @@ def exact(family: str) -> Any:
 
 
 def outputs(network: Any) -> list[Tensor]:
-    """Logits and states of two texts of different lengths, then of trees behind them, then of one token."""
+    """Logits and states of two texts of different lengths, of trees behind them, of one token, of a draft's levels."""
     model = TransformersModel(network)
     cache = model.new_cache(2, 40)
     for _ in range(2):
@@ -43,6 +45,8 @@ def outputs(network: Any) -> list[Tensor]:
         (Block.chain(11), [11, 4]),
         (Block.tree(TREE), [3, 2]),
         (Block.chain(1), [1, 1]),
+        (Block.chain(2), [0, 0]),
+        (BELOW, [3, 1]),
         (Block.chain(2), [2, 1]),
     ]
     for block, kept in blocks:
@@ -50,7 +54,8 @@ def outputs(network: Any) -> list[Tensor]:
         output = model.forward(tokens, block, cache, hidden=(0, 1, -1))
         assert output.hidden is not None
         found += [output.logits, output.hidden]
-        cache.commit(torch.arange(max(kept)).expand(2, -1), torch.tensor(kept))
+        if any(kept):
+            cache.commit(torch.arange(max(kept)).expand(2, -1), torch.tensor(kept))
     return found
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_fusion import KNOWN, outputs
+from test_fusion import BELOW, KNOWN, TREE, outputs
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from conftest import FAMILIES, VOCABULARY, tiny
 from mcsd import errors
@@ -253,6 +253,13 @@ def test_what_does_not_fit_is_refused_and_not_written() -> None:
     cache.add()
     with pytest.raises(IndexError, match="3 slots"):
         model.forward(torch.tensor([[5, 9, 2]]), Block.chain(3), cache)
+    with pytest.raises(ValueError, match="2 tokens in 1 rows"):
+        model.forward(torch.tensor([[5, 9, 2]]), Block.chain(2), cache)
+    with pytest.raises(ValueError, match="2 tokens in 1 rows"):
+        model.forward(torch.tensor([[5, 9], [5, 9]]), Block.chain(2), cache)
+    for offsets in (torch.tensor([0, 2]), torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor([0.0, 1.0])):
+        with pytest.raises(ValueError, match=r"offsets|positions"):
+            model.forward(torch.tensor([[5, 9]]), Block(offsets, torch.ones(2, 2).bool()), cache)
     with pytest.raises(ValueError, match="48 numbers of"):
         HALVES(nn.Linear(48, 40))(torch.ones(2, 50))
     with pytest.raises(errors.UnsupportedModel, match="inputs"):
@@ -272,32 +279,57 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> tuple[BoundHead, BoundHead]:
     return BoundHead(head, target, "head"), plain
 
 
+def drafted(head: BoundHead) -> list[Tensor]:
+    """What a head gives: of the target's states and its own, in rows of different lengths, level by level."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 96, (2, 10), generator=generator)
+    states, own = torch.randn(2, 6, 96, generator=generator), torch.randn(2, 4, 32, generator=generator)
+    cache = head.new_cache(2, 12)
+    for _ in range(2):
+        cache.add()
+    outputs = [head.forward(tokens[:, :6], states.to(head.dtype), Block.chain(6), cache)]
+    cache.commit(torch.arange(6).expand(2, -1), torch.tensor([6, 4]))
+    for block, these in ((Block.chain(2), slice(0, 2)), (BELOW, slice(2, 4))):
+        outputs.append(head.forward(tokens[:, 6:][:, these], own[:, these].to(head.dtype), block, cache, own=True))
+    again, second = states[1:, :2].to(head.dtype), slice(1, 2)
+    outputs.append(head.forward(tokens[1:, :2], again, Block.chain(2), cache, rows=second, logits=False))
+    assert outputs[-1].logits.shape == (1, 0, 37)
+    return [part for output in outputs for part in (output.logits, output.hidden) if part is not None]
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_head_computes_the_same(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the target's states and its own, rows of different lengths, a tree; and not at once, as of many tokens."""
+    """In one call and, as of many tokens, not."""
     ours, plain = heads(monkeypatch)
     assert isinstance(ours._native, native.NativeHead)
     if not at_once:
         monkeypatch.setattr("mcsd.models.head.MOST_TOKENS", 0)
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(0, 96, (2, 9), generator=generator)
-    states, own = torch.randn(2, 6, 96, generator=generator), torch.randn(2, 3, 32, generator=generator)
-    tree = Block(torch.tensor([0, 0, 1]), torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 1]]).bool())
-    found: list[list[Tensor]] = []
-    for head in (ours, plain):
-        cache = head.new_cache(2, 12)
-        for _ in range(2):
-            cache.add()
-        read = head.forward(tokens[:, :6], states, Block.chain(6), cache)
-        cache.commit(torch.arange(6).expand(2, -1), torch.tensor([6, 4]))
-        drafted = head.forward(tokens[:, 6:], own, tree, cache, own=True)
-        silent = head.forward(tokens[1:, :2], states[1:, :2], Block.chain(2), cache, rows=slice(1, 2), logits=False)
-        assert silent.logits.shape == (1, 0, 37)
-        found.append(
-            [read.logits, drafted.logits, *(out.hidden for out in (read, drafted, silent) if out.hidden is not None)]
-        )
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=5e-5)
+    for found, expected in zip(drafted(ours), drafted(plain), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_head_of_any_kind_and_number_of_threads(
+    kind: Kind, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As good as layer by layer, where states are rounded once more; and the same bits from any number of threads."""
+    network = of_halves("llama").to(dtype)
+    torch.manual_seed(0)
+    head = DraftHead(HeadConfig("tiny", VOCABULARY, hidden_size=32, states=(0, 1, -1), layers=2, vocabulary=37))
+    monkeypatch.setattr("mcsd.models.head.layer_for", lambda *_, **__: partial(NativeLinear, kind=kind))
+    ours = BoundHead(head, TransformersModel(network), "head")
+    alone = drafted(ours)
+    try:
+        for threads in [2, 3, 8] * 2:
+            torch.set_num_threads(threads)
+            assert all(torch.equal(a, b) for a, b in zip(drafted(ours), alone, strict=True))
+    finally:
+        torch.set_num_threads(1)
+    monkeypatch.setattr("mcsd.models.head.MOST_TOKENS", 0)
+    for found, expected in zip(alone, drafted(ours), strict=True):
+        apart = (found - expected).float().norm() / expected.float().norm().clamp(min=1e-9)
+        assert apart < (1e-2 if dtype == torch.float32 else 5e-2)
 
 
 def test_what_does_not_fit_a_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +342,43 @@ def test_what_does_not_fit_a_head_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     for wrong, own in ((states, True), (states[..., :50], False), (states[:, :1], False)):
         with pytest.raises(ValueError, match="numbers of"):
             head.forward(tokens[:, :2], wrong, Block.chain(2), cache, own=own)
+
+
+def test_layers_of_several_kinds_and_the_end_of_the_context() -> None:
+    """Windows on some layers only; a tree that hangs over the end, where positions stand still."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=5,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        max_position_embeddings=12,
+    )
+    network: Any = Qwen2ForCausalLM(config).eval()
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.25)
+    network = network.bfloat16().float()
+    ours = deepcopy(network)
+    pack(ours, HALVES)
+    assert native.reads_blocks(ours, 20)
+    found: list[list[Tensor]] = []
+    tokens = torch.randint(0, 96, (2, 11 + len(TREE) + 1), generator=torch.Generator().manual_seed(1))
+    for one in (ours, network.double()):
+        model = TransformersModel(one)
+        cache = model.new_cache(2, 30)
+        for _ in range(2):
+            cache.add()
+        read = model.forward(tokens[:, :11], Block.chain(11), cache)
+        cache.commit(torch.arange(11).expand(2, -1), torch.tensor([11, 7]))
+        found.append([read.logits, model.forward(tokens[:, 11:], Block.tree(TREE), cache).logits])
+    for part, expected in zip(*found, strict=True):
+        torch.testing.assert_close(part.double(), expected, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("at_once", [True, False])

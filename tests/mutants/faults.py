@@ -14,6 +14,7 @@ class Fault:
 
 
 _RECURSIVE, _RESIDUAL, _BASE = "schemes/recursive.py", "schemes/residual.py", "schemes/base.py"
+_CANDIDATES, _WALK = "schemes/candidates.py", "schemes/walk.py"
 _SAMPLING, _ENGINE, _LEVELS = "sampling.py", "engine.py", "drafters/levels.py"
 _GREEDY, _KSEQ, _HUB = "schemes/greedy_draft.py", "schemes/kseq.py", "schemes/spechub.py"
 _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
@@ -30,7 +31,7 @@ FAULTS = (
         "residual with the new q instead of the old",
         _RECURSIVE,
         "subtract(r, q)",
-        "subtract(r, renormalised(q.scatter(1, choice.clamp(min=0)[:, None], 0.0)))",
+        "subtract(r, renormalised(q.scatter(1, choice, 0.0)))",
     ),
     Fault("residual not renormalised", _RECURSIVE, "residual / mass[:, None], r)", "residual, r)"),
     Fault("q not renormalised after a rejection", _RECURSIVE, "renormalised(rest), q)", "rest, q)"),
@@ -61,8 +62,8 @@ FAULTS = (
     Fault(
         "every candidate judged by p, not by what is left of it",
         _RECURSIVE,
-        "at(r, choice) / at(q, choice)",
-        "at(on_support(node.p, node.q.support)[0], choice) / at(q, choice)",
+        "r.gather(1, choice) / q",
+        "on_support(node.p, node.q.support)[0].gather(1, choice) / q",
     ),
     Fault(
         "after all rejections a draw from p",
@@ -80,15 +81,18 @@ FAULTS = (
     ),
     Fault("outside counted twice on the support", _RESIDUAL, "p.scatter(1, support, 0.0)", "p.clone()"),
     Fault(
-        "bonus from the parent", _BASE, "self.logits[rows, columns]", "self.logits[rows, (columns - 1).clamp(min=0)]"
+        "bonus from the parent",
+        _CANDIDATES,
+        "self.logits[rows, columns]",
+        "self.logits[rows, (columns - 1).clamp(min=0)]",
     ),
-    Fault("candidates that were never drawn are judged", _BASE, "there & tree.valid[own, nodes]", "there"),
-    Fault("a sibling's tokens judged", _BASE, "tree.tokens[own, nodes],", "tree.tokens[own, nodes].flip(1),"),
-    Fault("at temperature 0 the first child goes on", _BASE, "tokens[row][node] == token", "tokens[row][node] >= 0"),
-    Fault("q of another node", _BASE, "tree.q.weights[rows, at]", "tree.q.weights[rows, at * 0]"),
+    Fault("candidates that were never drawn are judged", _WALK, "there & tree.valid[own, nodes]", "there"),
+    Fault("a sibling's tokens judged", _WALK, "tree.tokens[own, nodes],", "tree.tokens[own, nodes].flip(1),"),
+    Fault("at temperature 0 the first child goes on", _WALK, "tokens[row][node] == token", "tokens[row][node] >= 0"),
+    Fault("q of another node", _WALK, "tree.q.weights[rows, at]", "tree.q.weights[rows, at * 0]"),
     Fault(
         "candidates on the way not counted by penalties",
-        _BASE,
+        _CANDIDATES,
         "self.texts.texts[row] + on_path",
         "self.texts.texts[row]",
     ),
@@ -138,7 +142,7 @@ FAULTS = (
         "Streams(seeds * 0)",
     ),
     Fault("a number used twice", _RNG, "self._used += count", "self._used = count"),
-    Fault("uneven random numbers", _RNG, "u * cumulative[..., -1:]", "u.sqrt() * cumulative[..., -1:]"),
+    Fault("uneven random numbers", _RNG, "cumulative, u * cumulative", "cumulative, u.sqrt() * cumulative"),
     Fault(
         "accepted path gathered in the wrong order",
         _ENGINE,
@@ -242,14 +246,14 @@ FAULTS = (
     Fault(
         "in our kernels every candidate sees what the root does",
         KERNELS,
-        "from(token * place.columns)",
-        "from(row * place.length * place.columns)",
+        "place.sight[own * known + other]",
+        "place.sight[other]",
     ),
     Fault(
         "in our kernels every token is turned by the first one's position",
         KERNELS,
-        "cosines.from(row * size), sines.from(row * size)",
-        "cosines.from(0), sines.from(0)",
+        "angles.positions[row] : row",
+        "angles.positions[0] : row",
     ),
     Fault(
         "in our kernels all layers look at the first one's keys",

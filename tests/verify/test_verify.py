@@ -19,7 +19,7 @@ import mcsd
 from mcsd.errors import EmptyPrompt, InvalidOption, InvalidParameter, PromptTooLong
 from mcsd.models import Block, Output, TransformersModel
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node
+from mcsd.schemes.candidates import Node
 from mcsd.schemes.recursive import McssWithoutReplacement
 from mcsd.testing import TabularModel
 from mcsd.verify import Options, Report, verify

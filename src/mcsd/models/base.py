@@ -35,7 +35,16 @@ class Block:
 
     @cached_property
     def laid_out(self) -> tuple[Tensor, Tensor]:
-        """Offsets and mask, contiguous."""
+        """Offsets and mask, contiguous, for those who read their memory.
+
+        Raises:
+            ValueError: they are not what they should be.
+        """
+        known = self.mask.shape[1]
+        if self.mask.dtype != torch.bool or self.offsets.dtype != torch.int64 or self.offsets.shape != (known,):
+            raise ValueError(f"offsets {tuple(self.offsets.shape)} of {self.offsets.dtype}, mask of {self.mask.dtype}")
+        if not bool(((self.offsets >= 0) & (self.offsets < known)).all()):
+            raise ValueError(f"{known} tokens in flight stand at positions {self.offsets.tolist()!s:.80}")
         return self.offsets.contiguous(), self.mask.contiguous()
 
     @property

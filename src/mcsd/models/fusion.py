@@ -59,7 +59,7 @@ class Rotary(nn.Module):
         return cos, sin
 
     def table(self, states: Tensor, longest: int) -> Tensor:
-        """Both ``[2, positions, size]``, in the states' dtype and on their device, for `longest` positions or more."""
+        """Both ``[2, positions, size]``, in the states' dtype, for ``longest`` positions or more."""
         if self._table is None or longest > self._table.shape[1] or states.dtype != self._table.dtype:
             every = torch.arange(max(longest, _POSITIONS) * 2, device=states.device)
             self._table = torch.cat(self._rotary(states, position_ids=every[None]))

@@ -21,7 +21,8 @@ _KNOWN_ATTENTION = {"eager", "sdpa"}
 class TransformersModel:
     """Wraps a ``PreTrainedModel``; puts it in evaluation mode and changes nothing else.
 
-    Tree attention goes through a 4-D mask and explicit positions, so no modelling code is touched.
+    Tree attention goes through a 4-D mask and explicit positions, so no modelling code is touched; a model whose layers
+    run in our kernels (see `mcsd.models.native`) reads the block itself.
 
     Args:
         model: a causal language model with a key-value cache.

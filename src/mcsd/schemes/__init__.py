@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from mcsd.schemes.base import CandidateTree, Scheme, Texts, Verdict
+from mcsd.schemes.base import Scheme
 from mcsd.schemes.block import Block
+from mcsd.schemes.candidates import CandidateTree, Texts, Verdict
 from mcsd.schemes.greedy_draft import GreedyDraft
 from mcsd.schemes.kseq import KSeq
 from mcsd.schemes.naive import Naive, TopK

@@ -4,7 +4,8 @@ import torch
 
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
-from mcsd.schemes.base import IndependentDraws, Target, Verdict
+from mcsd.schemes.base import IndependentDraws
+from mcsd.schemes.candidates import Target, Verdict
 from mcsd.schemes.residual import at, on_support, subtract
 from mcsd.schemes.whole import emit_after
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node, NodeScheme, likeliest, likeliest_where, look
+from mcsd.schemes.base import NodeScheme, likeliest, likeliest_where
+from mcsd.schemes.candidates import Node
 from mcsd.schemes.residual import at, on_support, renormalised, sample_where_none, subtract, unless_empty
+from mcsd.schemes.walk import look
 
 
 class GreedyDraft(NodeScheme):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import IndependentDraws, Node, NodeScheme
+from mcsd.schemes.base import IndependentDraws, NodeScheme
+from mcsd.schemes.candidates import Node
 from mcsd.schemes.residual import at, on_support, sample_where_none, subtract, unless_empty
 
 _HALVINGS = 30

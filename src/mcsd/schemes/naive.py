@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import DrawsWithoutReplacement, Node, NodeScheme, likeliest, sample_then_look
+from mcsd.schemes.base import DrawsWithoutReplacement, NodeScheme, likeliest
+from mcsd.schemes.candidates import Node
+from mcsd.schemes.walk import sample_then_look
 
 
 class _SampleThenLook(NodeScheme):

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import DrawsWithoutReplacement, IndependentDraws, Node, NodeScheme
-from mcsd.schemes.residual import at, on_support, renormalised, sample_where_none, subtract
+from mcsd.schemes.base import DrawsWithoutReplacement, IndependentDraws, NodeScheme
+from mcsd.schemes.candidates import Node
+from mcsd.schemes.residual import on_support, renormalised, sample_where_none, subtract
 
 
 class _Recursive(NodeScheme):
@@ -20,18 +21,19 @@ class _Recursive(NodeScheme):
         picked = torch.full_like(node.rows, -1)
         children = node.tokens.shape[1]
         for j in range(children):
-            choice = node.choice[:, j]
+            choice = node.choice[:, j : j + 1]
             tried = node.valid[:, j] & (picked < 0)
-            yes = random.accept((at(r, choice) / at(q, choice)).where(tried, 0.0), node.rows)
+            yes = random.accept((r.gather(1, choice) / q.gather(1, choice))[:, 0].where(tried, 0.0), node.rows)
             picked = picked.masked_fill(yes, j)
             rejected = tried & ~yes
-            if True not in rejected.tolist():
+            # A GPU would take longer to answer than to subtract.
+            if rejected.device.type == "cpu" and not rejected.any():
                 continue
             residual, mass = subtract(r, q)
             # No mass left: the rejection had probability 0 and came of rounding. The old residual stays.
             r = torch.where((rejected & (mass > 0))[:, None], residual / mass[:, None], r)
             if self.without_replacement and j + 1 < children:
-                rest = q.scatter(1, choice[:, None], 0.0)
+                rest = q.scatter(1, choice, 0.0)
                 q = torch.where(rejected[:, None], renormalised(rest), q)
         return picked, sample_where_none(picked, r, outside, node.q.support, node.rows, random)
 

@@ -58,7 +58,8 @@ def sample_residual(r: Tensor, outside: Tensor, support: Tensor, rows: Tensor, r
     place = random.sample(r[:, None], 1, rows)[:, 0]
     off = [row for row, (found,) in enumerate(place.tolist()) if found == size]
     # Asked for even when no row needs it: every row's stream moves on alike.
-    beyond = random.sample(outside[off, None], 1, rows[off])[:, 0, 0]
+    chosen = off or slice(0)
+    beyond = random.sample(outside[chosen, None], 1, rows[chosen])[:, 0, 0]
     inside = support.gather(1, place.clamp(max=size - 1))[:, 0]
     return inside.index_put((torch.tensor(off, device=rows.device),), beyond) if off else inside
 
@@ -71,5 +72,9 @@ def sample_where_none(
     lost = [row for row, place in enumerate(found) if place < 0]
     if len(lost) == len(found):
         return sample_residual(r, outside, support, rows, random)
+    if not lost:
+        for weights in (r, outside):
+            random.sample(weights[:0, None], 1, rows[:0])
+        return torch.zeros_like(picked)
     drawn = sample_residual(r[lost], outside[lost], support[lost], rows[lost], random)
-    return torch.zeros_like(picked).index_put((torch.tensor(lost, dtype=torch.int64, device=rows.device),), drawn)
+    return torch.zeros_like(picked).index_put((torch.tensor(lost, device=rows.device),), drawn)

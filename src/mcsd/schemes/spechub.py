@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import Node, NodeScheme, likeliest_where
+from mcsd.schemes.base import NodeScheme, likeliest_where
+from mcsd.schemes.candidates import Node
 from mcsd.schemes.residual import at, on_support, renormalised, sample_where_none, subtract, unless_empty
 
 

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
-from mcsd.schemes.base import DrawsWithoutReplacement, Target, Verdict
+from mcsd.schemes.base import DrawsWithoutReplacement
+from mcsd.schemes.candidates import Target, Verdict
 from mcsd.schemes.residual import at, on_support, renormalised, subtract
 from mcsd.schemes.whole import emit_after
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
-from mcsd.schemes.base import Target, Verdict
+from mcsd.schemes.candidates import Target, Verdict
 from mcsd.schemes.residual import on_support, sample_residual
 
 

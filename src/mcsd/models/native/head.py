@@ -51,7 +51,7 @@ class NativeHead:
         tokens, dtype = shape.numel(), stack.dtype
         states = readable(states.to(dtype), tokens, stack.width if own else self._parts[0].inputs, dtype)
         embedded = readable(embedded, tokens, stack.width, dtype)
-        place = stack.place(view)
+        place = stack.place(view, shape)
         last = torch.empty_like(embedded)
         found = last.new_empty(shape[0], shape[1] if logits else 0, self._parts[2].outputs)
         call("head", struct, states, own, embedded, dtype, place, last, found if logits else None)

@@ -1,4 +1,4 @@
-// Linear layers, and what stands between them in a decoder layer, for the few tokens of a tree on a CPU with AVX-512 and
+// Linear layers, decoder layers and draft heads, for the few tokens of a tree on a CPU with AVX-512 and
 // VNNI. A weight is read once, in the order in which it lies in memory, for up to twelve rows: what a forward takes is
 // then the time that memory takes. `mcsd.models.native` compiles and calls this; see there for what each struct holds.
 //
@@ -92,7 +92,7 @@ constexpr int64_t TOGETHER = 240;     // rows that go through a half of a layer 
 constexpr int ZERO = 128, LARGEST = 127;
 constexpr float FINER = 254;          // steps of a state's second byte to one of its first
 constexpr int64_t AHEAD = 2048;       // bytes that are asked of memory before they are needed
-constexpr float TAKEN_AWAY = -1e30f;  // what a mask adds where nothing may be seen is below this
+constexpr float TAKEN_AWAY = -1e30f;  // scores of what may not be seen are below this
 
 int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
@@ -505,7 +505,7 @@ void score(const Queries& queries, const void* keys, int64_t columns, int64_t si
     }
 }
 
-// Scores to weights, none of which counts that a mask takes away; returns one by their sum, or no number if a score is none.
+// Scores to weights, of which those do not count that are taken away; returns one by their sum, or no number if a score is none.
 float soften(float* weights, int64_t columns) {
     const __m512 away = _mm512_set1_ps(TAKEN_AWAY), endless = _mm512_set1_ps(std::numeric_limits<float>::infinity());
     __m512 highest = away, total = _mm512_setzero_ps();

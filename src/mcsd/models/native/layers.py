@@ -1,6 +1,7 @@
 """Decoder layers that run in the kernels: all layers of a model, and the norm behind them, in one call."""
 
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -140,23 +141,29 @@ class Stack:
             and isinstance(model.rotary_emb, fusion.Rotary)
         )
 
-    def place(self, view: CacheView) -> structs.Place:
-        """Where the tokens of a forward stand. The view must live as long.
+    def place(self, view: CacheView, shape: torch.Size) -> structs.Place:
+        """Where the tokens of a forward stand.
 
         Raises:
+            ValueError: the view is not of rows and tokens ``shape [B, n]``, or its block is broken.
             IndexError: as `CacheView.store`.
         """
         block, store = view.block, view.store(self._like)
+        if shape != (len(view.lengths), len(block.mask)):
+            raise ValueError(f"{len(block.mask)} tokens in {len(view.lengths)} rows are to be read, not {tuple(shape)}")
         of_layer, of_values, of_row, of_head, *_ = store.stride()
         keys = store.data_ptr() + view.rows.start * of_row * store.element_size()
-        # Positions are below the number of slots. The table is the rotation's, which keeps it.
-        cosines, sines = self._rotary.table(self._like, min(view.columns, self._positions))
-        return structs.Place(
+        # Positions are below the number of slots.
+        table = self._rotary.table(self._like, min(view.columns, self._positions))
+        cosines, sines = table
+        place = structs.Place(
             *(keys, keys + of_values * store.element_size(), of_layer, of_row, of_head),
             *(len(view.lengths), block.before, len(block.mask)),
             *(view.lengths.data_ptr(), *(part.data_ptr() for part in block.laid_out)),
             *(self._positions, cosines.data_ptr(), sines.data_ptr()),
         )
+        place.kept = view, table
+        return place
 
 
 class _Decoder:
@@ -167,7 +174,8 @@ class _Decoder:
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        # The model holds this.
+        self._model = ref(model)
         self._stack = Stack(model)
 
     def __call__(
@@ -180,7 +188,8 @@ class _Decoder:
         **others: Any,
     ) -> BaseModelOutputWithPast:
         """See ``LlamaModel.forward``, which runs whatever is something else."""
-        model, stack = self._model, self._stack
+        model: Any = self._model()
+        stack = self._stack
         if input_ids is None or not isinstance(past_key_values, CacheView) or input_ids.numel() > MOST_TOKENS:
             given = {"position_ids": position_ids, "past_key_values": past_key_values, **others}
             given |= {"output_hidden_states": output_hidden_states}
@@ -189,9 +198,10 @@ class _Decoder:
         states = readable(model.embed_tokens(input_ids), input_ids.numel(), stack.width, stack.dtype)
         last = torch.empty_like(states)
         every = states.new_empty(stack.struct.count, *states.shape) if output_hidden_states else None
-        call("stack", stack.struct, states, stack.dtype, stack.place(past_key_values), every, last)
+        place = stack.place(past_key_values, input_ids.shape)
+        call("stack", stack.struct, states, stack.dtype, place, every, last)
         # Of the last layer it is the normed one.
-        hidden = None if every is None else (states, *every[:-1], last)
+        hidden = None if every is None else (states, *every.unbind()[:-1], last)
         return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=past_key_values, hidden_states=hidden)
 
 

@@ -61,8 +61,9 @@ class Head(Structure):
 
 
 class Place(Structure):
-    """Where the tokens of a forward stand."""
+    """Where the tokens of a forward stand. What it points to beside the cache is ``kept``."""
 
+    kept: object
     _fields_ = (
         ("keys", c_void_p),
         ("values", c_void_p),
