@@ -24,7 +24,7 @@ from mcsd.planning.search import LARGEST
 from mcsd.schemes import Scheme
 from mcsd.tree import TreeShape
 
-_VERSION = 3
+_VERSION = 4
 """Another number where what was measured before counts no longer: here, before drafts had weights of four bits."""
 
 
