@@ -107,6 +107,16 @@ __m512 load_as(const void* data, int64_t at, __mmask16 mask) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
+// Rounded to bfloat16: to the nearest, ties to even; what is no number stays none.
+__m512 halved(__m512 value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i rounded = _mm512_and_si512(up, _mm512_set1_epi32(0xffff0000));
+    const __mmask16 none = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_castsi512_ps(_mm512_mask_set1_epi32(rounded, none, 0x7fc00000));
+}
+
 struct Numbers {
     void* data;
     bool half;
@@ -117,14 +127,8 @@ struct Numbers {
 
     void store(int64_t at, __mmask16 mask, __m512 value) const {
         if (!half) return _mm512_mask_storeu_ps(static_cast<float*>(data) + at, mask, value);
-        // To the nearest, ties to even; what is no number stays none.
-        __m512i bits = _mm512_castps_si512(value);
-        __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        __mmask16 none = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-        rounded = _mm512_mask_set1_epi32(rounded, none, 0x7fc00000);
-        _mm256_mask_storeu_epi16(
-            static_cast<uint16_t*>(data) + at, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+        const __m256i bits = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(halved(value)), 16));
+        _mm256_mask_storeu_epi16(static_cast<uint16_t*>(data) + at, mask, bits);
     }
 
     Numbers from(int64_t at) const { return {static_cast<char*>(data) + at * (half ? 2 : 4), half}; }
@@ -758,11 +762,14 @@ void run(const Stack& stack, const Place& place, bool half, Room& room, Numbers 
         heads_of(stack.layers[i].before, states, angles, tokens, room, turned);
         half ? see<true>(stack.layers[i], i, place, room) : see<false>(stack.layers[i], i, place, room);
         rest_of(stack.layers[i].behind, states, seen, tokens, room, states);
-        if (!every.data) continue;
 #pragma omp for schedule(static) nowait
         for (int64_t row = 0; row < tokens; row++) {
-            const int64_t at = row * width;
-            copy(states.from(at), every.from(i * tokens * width + at), width);
+            // A layer's states are as narrow as those of a layer that is called by itself.
+            for (int64_t at = row * width; half && at < (row + 1) * width; at += LANES) {
+                const __mmask16 mask = lanes((row + 1) * width - at);
+                states.store(at, mask, halved(states.load(at, mask)));
+            }
+            if (every.data) copy(states.from(row * width), every.from((i * tokens + row) * width), width);
         }
     }
 #pragma omp for schedule(static)
