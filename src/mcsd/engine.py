@@ -397,18 +397,16 @@ class Engine:
         return trial.profile(forward_curve(self.target, self.drafter.hidden))
 
     def _emit(self, tree: CandidateTree, verdict: Verdict, logits: Tensor) -> None:
-        path = verdict.path.clamp(min=0)
-        tokens = torch.cat([tree.tokens.gather(1, path), verdict.token[:, None]], dim=1).tolist()
-        drafted = tree.valid.sum(-1).tolist()
-        failed, accepted = verdict.failed.tolist(), verdict.accepted.tolist()
+        tokens, paths, last = tree.tokens.tolist(), verdict.path.tolist(), verdict.token.tolist()
+        valid, failed, accepted = tree.valid.tolist(), verdict.failed.tolist(), verdict.accepted.tolist()
         # From the last row to the first: a freed row is filled from the end, by a row that has been seen.
         for i in range(len(self._rows) - 1, -1, -1):
             request, count = self._rows[i], accepted[i]
-            new = tokens[i][:count] if failed[i] else [*tokens[i][:count], tokens[i][-1]]
+            new = [tokens[i][node] for node in paths[i][:count]] + ([] if failed[i] else [last[i]])
             chosen = None
             if request.params.logprobs is not None:
                 chosen = logits[i, [0, *(verdict.path[i, :count] + 1).tolist()]]
-            reason = request.take(new, count, drafted[i], chosen) if new else None
+            reason = request.take(new, count, sum(valid[i]), chosen) if new else None
             if failed[i] and not reason:
                 request.error = NonFiniteLogits(
                     f"the model gave no distribution after {len(request.all_tokens)} tokens (NaN or infinite logits)",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import Level, LevelDrafter, unread
+from mcsd.drafters.levels import Level, LevelDrafter, at_last, unread
 from mcsd.models import Block
 from mcsd.models.cache import KeyValueCache
 from mcsd.models.head import BoundHead
@@ -77,15 +77,15 @@ class HeadDrafter(LevelDrafter):
         tokens, counts = unread(texts, self._cache.lengths.tolist(), self._device)
         # Of a row that was copied, the states of what another has read are still there.
         known = [torch.cat(pieces)[-count:] for pieces, count in zip(self._states, counts.tolist(), strict=True)]
-        states = torch.nn.utils.rnn.pad_sequence(known, batch_first=True)
+        alone = len(known) == 1
+        states = known[0][None] if alone else torch.nn.utils.rnn.pad_sequence(known, batch_first=True)
         longest = tokens.shape[1]
-        each = torch.arange(len(texts), device=self._device)
         output = self.head.forward(tokens, states, Block.chain(longest), self._cache)
         self._cache.commit(torch.arange(longest, device=self._device).expand(len(texts), -1), counts)
         self._states = [[] for _ in texts]
         assert output.hidden is not None
-        self._drafted = output.hidden[each, counts - 1][:, None]
-        return output.logits[each, counts - 1][:, None]
+        self._drafted = at_last(output.hidden, counts)
+        return at_last(output.logits, counts)
 
     def _level(self, tokens: Tensor, level: Level) -> Tensor:
         assert level.block is not None

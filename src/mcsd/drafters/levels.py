@@ -90,7 +90,9 @@ class LevelDrafter(Drafter):
                 logits = self._root(texts)
             else:
                 logits = self._level(tokens[-1].index_select(1, level.within), level)
-            flat = logits[..., : self._limit].reshape(batch * inner, -1)
+            if logits.shape[-1] > self._limit:
+                logits = logits[..., : self._limit]
+            flat = logits.reshape(batch * inner, -1)
             q = sparse_probabilities(flat, settings.repeated(inner), SUPPORT)
             weights, named = (part.view(batch, inner, -1) for part in (q.weights, q.support))
             # Where the draft gives no distribution, nothing is a number.
@@ -126,6 +128,13 @@ def unread(texts: list[list[int]], lengths: list[int], device: torch.device) -> 
     longest = max(map(len, pending))
     padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in pending], device=device)
     return padded, torch.tensor([len(tokens) for tokens in pending], device=device)
+
+
+def at_last(read: Tensor, counts: Tensor) -> Tensor:
+    """``[B, 1, ...]`` of ``read [B, n, ...]``: what each row has at the last of its own tokens, ``counts [B]``."""
+    if len(read) == 1:
+        return read[:, -1:]
+    return read[torch.arange(len(read), device=read.device), counts - 1][:, None]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import Level, LevelDrafter, unread
+from mcsd.drafters.levels import Level, LevelDrafter, at_last, unread
 from mcsd.models import Block, LanguageModel, TransformersModel
 from mcsd.models.prefill import prefill
 from mcsd.rng import Randomness
@@ -68,7 +68,7 @@ class ModelDrafter(LevelDrafter):
         longest = tokens.shape[1]
         logits = self.model.forward(tokens, Block.chain(longest), cache).logits
         cache.commit(torch.arange(longest, device=device).expand(len(texts), -1), counts)
-        return logits[torch.arange(len(texts), device=device), counts - 1][:, None]
+        return at_last(logits, counts)
 
     def _level(self, tokens: Tensor, level: Level) -> Tensor:
         assert level.block is not None

@@ -40,12 +40,18 @@ def walk_greedily(target: Target) -> Verdict:
     tree = target.tree
     tokens, valid = tree.tokens.tolist(), tree.valid.tolist()
     way = _Way(tree)
+    # Where logits do not depend on the text, those of all nodes are looked at together.
+    together = not any(params.shapes_logits for params in target.settings.params)
+    known = _likeliest(target.logits.flatten(0, 1)) if together else []
+    columns = target.logits.shape[1]
     while way.rows:
-        at = way.at()
-        values, best = likeliest_tokens(target.logits_after(at[:, 1], at[:, 2:], at[:, 0]))
-        lost = [not isfinite(value) for value in values.tolist()]
-        likeliest = [token for token, none in zip(best.tolist(), lost, strict=True) if not none]
-        way.fail(lost)
+        if together:
+            here = [known[row * columns + way.column[row]] for row in way.rows]
+        else:
+            at = way.at()
+            here = _likeliest(target.logits_after(at[:, 1], at[:, 2:], at[:, 0]))
+        way.fail([not isfinite(logit) for logit, _ in here])
+        likeliest = [token for logit, token in here if isfinite(logit)]
         chosen = []
         for row, token in zip(way.rows, likeliest, strict=True):
             kids = [node for node in way.children(row) if node >= 0 and valid[row][node]]
@@ -54,11 +60,18 @@ def walk_greedily(target: Target) -> Verdict:
     return way.verdict()
 
 
+def _likeliest(logits: Tensor) -> list[tuple[float, int]]:
+    """The largest of each row of ``[A, V]``, and which token it is."""
+    values, tokens = likeliest_tokens(logits)
+    return list(zip(values.tolist(), tokens.tolist(), strict=True))
+
+
 class _Way:
     """How far each row of a batch has come on its way down a tree.
 
     Attributes:
         rows: those that go on.
+        column: where each row is, root 0, node i 1 + i.
     """
 
     def __init__(self, tree: CandidateTree) -> None:
@@ -67,16 +80,16 @@ class _Way:
         self._failed: list[bool] = tree.failed.tolist()
         batch = len(self._failed)
         self._path = [[-1] * self._depth for _ in range(batch)]
-        self._column, self._accepted, self._token = [0] * batch, [0] * batch, [0] * batch
+        self.column, self._accepted, self._token = [0] * batch, [0] * batch, [0] * batch
         self.rows = [row for row in range(batch) if not self._failed[row]]
 
     def at(self) -> Tensor:
         """int64 ``[A, 2 + depth]``: the rows, the column that each has come to, and its path."""
-        return torch.tensor([(row, self._column[row], *self._path[row]) for row in self.rows], device=self._device)
+        return torch.tensor([(row, self.column[row], *self._path[row]) for row in self.rows], device=self._device)
 
     def children(self, row: int) -> list[int]:
         """The nodes below a row's, padded with -1."""
-        return self._children[self._column[row]]  # type: ignore[no-any-return]
+        return self._children[self.column[row]]  # type: ignore[no-any-return]
 
     def fail(self, lost: list[bool]) -> None:
         """Rows end without a token: those of `rows` for which it is said."""
@@ -93,7 +106,7 @@ class _Way:
                 continue
             self._path[row][self._accepted[row]] = node
             self._accepted[row] += 1
-            self._column[row] = 1 + node
+            self.column[row] = 1 + node
             on.append(row)
         self.rows = on
 
