@@ -123,7 +123,7 @@ class Target:
     def logits_after(self, columns: Tensor, paths: Tensor, rows: Tensor) -> Tensor:
         """``[A, V]``, penalties and bias in them; see `after`."""
         which = rows.tolist()
-        # Taking a single row by index would copy it, which takes as long as a softmax.
+        # Taking a single row by index would copy it, which takes half as long as a softmax.
         logits = self.logits[rows, columns] if len(which) != 1 else self.logits[which[0], int(columns)][None]
         each = []
         for i, row in enumerate(which):

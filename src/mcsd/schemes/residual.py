@@ -73,6 +73,7 @@ def sample_where_none(
     if len(lost) == len(found):
         return sample_residual(r, outside, support, rows, random)
     if not lost:
+        # As many numbers as `sample_residual` takes.
         for weights in (r, outside):
             random.sample(weights[:0, None], 1, rows[:0])
         return torch.zeros_like(picked)

@@ -120,13 +120,11 @@ class _Way:
 def _node(tree: CandidateTree, rows: Tensor, at: Tensor, kids: Tensor, p: Tensor) -> Node:
     there = kids >= 0
     count = there.sum(-1)
-    childless = not kids.shape[1]
-    if tree.q is None or childless:
-        q = SparseDistributions(kids[:, :0], p[:, :0])
-    else:
-        q = SparseDistributions(tree.q.support[rows, at], tree.q.weights[rows, at])
-    if childless:
+    q = SparseDistributions(kids[:, :0], p[:, :0])
+    if not kids.shape[1]:
         return Node(p, kids, there, count, kids, q, rows)
+    if tree.q is not None:
+        q = SparseDistributions(tree.q.support[rows, at], tree.q.weights[rows, at])
     own, nodes = rows[:, None], kids.clamp(min=0)
     return Node(p, tree.tokens[own, nodes], there & tree.valid[own, nodes], count, tree.choice[own, nodes], q, rows)
 
