@@ -11,7 +11,7 @@ from conftest import tiny
 from mcsd.errors import InvalidTree
 from mcsd.planning import Calibration, Costs, FixedTree, Outcome, Planner, Profile
 from mcsd.planning.acceptance import DEPTH, RANKS, Acceptance, falling
-from mcsd.planning.calibration import Step
+from mcsd.planning.calibration import TEMPERATURES, Step, try_trees
 from mcsd.schemes import SCHEMES
 from mcsd.testing import TabularModel
 from mcsd.tree import TreeShape
@@ -91,7 +91,7 @@ def test_trees_are_within_what_the_scheme_judges(scheme: str) -> None:
 
 
 def test_rates_are_shares_of_what_was_seen() -> None:
-    acceptance = Acceptance(falling(0.5, 0.1), 1e-9)
+    acceptance = Acceptance(falling(0.5, 0.1), 1e-9, 120.0)
     shape = TreeShape.parse("2x1")
     for path in ([0, 2], [0], [1, 3], []):
         acceptance.observe(shape, path)
@@ -104,7 +104,7 @@ def test_rates_are_shares_of_what_was_seen() -> None:
 
 
 def test_neighbours_that_rise_are_averaged() -> None:
-    acceptance = Acceptance(falling(0.0, 0.0), 1e-9)
+    acceptance = Acceptance(falling(0.0, 0.0), 1e-9, 120.0)
     for _ in range(10):
         acceptance.observe(TreeShape.parse("2"), [1])
     assert acceptance.rates()[0][:2] == pytest.approx((0.5, 0.5))
@@ -181,6 +181,36 @@ def test_a_calibration_of_few_steps_is_a_profile_all_the_same() -> None:
     costs = trial.profile(target).costs
     assert costs.step(1, 1, [1], 1.0) == pytest.approx(1.0 + 0.3 + 0.02)
     assert costs.step(1, 0, [], 1.0) == pytest.approx(1.01)
+
+
+def test_calibration_forgets_nothing_and_takes_unseen_levels_for_what_is_above_them() -> None:
+    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
+    accepted, rejected = Step(True, (-1, -1), (0,), 0.1, 0.1), Step(True, (-1, -1), (), 0.1, 0.1)
+    trial.steps += [accepted] * 300 + [rejected] * 500
+    profile = trial.profile(((1, 1.0),))
+    for level in profile.greedy:
+        assert level[0] == pytest.approx(3 / 8, abs=0.01)
+        assert level[1] < 0.01
+    assert profile.sampled[0] == profile.sampled[-1]
+    assert profile.sampled[0][0] > 0.5
+
+
+def test_calibration_goes_on_with_texts_in_turn_for_a_bounded_number_of_steps() -> None:
+    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
+    texts: list[list[int]] = []
+
+    def answer(text: list[int], params: mcsd.SamplingParams) -> tuple[int, ...]:
+        texts.append(list(text))
+        for _ in range(params.max_new_tokens):
+            shape = trial.choose([params])
+            trial.observe(Outcome(shape, [params], [[]], SECONDS))
+        return (7,) * params.max_new_tokens
+
+    try_trees(trial, [[1], [2, 3]], answer)
+    # A step each token: 16 a text, 144 at least with the six trees at each of two temperatures.
+    assert texts[:4] == [[1], [2, 3], [1] + [7] * 16, [2, 3] + [7] * 16]
+    assert len(trial.steps) == len(TEMPERATURES) * 144
+    assert sum(step.greedy for step in trial.steps) == 144
 
 
 @pytest.mark.parametrize("pause", [3, 50])

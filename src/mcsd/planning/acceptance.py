@@ -16,9 +16,6 @@ DEPTH, RANKS = 8, 16
 Rates = tuple[tuple[float, ...], ...]
 """``[DEPTH][RANKS]``: the probability that, below an accepted node, the b-th child is the accepted one."""
 
-_MEMORY = 120.0
-"""Visits of a level that are remembered: older ones fade, for texts change."""
-
 
 class Acceptance:
     """A running estimate, which begins with what was believed before.
@@ -26,11 +23,13 @@ class Acceptance:
     Args:
         prior: the rates to begin with.
         weight: visits of a node that they count for.
+        memory: visits of a level that are remembered: older ones fade, for texts change.
     """
 
-    def __init__(self, prior: Rates, weight: float) -> None:
+    def __init__(self, prior: Rates, weight: float, memory: float) -> None:
         self._prior = prior
         self._weight = weight
+        self._fade = 1 - 1 / memory
         self._visits = [[0.0] * RANKS for _ in range(DEPTH)]
         self._hits = [[0.0] * RANKS for _ in range(DEPTH)]
 
@@ -49,23 +48,28 @@ class Acceptance:
             judged = min(counts[column], RANKS)
             if not judged:
                 return
-            fade = 1 - 1 / _MEMORY
             for rank in range(judged):
-                visits[rank] = visits[rank] * fade + 1
-                hits[rank] *= fade
+                visits[rank] = visits[rank] * self._fade + 1
+                hits[rank] *= self._fade
             if depth == len(path):
                 return
             hits[min(ranks[path[depth]], RANKS - 1)] += 1
             column = path[depth] + 1
 
     def rates(self) -> Rates:
-        """The estimate now, falling with the rank: candidates come likeliest first, or are drawn so on average."""
-        levels = []
-        for prior, hits, visits in zip(self._prior, self._hits, self._visits, strict=True):
-            weights = [self._weight + visit for visit in visits]
-            sums = [self._weight * believed + hit for believed, hit in zip(prior, hits, strict=True)]
-            levels.append(_falling(sums, weights))
-        return tuple(levels)
+        """The estimate now."""
+        return tuple(self.level(depth, believed) for depth, believed in enumerate(self._prior))
+
+    def level(self, depth: int, believed: Sequence[float]) -> tuple[float, ...]:
+        """The estimate of one level, falling with the rank: the likeliest candidates come first, or are drawn so.
+
+        Args:
+            depth: of the level, from 0.
+            believed: its rates, as far as it has not been seen.
+        """
+        weights = [self._weight + visits for visits in self._visits[depth]]
+        sums = [self._weight * rate + hits for rate, hits in zip(believed, self._hits[depth], strict=True)]
+        return _falling(sums, weights)
 
 
 def _falling(sums: Sequence[float], weights: Sequence[float]) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
 """Measuring a pair: what forwards and drafting cost, and what is accepted on texts that the target writes."""
 
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -26,8 +27,11 @@ TEMPERATURES = (1.0, 0.0)
 _TREES = {True: ("none", "1", "chain:3", "2x1", "4x1", "8x1"), False: ("none", "4x2x1x1")}
 """That are tried, by whether candidates are drawn: two levels of different width show what a level costs."""
 
-_ROUNDS, _WRITTEN = 4, 16
-"""Steps with each tree, at each temperature; and new tokens of a text: short ones, of several prompts."""
+_ROUNDS, _MOST_ROUNDS, _SECONDS = 4, 24, 3.0
+"""Steps with each tree, at each temperature: at least and at most, and the time after which no more are begun."""
+
+_WRITTEN = 16
+"""Tokens by which a text grows before the next one has its turn: slow pairs too see several texts."""
 
 _WIDTHS = (1, 4, 6, 8, 12, 16, 32, 64)
 _TOO_LONG = 3.0
@@ -101,11 +105,15 @@ class Calibration:
         return Profile(costs, self._rates(True, falling(0.7, 0.12)), self._rates(False, falling(0.6, 0.12)))
 
     def _rates(self, greedy: bool, prior: Rates) -> Rates:
-        acceptance = Acceptance(prior, _WEIGHT)
+        """Of what a level has not shown, the one above it tells more than what drafts usually do."""
+        acceptance = Acceptance(prior, _WEIGHT, math.inf)
         for step in self.steps:
             if step.parents and step.greedy == greedy:
                 acceptance.observe(_shape(step.parents), step.path)
-        return acceptance.rates()
+        levels = [acceptance.level(0, prior[0])]
+        while len(levels) < len(prior):
+            levels.append(acceptance.level(len(levels), levels[-1]))
+        return tuple(levels)
 
     def _levels(self) -> tuple[float, Curve]:
         """What the first level of a tree costs more than another, and what levels cost."""
@@ -125,21 +133,23 @@ class Calibration:
 
 
 def try_trees(
-    trial: Calibration, prompts: Sequence[list[int]], answer: Callable[[list[int], SamplingParams], object]
+    trial: Calibration, prompts: Sequence[list[int]], answer: Callable[[list[int], SamplingParams], Sequence[int]]
 ) -> None:
-    """Let a calibration see enough steps.
+    """Let a calibration see enough steps, and as many more as a few seconds allow.
 
     Args:
         trial: the plan that ``answer`` goes by.
         prompts: token ids, at least one.
-        answer: answers a prompt, one step or more.
+        answer: goes on with a text, one step or more.
     """
     for temperature in TEMPERATURES:
-        enough = len(trial.steps) + _ROUNDS * len(trial.shapes)
         params = SamplingParams(temperature=temperature, max_new_tokens=_WRITTEN, seed=0, ignore_eos=True)
-        for prompt in cycle(prompts):
-            answer(prompt, params)
-            if len(trial.steps) >= enough:
+        texts = [list(prompt) for prompt in prompts]
+        before, end = len(trial.steps), time.monotonic() + _SECONDS
+        for text in cycle(texts):
+            text += answer(text, params)
+            rounds = (len(trial.steps) - before) / len(trial.shapes)
+            if rounds >= _MOST_ROUNDS or (rounds >= _ROUNDS and time.monotonic() > end):
                 break
 
 

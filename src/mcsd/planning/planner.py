@@ -10,8 +10,8 @@ from mcsd.planning.search import LARGEST, PLAIN, Choice, best, expected
 from mcsd.schemes import Scheme
 from mcsd.tree import TreeShape
 
-_WEIGHT = 12.0
-"""Visits that the profile's rates of acceptance count for."""
+_WEIGHT, _MEMORY = 12.0, 120.0
+"""Visits that the profile's rates of acceptance count for, and visits that are remembered."""
 
 _EVERY = 8
 """Steps between two looks for a better tree."""
@@ -44,8 +44,8 @@ class Planner:
         self._costs = profile.costs
         self._scheme = scheme
         self._acceptance = {
-            True: Acceptance(profile.greedy, _WEIGHT),
-            False: Acceptance(profile.sampled, _WEIGHT),
+            True: Acceptance(profile.greedy, _WEIGHT, _MEMORY),
+            False: Acceptance(profile.sampled, _WEIGHT, _MEMORY),
         }
         self._pinned = profile.tree or best(profile.sampled, profile.costs, 1, scheme.widest, scheme.deepest).shape
         self._shape = self._pinned
