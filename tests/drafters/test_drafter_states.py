@@ -265,7 +265,7 @@ class Drafters(RuleBasedStateMachine):
     def compare_with_chain(self, tree: CandidateTree, row: int, pick: int) -> None:
         """q after an inner node is that after its path, drafted alone as a chain."""
         inner = [node for node in sorted(set(tree.shape.parents)) if node >= 0 and tree.valid[row, node]]
-        if tree.q is None or not inner:
+        if tree.q is None or not inner or self.params[row].temperature == 0:
             return
         node = inner[-1 - pick % len(inner)]
         path = tree.shape.paths[1 + node].tolist()

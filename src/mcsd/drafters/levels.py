@@ -77,6 +77,8 @@ class LevelDrafter(Drafter):
         if not len(shape):
             return CandidateTree.none(batch, device)
         levels = levels_of(shape, device)
+        # Nothing is drawn at temperature 0, so that nobody asks for more of the draft's distributions than candidates.
+        width = max(shape.widths) if settings.all_greedy else SUPPORT
         laws: list[Tensor] = []
         supports: list[Tensor] = []
         # Nodes are numbered by depth: those of the levels one behind the other are those of the tree.
@@ -93,7 +95,7 @@ class LevelDrafter(Drafter):
             if logits.shape[-1] > self._limit:
                 logits = logits[..., : self._limit]
             flat = logits.reshape(batch * inner, -1)
-            q = sparse_probabilities(flat, settings.repeated(inner), SUPPORT)
+            q = sparse_probabilities(flat, settings.repeated(inner), width)
             weights, named = (part.view(batch, inner, -1) for part in (q.weights, q.support))
             # Where the draft gives no distribution, nothing is a number.
             first.append(weights[..., 0])
@@ -110,16 +112,19 @@ class LevelDrafter(Drafter):
             tokens.append(named.index_select(1, level.parent).gather(2, choice[..., None])[..., 0])
             choices.append(choice)
             valid.append(there)
-        weights, named = torch.cat(laws, dim=1), torch.cat(supports, dim=1)
-        # A leaf has no distribution; its support must be distinct tokens all the same.
-        leaves = torch.arange(weights.shape[-1], device=device).expand(batch, 1 + len(shape), -1)
-        columns = inner_columns(shape, device)
-        distributions = SparseDistributions(
-            leaves.index_copy(1, columns, named), weights.new_zeros(leaves.shape).index_copy(1, columns, weights)
-        )
         nodes = [torch.cat(parts, dim=1) for parts in (tokens, valid, choices)]
         failed = torch.cat(first, dim=1).isnan().any(-1)
-        return CandidateTree(shape, nodes[0], nodes[1], nodes[2], distributions, failed)
+        law = None if settings.all_greedy else _of_columns(shape, torch.cat(supports, dim=1), torch.cat(laws, dim=1))
+        return CandidateTree(shape, nodes[0], nodes[1], nodes[2], law, failed)
+
+
+def _of_columns(shape: TreeShape, support: Tensor, weights: Tensor) -> SparseDistributions:
+    """``[B, 1 + n, S]`` of ``[B, N, S]`` at the inner nodes. A leaf has no distribution, and any distinct tokens."""
+    leaves = torch.arange(weights.shape[-1], device=weights.device).expand(len(weights), 1 + len(shape), -1)
+    columns = inner_columns(shape, weights.device)
+    return SparseDistributions(
+        leaves.index_copy(1, columns, support), weights.new_zeros(leaves.shape).index_copy(1, columns, weights)
+    )
 
 
 def unread(texts: list[list[int]], lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:

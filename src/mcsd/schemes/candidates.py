@@ -21,7 +21,8 @@ class CandidateTree:
             without ``q``.
         q: support and weights ``[B, 1 + n, S]`` by column (root first): for inner nodes the very tensors the
             candidates were drawn from, for leaves any support and zero weights. None for candidates that were not
-            drawn: they are judged by sampling the target and looking.
+            drawn, looked-up ones and those of rows that are all greedy: they are judged by sampling the target and
+            looking.
         failed: bool ``[B]``: rows for which the draft gave no distribution.
     """
 
