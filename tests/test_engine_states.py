@@ -81,10 +81,11 @@ def witness(drafter: ModelDrafter | HeadDrafter, limits: dict[str, float]) -> An
         for text in texts:
             fresh.add(text, prompt_states(text) if fresh.hidden else None)
         zeros = torch.zeros(len(texts), dtype=torch.int64)
-        other = fresh.draft(texts, TreeShape([-1]), SCHEMES["top-k"](), settings, Stream(zeros, zeros, 0))
+        first = TreeShape([-1] * shape.parents.count(-1))
+        other = fresh.draft(texts, first, SCHEMES["top-k"](), settings, Stream(zeros, zeros, 0))
         fine = ~other.failed
         if settings.all_greedy:
-            assert torch.equal(tree.tokens[fine, 0], other.tokens[fine, 0])
+            assert torch.equal(tree.tokens[fine, : len(first)], other.tokens[fine])
             return tree
         assert tree.q is not None
         assert other.q is not None

@@ -389,9 +389,8 @@ class Engine:
         except RequestError:
             # They are longer than a request may be, or the template refuses them.
             prompts = [[0]]
-        longest = max(1, length // 2)
         try:
-            try_trees(trial, prompts, lambda text, params: engine.generate([text[-longest:]], params)[0].token_ids)
+            try_trees(trial, prompts, length, lambda text, params: engine.generate([text], params)[0].token_ids)
         except NonFiniteLogits:
             return None
         return trial.profile(forward_curve(self.target, self.drafter.hidden))

@@ -231,10 +231,17 @@ class Drafters(RuleBasedStateMachine):
         able = [SCHEMES[name] for name in sorted(SCHEMES) if judges(SCHEMES[name], shape)]
         return able[pick % len(able)]()
 
-    def draft(self, drafter: Drafter, shape: TreeShape, scheme: Scheme, order: list[int]) -> CandidateTree:
+    def draft(
+        self,
+        drafter: Drafter,
+        shape: TreeShape,
+        scheme: Scheme,
+        order: list[int],
+        params: list[SamplingParams] | None = None,
+    ) -> CandidateTree:
         seeds = torch.tensor([self.seeds[row] for row in order])
         positions = torch.tensor([len(self.texts[row]) for row in order])
-        settings = Settings.of([self.params[row] for row in order], CPU)
+        settings = Settings.of(params or [self.params[row] for row in order], CPU)
         texts = [list(self.texts[row]) for row in order]
         if len(shape):
             drafter.read(texts)
@@ -265,7 +272,7 @@ class Drafters(RuleBasedStateMachine):
     def compare_with_chain(self, tree: CandidateTree, row: int, pick: int) -> None:
         """q after an inner node is that after its path, drafted alone as a chain."""
         inner = [node for node in sorted(set(tree.shape.parents)) if node >= 0 and tree.valid[row, node]]
-        if tree.q is None or not inner or self.params[row].temperature == 0:
+        if tree.q is None or not inner:
             return
         node = inner[-1 - pick % len(inner)]
         path = tree.shape.paths[1 + node].tolist()
@@ -273,7 +280,9 @@ class Drafters(RuleBasedStateMachine):
         drafter = DRAFTERS[self.kind]()
         drafter.add(list(self.texts[row]), self.states([self.texts[row]])[0])
         scheme = Replay([*tree.choice[row, path].tolist(), 0])
-        chain = self.draft(drafter, TreeShape(range(-1, len(path))), scheme, [row])
+        # Alone, a greedy row has no q. In company it has that of temperature 1.
+        warm = self.params[row] if self.params[row].temperature else SamplingParams()
+        chain = self.draft(drafter, TreeShape(range(-1, len(path))), scheme, [row], [warm])
         assert chain.q is not None
         assert torch.equal(chain.q.support[0, len(path)], tree.q.support[row, 1 + node])
         torch.testing.assert_close(chain.q.weights[0, len(path)], tree.q.weights[row, 1 + node], **close(self.kind))

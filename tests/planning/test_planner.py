@@ -195,22 +195,46 @@ def test_calibration_forgets_nothing_and_takes_unseen_levels_for_what_is_above_t
     assert profile.sampled[0][0] > 0.5
 
 
-def test_calibration_goes_on_with_texts_in_turn_for_a_bounded_number_of_steps() -> None:
+class Answerer:
+    """Goes on with texts by as many tokens as it is told, a step each, none of them accepting a candidate."""
+
+    def __init__(self, trial: Calibration, length: int) -> None:
+        self._trial = trial
+        self._length = length
+        self.asked: list[list[int]] = []
+        self.seeds: list[int | None] = []
+
+    def __call__(self, text: list[int], params: mcsd.SamplingParams) -> tuple[int, ...]:
+        self.asked.append(list(text))
+        self.seeds.append(params.seed)
+        for _ in range(self._length):
+            shape = self._trial.choose([params])
+            self._trial.observe(Outcome(shape, [params], [[]], SECONDS))
+        return (7,) * self._length
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1e9, 144), (-1.0, 32)])
+def test_calibration_takes_a_bounded_number_of_steps(
+    seconds: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each temperature 24 rounds of its six trees, or, where there is no time, 4 and what the last text adds."""
+    monkeypatch.setattr("mcsd.planning.calibration._SECONDS", seconds)
     trial = Calibration(SCHEMES["mcss-wor"], draws=True)
-    texts: list[list[int]] = []
+    try_trees(trial, [[1], [2, 3]], 512, Answerer(trial, 16))
+    assert [sum(step.greedy == cold for step in trial.steps) for cold in (False, True)] == [steps] * len(TEMPERATURES)
 
-    def answer(text: list[int], params: mcsd.SamplingParams) -> tuple[int, ...]:
-        texts.append(list(text))
-        for _ in range(params.max_new_tokens):
-            shape = trial.choose([params])
-            trial.observe(Outcome(shape, [params], [[]], SECONDS))
-        return (7,) * params.max_new_tokens
 
-    try_trees(trial, [[1], [2, 3]], answer)
-    # A step each token: 16 a text, 144 at least with the six trees at each of two temperatures.
-    assert texts[:4] == [[1], [2, 3], [1] + [7] * 16, [2, 3] + [7] * 16]
-    assert len(trial.steps) == len(TEMPERATURES) * 144
-    assert sum(step.greedy for step in trial.steps) == 144
+def test_calibration_goes_on_with_texts_until_they_are_over_or_too_long() -> None:
+    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
+    answer = Answerer(trial, 16)
+    try_trees(trial, [[1], [2] * 30], 50, answer)
+    short, grown = [[1], [1] + [7] * 16, [1] + [7] * 32], [2] * 25
+    assert answer.asked[:8] == [short[0], grown, short[1], grown, short[2], grown, short[0], grown]
+    half = len(answer.seeds) // 2
+    assert len(set(answer.seeds[:half])) == half
+    over = Answerer(trial, 5)
+    try_trees(trial, [[1]], 50, over)
+    assert over.asked == [[1]] * len(over.asked)
 
 
 @pytest.mark.parametrize("pause", [3, 50])

@@ -77,8 +77,6 @@ class LevelDrafter(Drafter):
         if not len(shape):
             return CandidateTree.none(batch, device)
         levels = levels_of(shape, device)
-        # Nothing is drawn at temperature 0, so that nobody asks for more of the draft's distributions than candidates.
-        width = max(shape.widths) if settings.all_greedy else SUPPORT
         laws: list[Tensor] = []
         supports: list[Tensor] = []
         # Nodes are numbered by depth: those of the levels one behind the other are those of the tree.
@@ -95,6 +93,8 @@ class LevelDrafter(Drafter):
             if logits.shape[-1] > self._limit:
                 logits = logits[..., : self._limit]
             flat = logits.reshape(batch * inner, -1)
+            # Nothing is drawn at temperature 0: nobody asks for more of the draft's distribution than its candidates.
+            width = max(level.counts) if settings.all_greedy else SUPPORT
             q = sparse_probabilities(flat, settings.repeated(inner), width)
             weights, named = (part.view(batch, inner, -1) for part in (q.weights, q.support))
             # Where the draft gives no distribution, nothing is a number.

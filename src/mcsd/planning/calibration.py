@@ -1,12 +1,12 @@
 """Measuring a pair: what forwards and drafting cost, and what is accepted on texts that the target writes."""
 
+import itertools
 import math
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -133,21 +133,30 @@ class Calibration:
 
 
 def try_trees(
-    trial: Calibration, prompts: Sequence[list[int]], answer: Callable[[list[int], SamplingParams], Sequence[int]]
+    trial: Calibration,
+    prompts: Sequence[list[int]],
+    longest: int,
+    answer: Callable[[list[int], SamplingParams], Sequence[int]],
 ) -> None:
     """Let a calibration see enough steps, and as many more as a few seconds allow.
 
     Args:
         trial: the plan that ``answer`` goes by.
-        prompts: token ids, at least one.
-        answer: goes on with a text, one step or more.
+        prompts: token ids, at least one; of a long one its beginning.
+        longest: tokens that a text may have. It begins anew where it would have more, and where it is over.
+        answer: goes on with a text, one step or more, and returns what is new.
     """
+    beginnings = [prompt[: max(1, longest // 2)] for prompt in prompts]
     for temperature in TEMPERATURES:
-        params = SamplingParams(temperature=temperature, max_new_tokens=_WRITTEN, seed=0, ignore_eos=True)
-        texts = [list(prompt) for prompt in prompts]
+        texts = list(beginnings)
         before, end = len(trial.steps), time.monotonic() + _SECONDS
-        for text in cycle(texts):
-            text += answer(text, params)
+        for turn in itertools.count():
+            place = turn % len(texts)
+            # The same seed would draw and judge all of them with the same numbers.
+            new = answer(texts[place], SamplingParams(temperature=temperature, max_new_tokens=_WRITTEN, seed=turn))
+            text = [*texts[place], *new]
+            goes_on = len(new) == _WRITTEN and len(text) + _WRITTEN <= longest
+            texts[place] = text if goes_on else beginnings[place]
             rounds = (len(trial.steps) - before) / len(trial.shapes)
             if rounds >= _MOST_ROUNDS or (rounds >= _ROUNDS and time.monotonic() > end):
                 break

@@ -24,8 +24,8 @@ from mcsd.planning.search import LARGEST
 from mcsd.schemes import Scheme
 from mcsd.tree import TreeShape
 
-_VERSION = 4
-"""Another number where what was measured before counts no longer: here, before drafts had weights of four bits."""
+_VERSION = 5
+"""Another number where what was measured before counts no longer: here, of few steps that shared their noise."""
 
 
 @dataclass(frozen=True)

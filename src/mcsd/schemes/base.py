@@ -64,7 +64,8 @@ class Scheme(ABC):
         """Choose candidates.
 
         Args:
-            q: ``[B, N, S]``, the draft's distribution at N nodes of each row.
+            q: ``[B, N, S]``, the draft's distribution at N nodes of each row; where all rows are greedy, of no more
+                tokens than the widest node has children.
             counts: how many children each of the N nodes has.
             greedy: bool ``[B]``, rows at temperature 0, whose candidates are the likeliest ones.
             random: the drawing stream.

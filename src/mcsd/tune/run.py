@@ -25,7 +25,7 @@ from mcsd.tune.report import Contender, Race, Report
 _TRYING = 0.35
 """Share of the budget that goes into measuring the parts; the races have the rest."""
 
-_TRY = SamplingParams(max_new_tokens=48, seed=0, ignore_eos=True)
+_TRY = SamplingParams(max_new_tokens=48)
 """A request by which parts are measured."""
 
 _RACED = 64
@@ -98,14 +98,14 @@ class Pair:
         target = self._target
         return Engine(target.model, self._draft, target.tokenizer, plan, scheme, 1, self._max_length)
 
-    def run(self, entrant: Entrant, prompt: list[int], temperature: float, new: int) -> dict[str, Any]:
+    def run(self, entrant: Entrant, prompt: list[int], temperature: float, new: int, seed: int) -> dict[str, Any]:
         """Let an entrant answer a prompt; the time that reading the prompt takes is left out."""
         if entrant.scheme not in self._racing:
             plan = FixedTree(entrant.choice.shape, LARGEST)
             self._racing[entrant.scheme] = self.engine(plan, entrant.scheme), plan
         engine, plan = self._racing[entrant.scheme]
         plan.shape = entrant.choice.shape
-        params = SamplingParams(temperature=temperature, max_new_tokens=new, seed=0)
+        params = SamplingParams(temperature=temperature, max_new_tokens=new, seed=seed)
         stats = engine.generate([prompt], params)[0].stats
         seconds = sum(stats.seconds.values()) - stats.seconds["prefill"]
         return {"tokens": stats.new_tokens, "calls": stats.target_calls, "seconds": seconds}
@@ -177,7 +177,7 @@ def _parts(
                 continue
             show(f"measuring: prompt {number + 1} of up to {len(prompts)} at temperature {temperature:g}")
             begun, before = time.monotonic(), len(trial.steps)
-            engine.generate([prompt], replace(_TRY, temperature=temperature))
+            engine.generate([prompt], replace(_TRY, temperature=temperature, seed=number))
             entry = {"kind": "steps", "prompt": number, "temperature": temperature, "steps": trial.steps[before:]}
             log.add({**entry, "wall": time.monotonic() - begun})
     show("measuring forwards")
@@ -210,9 +210,9 @@ def _race(
                 show(f"prompt {number + 1} of up to {len(prompts)} at temperature {temperature:g}: {entrant.name}")
                 begun = time.monotonic()
                 if entrant.name not in warm:
-                    pair.run(entrant, prompt, temperature, _WARMING)
+                    pair.run(entrant, prompt, temperature, _WARMING, number)
                     warm.add(entrant.name)
-                entry = pair.run(entrant, prompt, temperature, _RACED)
+                entry = pair.run(entrant, prompt, temperature, _RACED, number)
                 log.add(
                     {"kind": "race", "prompt": number, "temperature": temperature, "name": entrant.name}
                     | {**entry, "wall": time.monotonic() - begun}
