@@ -30,6 +30,7 @@ from mcsd.errors import (
     VocabularyMismatch,
     WeightsCorrupt,
 )
+from mcsd.files import alone, same_settings
 
 SILENT = Events(lambda tokens: None, lambda report: None)
 STEPS, TOKENS = 100, 6000
@@ -322,6 +323,13 @@ def test_prompts_that_are_none_are_named(tmp_path: Path) -> None:
 def test_a_folder_of_another_run_is_refused(target: str, made: tuple[Path, Report]) -> None:
     with pytest.raises(InvalidOption, match="vocab"):
         distill(options(target, made[0], vocab=32), SILENT)
+
+
+def test_a_folder_where_another_is_at_work_is_refused(target: str, tmp_path: Path) -> None:
+    same_settings(tmp_path / "distill.json", options(target, tmp_path).settings())
+    with alone(tmp_path / "distill.json"), pytest.raises(InvalidOption, match="another process"):
+        distill(options(target, tmp_path), SILENT)
+    assert not (tmp_path / "text").exists()
 
 
 def test_text_of_another_target_is_refused(made: tuple[Path, Report], tmp_path: Path) -> None:

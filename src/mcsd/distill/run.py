@@ -26,7 +26,7 @@ from mcsd.distill.trainer import Budget, Learner, Report, train
 from mcsd.distill.writer import answers, invented, read, write
 from mcsd.engine import Engine
 from mcsd.errors import DataError, InvalidOption
-from mcsd.files import same_settings, save_tensors, save_text, unwritable
+from mcsd.files import alone, same_settings, save_tensors, save_text, unwritable
 from mcsd.models.compatibility import check_tokenizers, check_vocabularies
 from mcsd.models.head import CONFIG, WEIGHTS, HeadConfig
 from mcsd.models.loading import Loaded, choose_device, load
@@ -166,7 +166,7 @@ def distill(options: Options, events: Events) -> Report:
 
     Raises:
         ModelError: about the target or the initial draft.
-        InvalidOption: the folder holds a run with other options.
+        InvalidOption: the folder holds a run with other options, or one that is at work.
         DataError: prompts or text are missing, empty or unreadable.
         OutputFailed: something cannot be written.
     """
@@ -183,35 +183,37 @@ def distill(options: Options, events: Events) -> Report:
         raise unwritable(options.out, error) from error
     target, initial = _models(options)
     states = states_of(target.model)
-    if earlier:
-        corpus = Corpus.of(earlier, options.target, states)
-        same_settings(options.out / _SETTINGS, options.settings())
-    else:
-        same_settings(options.out / _SETTINGS, options.settings())
-        corpus = Corpus(options.out / TEXT, {"target": options.target, "states": list(states), "seed": options.seed})
-        _write(options, target, corpus, given, texts, events.writing)
-    held_out, learned = _split(corpus.records())
-    learner, teacher = _learner(options, target, initial, learned)
-    tokenizer = (initial or target).tokenizer
-    # What neither draft nor teacher holds of the target makes room for training.
-    del target, initial
-    rows = _MODEL_ROWS if options.kind == "model" else _HEAD_ROWS * max(1, teacher.hidden_size // _HEAD_SIZE)
-    positions = min(rows * _LENGTH, max(1, _LOGITS // len(teacher.vocabulary)))
-    report = train(
-        learner,
-        Batches(learned, rows, positions, AHEAD - 1, options.seed),
-        collate(held_out, _HELD_POSITIONS, AHEAD - 1, torch.Generator().manual_seed(options.seed)),
-        teacher,
-        Budget(options.steps, max(1.0, options.minutes * 60 - (0 if earlier else corpus.seconds))),
-        options.out / _CHECKPOINT,
-        fastest_dtype(teacher.device),
-        events.training,
-    )
-    _save(options.out, learner, teacher.vocabulary if options.vocab else None, tokenizer)
-    parameters = sum(p.numel() for p in learner.network.parameters() if p.requires_grad)
-    settings = {name: value for name, value in asdict(options).items() if value is not None}
-    save_text(options.out / "README.md", card(options.target, options.command(), settings, report, corpus, parameters))
-    (options.out / _CHECKPOINT).unlink(missing_ok=True)
+    corpus = Corpus.of(earlier, options.target, states) if earlier else None
+    same_settings(options.out / _SETTINGS, options.settings())
+    with alone(options.out / _SETTINGS):
+        if corpus is None:
+            corpus = Corpus(
+                options.out / TEXT, {"target": options.target, "states": list(states), "seed": options.seed}
+            )
+            _write(options, target, corpus, given, texts, events.writing)
+        held_out, learned = _split(corpus.records())
+        learner, teacher = _learner(options, target, initial, learned)
+        tokenizer = (initial or target).tokenizer
+        # What neither draft nor teacher holds of the target makes room for training.
+        del target, initial
+        rows = _MODEL_ROWS if options.kind == "model" else _HEAD_ROWS * max(1, teacher.hidden_size // _HEAD_SIZE)
+        positions = min(rows * _LENGTH, max(1, _LOGITS // len(teacher.vocabulary)))
+        report = train(
+            learner,
+            Batches(learned, rows, positions, AHEAD - 1, options.seed),
+            collate(held_out, _HELD_POSITIONS, AHEAD - 1, torch.Generator().manual_seed(options.seed)),
+            teacher,
+            Budget(options.steps, max(1.0, options.minutes * 60 - (0 if earlier else corpus.seconds))),
+            options.out / _CHECKPOINT,
+            fastest_dtype(teacher.device),
+            events.training,
+        )
+        _save(options.out, learner, teacher.vocabulary if options.vocab else None, tokenizer)
+        parameters = sum(p.numel() for p in learner.network.parameters() if p.requires_grad)
+        settings = {name: value for name, value in asdict(options).items() if value is not None}
+        text = card(options.target, options.command(), settings, report, corpus, parameters)
+        save_text(options.out / "README.md", text)
+        (options.out / _CHECKPOINT).unlink(missing_ok=True)
     return report
 
 
