@@ -15,6 +15,9 @@ _ROUNDING = 1e-6
 _PART = 64
 """Tokens of a part of the vocabulary of which first only the likeliest is looked at."""
 
+_LARGE = 2**14
+"""Tokens of a vocabulary of which several likeliest are found sooner by parts."""
+
 _HEAD = 1024
 """Truncation looks at this many of the likeliest tokens first; a full sort is needed only when they do not suffice."""
 
@@ -163,7 +166,7 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     The largest are in those parts whose own largest are the largest.
     """
     rows, size = logits.shape
-    if size % _PART or size < 4 * count * _PART:
+    if size % _PART or size < max(_LARGE, 4 * count * _PART):
         values, ids = logits.topk(count, dim=-1)
         return values, ids
     parts = logits.reshape(rows, size // _PART, _PART)
