@@ -1,27 +1,33 @@
-"""The prompts that are tried where the user gives none: plain text, and what people ask."""
+"""What is asked where the user gives no prompts: what people ask of a model that answers, and texts to go on with."""
 
 from mcsd.encoding import Encoder
-from mcsd.params import SamplingParams
 
-PLAIN = (
+QUESTIONS = (
+    "Explain to a child why the sky is blue.",
+    "Give three tips for staying awake during a long lecture.",
+    "Write a short letter that invites a friend to a picnic.",
+    "Describe how bread is baked, step by step.",
+    "What are the main differences between a lake and a river?",
+    "Rewrite this sentence in the past tense: She walks to the market and buys apples.",
+    "Write a Python function that counts the vowels of a string.",
+    "Name four professions in which people work at night, and say why.",
+)
+BEGINNINGS = (
     "The sun had not yet risen when",
     "def fibonacci(n):\n    ",
     "Water boils at a lower temperature on a mountain because",
     "1. Bread\n2. Milk\n3.",
-)
-ASKED = (
-    "Name three rivers and say where they flow.",
-    "What is the difference between a virus and a bacterium?",
-    "Translate into German: The train leaves at nine.",
-    "Write a short poem about autumn.",
+    "The committee met on Tuesday to discuss",
+    "Q: What is the capital of Norway?\nA:",
+    "In the spring of 1912 a young engineer",
+    "Dear Sir or Madam,\n\n",
 )
 
 
 def built_in(encoder: Encoder) -> list[list[int]]:
-    """The prompts as token ids, plain ones and questions in turn; questions in the chat template, if there is one.
+    """Questions in the chat template as token ids; where there is none, beginnings of texts.
 
     Raises:
         RequestError: the encoder has no tokenizer or a template that refuses them, or they are too long for it.
     """
-    pairs = zip(PLAIN, ASKED, strict=True)
-    return [ids for text, question in pairs for ids in (encoder.encode(text, SamplingParams()), encoder.ask(question))]
+    return [encoder.ask(text) for text in (QUESTIONS if encoder.chats else BEGINNINGS)]

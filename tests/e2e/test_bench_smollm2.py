@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mcsd.bench import Experiment, Models, grid
 from mcsd.bench.measure import measure
-from mcsd.bench.prompts import QUESTIONS
 from mcsd.models.loading import Loaded, load_draft
+from mcsd.prompts import QUESTIONS
 
 
 def test_the_default_draft(smollm2: Loaded, tmp_path: Path) -> None:

@@ -5,17 +5,8 @@ from collections.abc import Mapping, Sequence
 from mcsd.encoding import Encoder
 from mcsd.errors import EmptyPrompt
 from mcsd.params import SamplingParams
+from mcsd.prompts import QUESTIONS
 
-QUESTIONS = (
-    "Explain to a child why the sky is blue.",
-    "Give three tips for staying awake during a long lecture.",
-    "Write a short letter that invites a friend to a picnic.",
-    "Describe how bread is baked, step by step.",
-    "What are the main differences between a lake and a river?",
-    "Rewrite this sentence in the past tense: She walks to the market and buys apples.",
-    "Write a Python function that counts the vowels of a string.",
-    "Name four professions in which people work at night, and say why.",
-)
 SENTENCES = (
     "The library will be closed on Monday because of a public holiday.",
     "She opened the window and listened to the rain for a while.",
