@@ -12,6 +12,7 @@ from mcsd.errors import InvalidTree
 from mcsd.planning import Calibration, Costs, FixedTree, Outcome, Planner, Profile
 from mcsd.planning.acceptance import DEPTH, RANKS, Acceptance, falling
 from mcsd.planning.calibration import TEMPERATURES, Step, try_trees
+from mcsd.planning.search import best
 from mcsd.schemes import SCHEMES
 from mcsd.testing import TabularModel
 from mcsd.tree import TreeShape
@@ -192,7 +193,17 @@ def test_calibration_forgets_nothing_and_takes_unseen_levels_for_what_is_above_t
         assert level[0] == pytest.approx(3 / 8, abs=0.01)
         assert level[1] < 0.01
     assert profile.sampled[0] == profile.sampled[-1]
-    assert profile.sampled[0][0] > 0.5
+    assert profile.sampled[0] == pytest.approx(falling(0.2, 0.08)[0])
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_draft_of_which_nothing_is_accepted_is_given_up_after_the_fewest_steps(greedy: bool) -> None:
+    """Seconds of a head on a target of 1.5 B parameters: a step with one candidate takes a twentieth longer."""
+    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
+    for shape in trial.shapes * 4:
+        trial.steps.append(Step(greedy, shape.parents, (), 0.005 * shape.depth, 0.003 if shape.parents else 0.001))
+    profile = trial.profile(((1, 0.150), (4, 0.156), (8, 0.170), (16, 0.262)))
+    assert not len(best(profile.greedy if greedy else profile.sampled, profile.costs, 1).shape)
 
 
 class Answerer:

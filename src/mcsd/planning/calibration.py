@@ -40,8 +40,9 @@ _TOO_LONG = 3.0
 _CONTEXT, _REPEATS = 64, 3
 """Tokens before them, and how often each is timed, in turns: whatever slows the machine down lasts for a while."""
 
-_WEIGHT = 4.0
-"""Visits that what drafts usually do counts for."""
+_BELIEVED, _WEIGHT = falling(0.2, 0.08), 4.0
+"""Rates of a poor draft, and visits that they count for: of a slow pair few steps are seen, and with a draft that is
+taken for better than it is, seeds would pin a tree that is slower than plain decoding."""
 
 
 class Step(NamedTuple):
@@ -102,16 +103,16 @@ class Calibration:
         judged, accepted = _line([(len(step.path), step.rest) for step in candidates]) if candidates else (usual, 0.0)
         first, level = self._levels() if self._draws else (0.0, ())
         costs = Costs(target, level, first, usual, judged, accepted)
-        return Profile(costs, self._rates(True, falling(0.7, 0.12)), self._rates(False, falling(0.6, 0.12)))
+        return Profile(costs, self._rates(True), self._rates(False))
 
-    def _rates(self, greedy: bool, prior: Rates) -> Rates:
-        """Of what a level has not shown, the one above it tells more than what drafts usually do."""
-        acceptance = Acceptance(prior, _WEIGHT, math.inf)
+    def _rates(self, greedy: bool) -> Rates:
+        """Of what a level has not shown, the one above it tells more than what is believed of drafts."""
+        acceptance = Acceptance(_BELIEVED, _WEIGHT, math.inf)
         for step in self.steps:
             if step.parents and step.greedy == greedy:
                 acceptance.observe(_shape(step.parents), step.path)
-        levels = [acceptance.level(0, prior[0])]
-        while len(levels) < len(prior):
+        levels = [acceptance.level(0, _BELIEVED[0])]
+        while len(levels) < len(_BELIEVED):
             levels.append(acceptance.level(len(levels), levels[-1]))
         return tuple(levels)
 
