@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"models"},
     "options": {"errors", "schemes", "tree"},
     "encoding": {"errors", "params"},
-    "prompts": {"encoding", "params"},
+    "prompts": {"encoding"},
     "planning": {"errors", "files", "machine", "params", "tree", "schemes", "models", "catalog"},
     "engine": {
         *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),
@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "encoding",
             "options",
         ),
-        *("catalog", "files", "machine"),
+        *("catalog", "files", "machine", "prompts"),
     },
     "verify": {"engine", "encoding", "errors", "params", "prompts", "sampling", "schemes", "models"},
     "tune": {

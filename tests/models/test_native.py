@@ -112,6 +112,24 @@ def test_a_draft_that_is_loaded_has_half_bytes_and_a_target_has_not(tmp_path: Pa
     assert not kinds(torch.float32, draft=True)
 
 
+def test_a_draft_that_half_bytes_make_another_has_bytes(tmp_path: Path) -> None:
+    """So large an output matrix makes of a few per cent of a weight another law."""
+    network = tiny("llama")
+    network.get_output_embeddings().weight.data *= 1000
+    network.save_pretrained(tmp_path)
+    draft = load(tmp_path, CPU, torch.bfloat16, draft=True).model
+    assert {module.kind for module in draft.network.modules() if isinstance(module, NativeLinear)} == {Kind.BYTES}
+    network.bfloat16()
+    pack(network, int8_layer(fine=False))
+    tokens = torch.arange(20)[None]
+    logits = []
+    for model in (draft, TransformersModel(network)):
+        cache = model.new_cache(1, 20)
+        cache.add()
+        logits.append(model.forward(tokens, Block.chain(20), cache).logits)
+    assert torch.equal(*logits)
+
+
 def test_half_bytes_of_any_weight() -> None:
     """Transposed, zero, and larger than float16 knows: then the largest it knows, and a number in any case."""
     weight = torch.zeros(64, 64)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mcsd.catalog import Location, locate
 from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
 from mcsd.models import native
+from mcsd.models.coarse import pack_coarsely
 from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.compilation import compile_layers
 from mcsd.models.converted import Conversion
@@ -89,23 +91,19 @@ def load(
     """
     location = locate(model)
     copy = _copy_of(location, dtype)
-    network, tokenizer = _network(model, location, dtype, copy)
-    network = network.to(device)
-    vocabulary = None
-    if draft and location.kind == "folder":
-        vocabulary = load_vocabulary(Path(location.source), network.config.get_text_config().vocab_size)
-    if vocabulary is not None:
-        vocabulary = vocabulary.to(device)
-        trim(network, vocabulary)
+    placed = partial(_placed, model, location, device, dtype, draft, copy)
+    network, tokenizer, vocabulary = placed()
     layer = layer_for(device, dtype, draft, quantize)
     rounded = rounds(device, dtype, draft, quantize)
-    if draft and rounded and native.available():
-        # A draft reads all its weights for a token or two, so its time is theirs; coarser ones change q only. A head is
-        # as `layer_for` has it: most are so small that they stay in the processor's cache.
-        pack(network, partial(native.NativeLinear, kind=native.Kind.NIBBLES))
-    elif copy and rounded:
+    # A draft reads all its weights for a token or two, so its time is theirs; coarser ones change q only. A head is as
+    # `layer_for` has it: most are so small that they stay in the processor's cache.
+    coarse = draft and rounded and native.available()
+    if coarse and not pack_coarsely(network, tokenizer):
+        network, tokenizer, vocabulary = placed()
+        coarse = False
+    if not coarse and copy and rounded:
         pack_rounded(network, not draft, copy)
-    elif layer:
+    elif not coarse and layer:
         pack(network, layer)
     loaded = TransformersModel(network, str(model), vocabulary)
     if compile:
@@ -197,6 +195,26 @@ def _network(
     model: str | Path, location: Location, dtype: torch.dtype, copy: Conversion | None
 ) -> tuple[Any, Any | None]:
     return _read_gguf(model, location, dtype, copy) if copy else _read(model, location, dtype)
+
+
+def _placed(
+    model: str | Path,
+    location: Location,
+    device: torch.device,
+    dtype: torch.dtype,
+    draft: bool,
+    copy: Conversion | None,
+) -> tuple[Any, Any | None, Tensor | None]:
+    """A network where it is to run, its tokenizer, and the tokens that it is trimmed to, None if it is not."""
+    network, tokenizer = _network(model, location, dtype, copy)
+    network = network.to(device)
+    vocabulary = None
+    if draft and location.kind == "folder":
+        vocabulary = load_vocabulary(Path(location.source), network.config.get_text_config().vocab_size)
+    if vocabulary is not None:
+        vocabulary = vocabulary.to(device)
+        trim(network, vocabulary)
+    return network, tokenizer, vocabulary
 
 
 def _read_gguf(model: str | Path, location: Location, dtype: torch.dtype, copy: Conversion) -> tuple[Any, Any | None]:
