@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"models"},
     "options": {"errors", "schemes", "tree"},
     "encoding": {"errors", "params"},
-    "prompts": {"encoding"},
+    "prompts": {"encoding", "params"},
     "planning": {"errors", "files", "machine", "params", "tree", "schemes", "models", "catalog"},
     "engine": {
         *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),

@@ -38,7 +38,7 @@ from mcsd.planning import (
     place_of,
     try_trees,
 )
-from mcsd.prompts import built_in
+from mcsd.prompts import usual
 from mcsd.request import Request
 from mcsd.rng import DRAW, JUDGE, Streams
 from mcsd.sampling import Settings
@@ -385,7 +385,7 @@ class Engine:
         length = min(self.max_length, _MEASURED_LENGTH)
         engine = Engine(self.target, self.drafter, self.tokenizer, trial, self.scheme_name, 1, length)
         try:
-            prompts = built_in(self.encoder) if self.tokenizer is not None else [[0]]
+            prompts = usual(self.encoder) if self.tokenizer is not None else [[0]]
         except RequestError:
             # They are longer than a request may be, or the template refuses them.
             prompts = [[0]]

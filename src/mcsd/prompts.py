@@ -1,6 +1,7 @@
 """What is asked where the user gives no prompts: what people ask of a model that answers, and texts to go on with."""
 
 from mcsd.encoding import Encoder
+from mcsd.params import SamplingParams
 
 QUESTIONS = (
     "Explain to a child why the sky is blue.",
@@ -24,10 +25,20 @@ BEGINNINGS = (
 )
 
 
-def built_in(encoder: Encoder) -> list[list[int]]:
-    """Questions in the chat template as token ids; where there is none, beginnings of texts.
+def usual(encoder: Encoder) -> list[list[int]]:
+    """What a model is for, as token ids: questions in the chat template; where there is none, beginnings of texts.
 
     Raises:
         RequestError: the encoder has no tokenizer or a template that refuses them, or they are too long for it.
     """
     return [encoder.ask(text) for text in (QUESTIONS if encoder.chats else BEGINNINGS)]
+
+
+def varied(encoder: Encoder) -> list[list[int]]:
+    """Four beginnings of texts and four questions in turn, the questions in the chat template if there is one.
+
+    Raises:
+        RequestError: as `usual`.
+    """
+    pairs = zip(BEGINNINGS[:4], QUESTIONS[:4], strict=True)
+    return [ids for text, question in pairs for ids in (encoder.encode(text, SamplingParams()), encoder.ask(question))]

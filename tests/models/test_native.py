@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_fusion import BELOW, KNOWN, TREE, outputs
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -18,13 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from conftest import FAMILIES, VOCABULARY, tiny
 from mcsd import errors
 from mcsd.models import Block, BoundHead, DraftHead, TransformersModel, native
+from mcsd.models.coarse import pack_coarsely
 from mcsd.models.head import HeadConfig
-from mcsd.models.loading import load
+from mcsd.models.loading import load, read
 from mcsd.models.native import Kind, NativeLinear
 from mcsd.models.native.library import _loaded
 from mcsd.models.packing import int8_layer, layer_for, pack
 from mcsd.models.quantization import GROUP, Int8Linear
-from mcsd.models.trimming import rows_of
+from mcsd.models.trimming import rows_of, trim
 
 CPU = torch.device("cpu")
 
@@ -112,22 +114,34 @@ def test_a_draft_that_is_loaded_has_half_bytes_and_a_target_has_not(tmp_path: Pa
     assert not kinds(torch.float32, draft=True)
 
 
-def test_a_draft_that_half_bytes_make_another_has_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_a_draft_that_half_bytes_make_another_has_bytes(trimmed: bool, tmp_path: Path) -> None:
     """So large an output matrix makes of a few per cent of a weight another law."""
-    network = tiny("llama")
-    network.get_output_embeddings().weight.data *= 1000
-    network.save_pretrained(tmp_path)
+    made = tiny("llama", seed=3)
+    made.get_output_embeddings().weight.data *= 1000
+    made.save_pretrained(tmp_path)
+    network, chosen = read(tmp_path, torch.bfloat16)[0], None
+    if trimmed:
+        chosen = torch.arange(0, VOCABULARY, 2)
+        save_file({"vocabulary": chosen.int()}, tmp_path / "vocabulary.safetensors")
+        trim(network, chosen)
+    pack(network, int8_layer(fine=False))
     draft = load(tmp_path, CPU, torch.bfloat16, draft=True).model
     assert {module.kind for module in draft.network.modules() if isinstance(module, NativeLinear)} == {Kind.BYTES}
-    network.bfloat16()
-    pack(network, int8_layer(fine=False))
     tokens = torch.arange(20)[None]
     logits = []
-    for model in (draft, TransformersModel(network)):
+    for model in (draft, TransformersModel(network, vocabulary=chosen)):
         cache = model.new_cache(1, 20)
         cache.add()
         logits.append(model.forward(tokens, Block.chain(20), cache).logits)
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("tokenizer", [None, lambda text: {"input_ids": []}, lambda text: {}])
+def test_half_bytes_are_tried_without_a_tokenizer_that_knows_the_text(tokenizer: Any) -> None:
+    network = tiny("llama").bfloat16()
+    assert pack_coarsely(network, tokenizer)
+    assert {module.kind for module in network.modules() if isinstance(module, NativeLinear)} == {Kind.NIBBLES}
 
 
 def test_half_bytes_of_any_weight() -> None:

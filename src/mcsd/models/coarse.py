@@ -1,7 +1,7 @@
 """Four bits for the weights of a draft, if it stays nearly what it is: which is found by asking it.
 
-Most models do. One that was trained from weights that had four bits, as those of most GGUF files, may not: what it has
-learned since is as small as the steps that they are rounded to, and is lost again.
+One whose file has weights of four to six bits does. One that was trained from such weights may not: what it has learned
+since is as small as the steps that they are rounded to, and is lost again.
 """
 
 from functools import partial
@@ -20,8 +20,8 @@ _TOKENS = 24
 """Of a text that is read with both weights; where there is no tokenizer, any tokens."""
 
 _ALIKE = 0.7
-"""The least that its laws there must have in common, one minus their total variation, on average. Models that were
-not trained further had .83 and .85, a pruned one that was .28."""
+"""The least that its laws there must have in common, one minus their total variation, on average. Two models as their
+files have them had .83 and .85, a pruned one that was trained further .28."""
 
 
 @torch.no_grad()
@@ -35,13 +35,24 @@ def pack_coarsely(network: Any, tokenizer: Any | None) -> bool:
     Returns:
         Whether it drafts nearly as before. If not it is of no use any more, and has to be read again.
     """
-    size = network.config.get_text_config().vocab_size
-    ids = tokenizer(_TEXT)["input_ids"] if tokenizer is not None else range(0, size, max(1, size // _TOKENS))
-    tokens = torch.tensor(list(ids)[:_TOKENS])
+    tokens = torch.tensor(_text(tokenizer) or _any(network), dtype=torch.int64)
     before = _laws(network, tokens)
     pack(network, partial(native.NativeLinear, kind=native.Kind.NIBBLES))
     alike = torch.minimum(before, _laws(network, tokens)).sum(-1).mean()
     return bool(alike >= _ALIKE)
+
+
+def _text(tokenizer: Any | None) -> list[int]:
+    """Token ids of the text; none where the tokenizer does not know it, and raises what it likes."""
+    try:
+        return list(tokenizer(_TEXT)["input_ids"])[:_TOKENS] if tokenizer is not None else []
+    except Exception:
+        return []
+
+
+def _any(network: Any) -> list[int]:
+    size = network.config.get_text_config().vocab_size
+    return list(range(0, size, max(1, size // _TOKENS)))[:_TOKENS]
 
 
 def _laws(network: Any, tokens: Tensor) -> Tensor:

@@ -91,15 +91,16 @@ def load(
     """
     location = locate(model)
     copy = _copy_of(location, dtype)
-    placed = partial(_placed, model, location, device, dtype, draft, copy)
-    network, tokenizer, vocabulary = placed()
+    read_in = partial(_read_and_trim, model, location, device, dtype, draft, copy)
+    network, tokenizer, vocabulary = read_in()
     layer = layer_for(device, dtype, draft, quantize)
     rounded = rounds(device, dtype, draft, quantize)
     # A draft reads all its weights for a token or two, so its time is theirs; coarser ones change q only. A head is as
     # `layer_for` has it: most are so small that they stay in the processor's cache.
     coarse = draft and rounded and native.available()
     if coarse and not pack_coarsely(network, tokenizer):
-        network, tokenizer, vocabulary = placed()
+        del network, tokenizer  # Two of them may be too much for the memory.
+        network, tokenizer, vocabulary = read_in()
         coarse = False
     if not coarse and copy and rounded:
         pack_rounded(network, not draft, copy)
@@ -197,7 +198,7 @@ def _network(
     return _read_gguf(model, location, dtype, copy) if copy else _read(model, location, dtype)
 
 
-def _placed(
+def _read_and_trim(
     model: str | Path,
     location: Location,
     device: torch.device,

@@ -6,7 +6,8 @@ there are.
 
 A state can be two bytes, as two rows of the same product: the weights, which are what takes the time of a few rows, are
 read once. Of what int8 does to a law most is due to states of one byte, so a target has two; a draft, whose q may be
-anything, has one. Where our own kernels run, the weights of a draft that is a model are half bytes.
+anything, has one. Where our own kernels run, the weights of a draft that is a model are half bytes if it bears that
+(`coarse`).
 """
 
 import torch

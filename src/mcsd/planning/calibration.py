@@ -143,11 +143,11 @@ def try_trees(
 
     Args:
         trial: the plan that ``answer`` goes by.
-        prompts: token ids, at least one; of a long one its beginning.
+        prompts: token ids, at least one; of a long one its end.
         longest: tokens that a text may have. It begins anew where it would have more, and where it is over.
         answer: goes on with a text, one step or more, and returns what is new.
     """
-    beginnings = [prompt[: max(1, longest // 2)] for prompt in prompts]
+    beginnings = [prompt[-max(1, longest // 2) :] for prompt in prompts]
     for temperature in TEMPERATURES:
         texts = list(beginnings)
         before, end = len(trial.steps), time.monotonic() + _SECONDS

@@ -15,7 +15,7 @@ from mcsd.params import SamplingParams
 from mcsd.planning import TEMPERATURES, Calibration, FixedTree, Place, Plan, Profile, forward_curve, place_of
 from mcsd.planning.calibration import Step
 from mcsd.planning.search import LARGEST
-from mcsd.prompts import built_in
+from mcsd.prompts import usual
 from mcsd.schemes import SCHEMES
 from mcsd.tree import TreeShape
 from mcsd.tune.contenders import Entrant, entrants
@@ -145,7 +145,7 @@ def _tuned(
     trial = Calibration(SCHEMES[options.scheme], pair.draws)
     engine = pair.engine(trial, options.scheme)
     encoder = engine.encoder
-    ids = built_in(encoder) if prompts is None else [encoder.ask(prompt) for prompt in prompts]
+    ids = usual(encoder) if prompts is None else [encoder.ask(prompt) for prompt in prompts]
     log.begin({**pair.place.key, "prompts": ids})
     end = begun + 60 * options.minutes - sum(entry["wall"] for entry in log.entries)
     profile = _parts(engine, trial, ids, log, begun + _TRYING * (end - begun), show)

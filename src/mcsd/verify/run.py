@@ -9,7 +9,7 @@ from mcsd.encoding import Prompt
 from mcsd.engine import Engine
 from mcsd.errors import EmptyPrompt, InvalidParameter
 from mcsd.params import SamplingParams
-from mcsd.prompts import built_in
+from mcsd.prompts import varied
 from mcsd.schemes import SCHEMES
 from mcsd.verify.greedy import check_greedy
 from mcsd.verify.options import Options
@@ -67,7 +67,7 @@ def verify(
         raise EmptyPrompt("the list of prompts is empty", "give one, or None for the built-in ones")
     if prompts is None and engine.tokenizer is None:
         raise EmptyPrompt("no prompts, and no tokenizer for the built-in ones", "give prompts as token ids")
-    ids = built_in(engine.encoder) if prompts is None else [engine.request(prompt).prompt for prompt in prompts]
+    ids = varied(engine.encoder) if prompts is None else [engine.request(prompt).prompt for prompt in prompts]
     dtype = plain_logits(engine.target, torch.tensor([ids[0]], device=engine.target.device), 1).dtype
     budget = 60 * options.minutes
     greedy, texts = check_greedy(engine, ids, params, begun + _GREEDY * budget, show)
