@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import mcsd
-from mcsd.bench.acceptance import forward_over
 from mcsd.models.loading import load
+from mcsd.models.prefill import forward_over
 from speed import CPU, spaced
 
 FORMS = {

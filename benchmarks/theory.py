@@ -26,11 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import mcsd
-from mcsd.bench.acceptance import forward_over
 from mcsd.drafters.levels import SUPPORT
 from mcsd.models import Block
 from mcsd.models.head import BoundHead
 from mcsd.models.loading import Loaded, choose_dtype, is_head, load, load_head
+from mcsd.models.prefill import forward_over
 from mcsd.models.transformers import TransformersModel
 from mcsd.rng import DRAW, JUDGE, Stream
 from mcsd.sampling import Settings, SparseDistributions, probabilities, sparse_probabilities

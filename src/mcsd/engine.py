@@ -385,9 +385,9 @@ class Engine:
         length = min(self.max_length, _MEASURED_LENGTH)
         engine = Engine(self.target, self.drafter, self.tokenizer, trial, self.scheme_name, 1, length)
         try:
-            prompts = usual(self.encoder) if self.tokenizer is not None else [[0]]
+            prompts = usual(self.encoder)
         except RequestError:
-            # They are longer than a request may be, or the template refuses them.
+            # There is no tokenizer, its template refuses them, or they are longer than a request may be.
             prompts = [[0]]
         try:
             try_trees(trial, prompts, length, lambda text, params: engine.generate([text], params)[0].token_ids)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcsd.drafters import Drafter
 from mcsd.engine import Engine
-from mcsd.models import Block, LanguageModel, Output
+from mcsd.models.prefill import forward_over
 from mcsd.params import SamplingParams
 from mcsd.rng import DRAW, JUDGE, Stream
 from mcsd.sampling import Settings
@@ -43,14 +43,6 @@ class Answer:
     tokens: list[int]
     logits: Tensor
     states: Tensor | None
-
-
-@torch.no_grad()
-def forward_over(model: LanguageModel, tokens: list[int], layers: tuple[int, ...] = ()) -> Output:
-    """One forward over a text; the states are those of ``layers``."""
-    cache = model.new_cache(1, len(tokens))
-    cache.add()
-    return model.forward(torch.tensor([tokens], device=model.device), Block.chain(len(tokens)), cache, hidden=layers)
 
 
 def read(engine: Engine, prompt: list[int], answer: list[int]) -> Answer:

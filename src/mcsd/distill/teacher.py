@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from mcsd.distill.batches import Batch
 from mcsd.distill.corpus import Record
 from mcsd.errors import UnsupportedModel
-from mcsd.models import Block, TransformersModel
+from mcsd.models import TransformersModel
 from mcsd.models.packing import dense_weight
+from mcsd.models.prefill import forward_over
 from mcsd.models.trimming import rows_of
 
 
@@ -32,9 +33,7 @@ def check_teachable(target: TransformersModel) -> None:
     Raises:
         UnsupportedModel: they do not: the logits are scaled or capped, or the states projected.
     """
-    cache = target.new_cache(1, 4)
-    cache.add()
-    output = target.forward(torch.arange(4, device=target.device)[None], Block.chain(4), cache, hidden=(0, -1))
+    output = forward_over(target, list(range(4)), hidden=(0, -1))
     matrix, width = target.network.get_output_embeddings(), target.network.get_input_embeddings().weight.shape[1]
     assert output.hidden is not None
     if output.hidden.shape[-1] == 2 * width == 2 * dense_weight(matrix).shape[1]:

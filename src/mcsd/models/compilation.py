@@ -16,9 +16,9 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from mcsd.catalog import models_folder
 from mcsd.errors import McsdWarning
-from mcsd.models.base import Block
 from mcsd.models.fusion import Attention, FeedForward, fuse
 from mcsd.models.halves import halve
+from mcsd.models.prefill import forward_over
 from mcsd.models.transformers import TransformersModel
 
 _PLACE = "TORCHINDUCTOR_CACHE_DIR"
@@ -55,9 +55,7 @@ def compile_layers(model: TransformersModel) -> None:
         )
     try:
         for tokens in (1, 2):  # One token is a shape of its own.
-            cache = model.new_cache(1, tokens)
-            cache.add()
-            model.forward(torch.zeros(1, tokens, dtype=torch.int64, device=model.device), Block.chain(tokens), cache)
+            forward_over(model, [0] * tokens)
     except TorchDynamoException as error:
         for layer in layers:
             del layer.forward

@@ -102,10 +102,11 @@ def load(
         del network, tokenizer  # Two of them may be too much for the memory.
         network, tokenizer, vocabulary = read_in()
         coarse = False
-    if not coarse and copy and rounded:
-        pack_rounded(network, not draft, copy)
-    elif not coarse and layer:
-        pack(network, layer)
+    if not coarse:
+        if copy and rounded:
+            pack_rounded(network, not draft, copy)
+        elif layer:
+            pack(network, layer)
     loaded = TransformersModel(network, str(model), vocabulary)
     if compile:
         compile_layers(loaded)

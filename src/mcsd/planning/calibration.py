@@ -111,10 +111,10 @@ class Calibration:
         for step in self.steps:
             if step.parents and step.greedy == greedy:
                 acceptance.observe(_shape(step.parents), step.path)
-        levels = [acceptance.level(0, _BELIEVED[0])]
-        while len(levels) < len(_BELIEVED):
-            levels.append(acceptance.level(len(levels), levels[-1]))
-        return tuple(levels)
+        levels = [_BELIEVED[0]]
+        for depth in range(len(_BELIEVED)):
+            levels.append(acceptance.level(depth, levels[-1]))
+        return tuple(levels[1:])
 
     def _levels(self) -> tuple[float, Curve]:
         """What the first level of a tree costs more than another, and what levels cost."""
