@@ -128,22 +128,25 @@ def test_law_of_texts_of_fused_layers(scheme: str, tree: str, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not native.available(), reason="no kernels for this CPU")
-@pytest.mark.parametrize("kind", [Kind.BFLOAT16, Kind.NIBBLES])
+@pytest.mark.parametrize("kind", [Kind.SHORTS, Kind.NIBBLES])
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2")])
 def test_law_of_texts_of_layers_in_our_kernels(
     scheme: str, tree: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The target's law comes from transformers' own layers in float64, with the same weights."""
+    """The target's law is that of its layers as they run, which is near that of transformers' own in float64."""
     target, draft = (network(2, seed).bfloat16() for seed in (1, 2))
-    expected = target_law(deepcopy(target).double(), 3, 0.8)
-    for model, made_of in ((target.float(), Kind.BFLOAT16), (draft.float(), kind)):
+    exact = target_law(deepcopy(target).double(), 3, 0.8)
+    for model, made_of in ((target.float(), Kind.SHORTS), (draft.float(), kind)):
         pack(model, partial(NativeLinear, kind=made_of))
         assert "forward" in vars(model.model)
     # Hundreds of rows go through all layers at once too, as a few do.
     monkeypatch.setattr("mcsd.models.native.layers.MOST_TOKENS", 1 << 20)
     engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
+    found = engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch)
     # Here all is in float32, the chances too.
-    check(engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch), expected, 1e-5, 1e-6)
+    check(found, target_law(target, 3, 0.8), 1e-5, 1e-6)
+    # States and weights are rounded by some 1e-4.
+    check(found, exact, 1e-3, 1e-6)
 
 
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1")])

@@ -144,7 +144,7 @@ def test_drafts_in_bfloat16_are_quantized_and_targets_only_if_asked() -> None:
         found = layer_for(CPU, dtype, draft, quantize)
         one = found(linear) if found else linear
         if isinstance(one, NativeLinear):
-            return {Kind.BYTES: 1, Kind.FINE_BYTES: 2, Kind.BFLOAT16: 0, Kind.NIBBLES: 1}[one.kind]
+            return {Kind.BYTES: 1, Kind.FINE_BYTES: 2, Kind.SHORTS: 0, Kind.NIBBLES: 1}[one.kind]
         return 1 + one.fine if isinstance(one, Int8Linear) else 0
 
     assert bytes_of(torch.bfloat16, True, None) == 1

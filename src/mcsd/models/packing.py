@@ -72,7 +72,7 @@ def layer_for(device: torch.device, dtype: torch.dtype, draft: bool, quantize: s
     if not packable(device, dtype):
         return None
     own = not torch.cpu._is_avx512_bf16_supported() and native.available()
-    return partial(native.NativeLinear, kind=native.Kind.BFLOAT16) if own else PackedLinear
+    return partial(native.NativeLinear, kind=native.Kind.SHORTS) if own else PackedLinear
 
 
 def int8_layer(fine: bool) -> Callable[..., Product]:

@@ -4,7 +4,8 @@
 //
 // Weights come in blocks of 32 outputs, all inputs of a block one behind the other, outputs filled up with zeros:
 //     bytes      [outputs / 32][inputs / 4][32][4] unsigned, moved by 128; inputs filled up to a multiple of 16
-//     bfloat16   [outputs / 32][inputs][16][2], the pair being outputs i and i + 16 of the block
+//     shorts     [outputs / 32][inputs / 128] stretches, the last shorter: steps, bfloat16 [16][2], the pair being
+//                outputs i and i + 16 of the block; codes [64][32][2]; inputs filled up to a multiple of 16
 //     nibbles    [outputs / 32][inputs / 32] groups: in float16 the step and the least of each of 32 outputs, then
 //                [8][16][4] bytes: the half bytes of outputs i and i + 16 at four inputs; inputs filled up to whole groups
 // What a row gives does not depend on the other rows, to the last bit.
@@ -19,7 +20,7 @@
 
 extern "C" {
 
-enum Kind : int64_t { BYTES, FINE_BYTES, BFLOAT16, NIBBLES };
+enum Kind : int64_t { BYTES, FINE_BYTES, SHORTS, NIBBLES };
 
 struct Linear {
     const void* weight;
@@ -87,16 +88,22 @@ namespace {
 
 constexpr int64_t LANES = 16, BLOCK = 32;
 constexpr int64_t GROUP = 32, GROUP_SIZE = 4 * BLOCK + GROUP * BLOCK / 2;  // inputs with a step of their own; bytes
+constexpr int64_t STRETCH = 128, STEPS = 2 * BLOCK;  // inputs of shorts with a step of their own; bytes of their steps
+constexpr int64_t LONG_STRETCH = 256;                // inputs of bytes that are as much memory
+constexpr int64_t PAIR_STRIDE = 4 * BLOCK;           // bytes of two inputs' shorts for a block
 constexpr int MOST = 12;              // rows of a tile: all of its sums are in registers
+constexpr int64_t SHARING = 4 * MOST;  // rows that share a stretch of weights, while the processor's nearest cache has it
 constexpr int64_t TOGETHER = 240;     // rows that go through a half of a layer together
 constexpr int ZERO = 128, LARGEST = 127;
+// Codes of a stretch of shorts: a state's largest, and the most that a weight's may add up to; products fit into 32 bits.
+constexpr int LARGEST_SHORT = 16383, MOST_SHORTS = 131000;
 constexpr float FINER = 254;          // steps of a state's second byte to one of its first
-constexpr int64_t AHEAD = 2048;       // bytes that are asked of memory before they are needed
+constexpr int64_t AHEAD = 4096;       // bytes that are asked of memory before they are needed
 constexpr float TAKEN_AWAY = -1e30f;  // scores of what may not be seen are below this
 
 int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-__mmask16 lanes(int64_t left) { return left >= LANES ? 0xffff : (1u << left) - 1; }
+__mmask16 lanes(int64_t left) { return left >= LANES ? 0xffff : left <= 0 ? 0 : (1u << left) - 1; }
 
 // ---- numbers in float32 or bfloat16 ----
 
@@ -138,73 +145,117 @@ void copy(Numbers from, Numbers to, int64_t count) {
     for (int64_t i = 0; i < count; i += LANES) to.store(i, lanes(count - i), from.load(i, lanes(count - i)));
 }
 
-// ---- tiles: R rows times one block of weights ----
+// ---- tiles: R rows times a stretch of a block of weights ----
+
+struct Stretch {
+    const void* weight;
+    const void* states;    // of the first row, from its first input on
+    int64_t size;          // bytes of a row of states
+    int64_t inputs, from, to;
+    void* sums;            // [R][32] integers or, where the weights have several steps, float; what is summed is added
+    const char* next;      // what is to be asked of memory meanwhile: 64 bytes, and 64 behind `step - 64`, each time
+    int64_t step;          // further each time
+};
+
+// GCC (12) copies the sum for the intrinsics of these, which takes as long as they themselves.
+__m512i add_products_of_bytes(__m512i sum, __m512i unsigned_bytes, __m512i bytes) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(bytes));
+    return sum;
+}
+
+__m512i add_products_of_shorts(__m512i sum, __m512i first, __m512i second) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(first), "v"(second));
+    return sum;
+}
+
+void ask(const char*& next, int64_t step) {
+    _mm_prefetch(next, _MM_HINT_T0);
+    _mm_prefetch(next + step - 64, _MM_HINT_T0);
+    next += step;
+}
 
 template <int R>
-void byte_tile(const void* weight, const void* states, int64_t inputs, void* out) {
-    auto w = static_cast<const uint8_t*>(weight);
-    auto x = static_cast<const int8_t*>(states);
+void byte_tile(const Stretch& stretch) {
+    auto w = static_cast<const uint8_t*>(stretch.weight);
+    auto x = static_cast<const int8_t*>(stretch.states) + stretch.from;
+    auto to = static_cast<int32_t*>(stretch.sums);
+    const char* next = stretch.next;
     __m512i sums[R][2];
 #pragma GCC unroll 12
-    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < inputs; k += 4, w += 128) {
-        __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
-        _mm_prefetch(reinterpret_cast<const char*>(w) + AHEAD, _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(w) + AHEAD + 64, _MM_HINT_T0);
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) sums[r][half] = _mm512_loadu_si512(to + r * BLOCK + half * LANES);
+    for (int64_t k = stretch.from; k < stretch.to; k += 4, w += 128, x += 4) {
+        const __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
+        ask(next, stretch.step);
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
             int32_t four;
-            std::memcpy(&four, x + r * inputs + k, 4);
-            __m512i state = _mm512_set1_epi32(four);
-            sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], first, state);
-            sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], second, state);
+            std::memcpy(&four, x + r * stretch.size, 4);
+            const __m512i state = _mm512_set1_epi32(four);
+            sums[r][0] = add_products_of_bytes(sums[r][0], first, state);
+            sums[r][1] = add_products_of_bytes(sums[r][1], second, state);
         }
     }
 #pragma GCC unroll 12
-    for (int r = 0; r < R; r++) {
-        _mm512_storeu_si512(static_cast<int32_t*>(out) + r * BLOCK, sums[r][0]);
-        _mm512_storeu_si512(static_cast<int32_t*>(out) + r * BLOCK + LANES, sums[r][1]);
-    }
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) _mm512_storeu_si512(to + r * BLOCK + half * LANES, sums[r][half]);
 }
 
+// The numbers of a pair that is one in memory.
+void parted(const void* pair, __m512& first, __m512& second) {
+    const __m512i both = _mm512_loadu_si512(pair);
+    first = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    second = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)));
+}
+
+// A row of states is its codes and then, in float, the step of each stretch.
 template <int R>
-void half_tile(const void* weight, const void* states, int64_t inputs, void* out) {
-    auto w = static_cast<const uint16_t*>(weight);
-    auto x = static_cast<const float*>(states);
-    const __m512i high = _mm512_set1_epi32(0xffff0000);
-    __m512 sums[R][2];
+void short_tile(const Stretch& stretch) {
+    auto w = static_cast<const char*>(stretch.weight) + STEPS;
+    auto x = static_cast<const char*>(stretch.states) + 2 * stretch.from;
+    auto to = static_cast<float*>(stretch.sums);
+    const char* next = stretch.next;
+    __m512i sums[R][2];
 #pragma GCC unroll 12
-    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < inputs; k++, w += BLOCK) {
-        __m512i pair = _mm512_loadu_si512(w);
-        _mm_prefetch(reinterpret_cast<const char*>(w) + AHEAD, _MM_HINT_T0);
-        __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
-        __m512 second = _mm512_castsi512_ps(_mm512_and_si512(pair, high));
+    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
+    for (int64_t k = stretch.from; k < stretch.to; k += 2, w += 128, x += 4) {
+        const __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
+        ask(next, stretch.step);
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
-            __m512 state = _mm512_set1_ps(x[r * inputs + k]);
-            sums[r][0] = _mm512_fmadd_ps(first, state, sums[r][0]);
-            sums[r][1] = _mm512_fmadd_ps(second, state, sums[r][1]);
+            int32_t two;
+            std::memcpy(&two, x + r * stretch.size, 4);
+            const __m512i state = _mm512_set1_epi32(two);
+            sums[r][0] = add_products_of_shorts(sums[r][0], first, state);
+            sums[r][1] = add_products_of_shorts(sums[r][1], second, state);
         }
     }
+    __m512 steps[2];
+    parted(stretch.weight, steps[0], steps[1]);
+    auto states = static_cast<const char*>(stretch.states) + 2 * stretch.inputs + stretch.from / STRETCH * 4;
 #pragma GCC unroll 12
-    for (int r = 0; r < R; r++) {
-        _mm512_storeu_ps(static_cast<float*>(out) + r * BLOCK, sums[r][0]);
-        _mm512_storeu_ps(static_cast<float*>(out) + r * BLOCK + LANES, sums[r][1]);
+    for (int r = 0; r < R; r++, to += BLOCK) {
+        float step;
+        std::memcpy(&step, states + r * stretch.size, 4);
+        for (int half = 0; half < 2; half++) {
+            const __m512 each = _mm512_mul_ps(steps[half], _mm512_set1_ps(step));
+            const __m512 sum = _mm512_cvtepi32_ps(sums[r][half]), before = _mm512_loadu_ps(to + half * LANES);
+            _mm512_storeu_ps(to + half * LANES, _mm512_fmadd_ps(each, sum, before));
+        }
     }
 }
 
-// A row of states is its codes and then, in float, the sum of each group's.
+// A row of states is its codes and then, in float, the sum of each group's. A stretch is all inputs.
 template <int R>
-void nibble_tile(const void* weight, const void* states, int64_t inputs, void* out) {
-    auto w = static_cast<const uint8_t*>(weight);
-    auto x = static_cast<const int8_t*>(states);
-    const int64_t stride = inputs + inputs / GROUP * 4;
+void nibble_tile(const Stretch& stretch) {
+    auto w = static_cast<const uint8_t*>(stretch.weight);
+    auto x = static_cast<const int8_t*>(stretch.states);
+    auto to = static_cast<float*>(stretch.sums);
     const __m512i low = _mm512_set1_epi8(15);
     __m512 totals[R][2];
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) totals[r][0] = totals[r][1] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < inputs; k += GROUP, w += GROUP_SIZE) {
+    for (int64_t k = 0; k < stretch.inputs; k += GROUP, w += GROUP_SIZE) {
         __m512 numbers[4];  // the steps of the outputs, and their least
 #pragma GCC unroll 10
         for (int64_t line = 0; line < GROUP_SIZE; line += 64)
@@ -223,16 +274,16 @@ void nibble_tile(const void* weight, const void* states, int64_t inputs, void* o
 #pragma GCC unroll 6
             for (int r = 0; r < R; r++) {
                 int32_t codes;
-                std::memcpy(&codes, x + r * stride + k + 4 * four, 4);
+                std::memcpy(&codes, x + r * stretch.size + k + 4 * four, 4);
                 const __m512i state = _mm512_set1_epi32(codes);
-                sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], first, state);
-                sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], second, state);
+                sums[r][0] = add_products_of_bytes(sums[r][0], first, state);
+                sums[r][1] = add_products_of_bytes(sums[r][1], second, state);
             }
         }
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
             float all;
-            std::memcpy(&all, x + r * stride + inputs + k / GROUP * 4, 4);
+            std::memcpy(&all, x + r * stretch.size + stretch.inputs + k / GROUP * 4, 4);
 #pragma GCC unroll 2
             for (int half = 0; half < 2; half++) {
                 totals[r][half] = _mm512_fmadd_ps(numbers[half], _mm512_cvtepi32_ps(sums[r][half]), totals[r][half]);
@@ -241,39 +292,74 @@ void nibble_tile(const void* weight, const void* states, int64_t inputs, void* o
         }
     }
 #pragma GCC unroll 6
-    for (int r = 0; r < R; r++) {
-        _mm512_storeu_ps(static_cast<float*>(out) + r * BLOCK, totals[r][0]);
-        _mm512_storeu_ps(static_cast<float*>(out) + r * BLOCK + LANES, totals[r][1]);
-    }
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) _mm512_storeu_ps(to + r * BLOCK + half * LANES, totals[r][half]);
 }
 
-typedef void (*Tile)(const void* weight, const void* states, int64_t inputs, void* out);
+typedef void (*Tile)(const Stretch&);
 
 #define TILES(tile) \
     {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>, tile<9>, tile<10>, tile<11>, tile<12>}
-const Tile BYTE_TILES[] = TILES(byte_tile), HALF_TILES[] = TILES(half_tile);
+const Tile BYTE_TILES[] = TILES(byte_tile), SHORT_TILES[] = TILES(short_tile);
 const Tile NIBBLE_TILES[] = {
     nullptr, nibble_tile<1>, nibble_tile<2>, nibble_tile<3>, nibble_tile<4>, nibble_tile<5>, nibble_tile<6>};
 
 // How a weight lies in memory, and the states that go with it.
 struct Form {
-    int64_t inputs;      // filled up
-    int64_t block_size;  // bytes of 32 outputs' weights
-    int64_t row_size;    // bytes of a row of states
-    int together;        // rows of a tile
-    int each;            // of them belong to the same states
+    int64_t inputs;        // filled up
+    int64_t alone;         // inputs of a stretch for a tile that shares no weights
+    int64_t stretch;       // inputs of a stretch for tiles that do
+    int64_t stretch_size;  // bytes of their weights for 32 outputs
+    int64_t block_size;    // bytes of 32 outputs' weights
+    int64_t row_size;      // bytes of a row of states
+    int most;              // rows of a tile
+    int each;              // rows of the same states
     const Tile* tiles;
 
-    explicit Form(const Linear& linear) {
-        const bool nibbles = linear.kind == NIBBLES, halves = linear.kind == BFLOAT16;
-        inputs = halves ? linear.inputs : up(linear.inputs, nibbles ? GROUP : LANES);
-        block_size = nibbles ? inputs / GROUP * GROUP_SIZE : BLOCK * inputs * (halves ? 2 : 1);
-        row_size = nibbles ? inputs + inputs / GROUP * 4 : inputs * (halves ? 4 : 1);
-        together = nibbles ? 6 : MOST;
-        each = linear.kind == FINE_BYTES ? 2 : 1;
-        tiles = nibbles ? NIBBLE_TILES : halves ? HALF_TILES : BYTE_TILES;
+    explicit Form(const Linear& linear) : inputs(up(linear.inputs, LANES)), most(MOST), each(1) {
+        if (linear.kind == SHORTS) {
+            const int64_t stretches = up(inputs, STRETCH) / STRETCH;
+            alone = stretch = STRETCH;
+            stretch_size = STEPS + STRETCH * BLOCK * 2;
+            block_size = stretches * STEPS + inputs * BLOCK * 2;
+            row_size = 2 * inputs + 4 * stretches;
+            tiles = SHORT_TILES;
+        } else if (linear.kind == NIBBLES) {
+            inputs = alone = stretch = up(linear.inputs, GROUP);
+            stretch_size = block_size = inputs / GROUP * GROUP_SIZE;
+            row_size = inputs + inputs / GROUP * 4;
+            most = MOST / 2;
+            tiles = NIBBLE_TILES;
+        } else {
+            alone = inputs;
+            stretch = LONG_STRETCH;
+            stretch_size = LONG_STRETCH * BLOCK;
+            block_size = BLOCK * inputs;
+            row_size = inputs;
+            each = linear.kind == FINE_BYTES ? 2 : 1;
+            tiles = BYTE_TILES;
+        }
     }
 };
+
+// Rows of states times one block of weights, to sums [rows][32].
+void multiply_block(const Form& form, const char* weight, const char* states, int64_t rows, void* sums) {
+    std::memset(sums, 0, rows * BLOCK * 4);
+    const int64_t tiles = (rows + form.most - 1) / form.most, most = (rows + tiles - 1) / tiles;
+    const int64_t stretch = tiles == 1 ? form.alone : form.stretch;
+    for (int64_t from = 0; from < form.inputs; from += stretch, weight += form.stretch_size) {
+        const int64_t to = std::min(from + stretch, form.inputs);
+        for (int64_t first = 0; first < rows; first += most) {
+            // One tile asks for all that comes next; of several the first and the second for half of the next stretch.
+            const int64_t tile = first / most;
+            const char* next = tiles == 1 ? weight + AHEAD : weight + form.stretch_size * (2 + std::min<int64_t>(tile, 1)) / 2;
+            const int64_t step = tiles == 1 ? 128 : tile < 2 ? 64 : 0;
+            form.tiles[std::min(most, rows - first)](
+                {weight, states + first * form.row_size, form.row_size, form.inputs, from, to,
+                 static_cast<float*>(sums) + first * BLOCK, next, step});
+        }
+    }
+}
 
 // ---- products; every thread of a team calls these alike ----
 
@@ -287,14 +373,25 @@ struct Buffer {
     T* data() { return kept.data(); }
 };
 
-// A product's states as bytes: a row of codes for each row of states, or two, the second finer.
+// The largest of some numbers, or at least what has steps that are numbers; no number if one is none.
+float largest(const float* x, int64_t count) {
+    __m512 most = _mm512_set1_ps(1e-30f);
+    __mmask16 none = 0;
+    for (int64_t k = 0; k < count; k += LANES) {
+        const __m512 part = _mm512_maskz_loadu_ps(lanes(count - k), x + k);
+        most = _mm512_max_ps(most, _mm512_abs_ps(part));
+        none |= _mm512_cmp_ps_mask(part, part, _CMP_UNORD_Q);
+    }
+    return none ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
+}
+
+// A product's states as integers: a row of codes for each row of states, or two, the second finer.
 struct Codes {
     Buffer<int8_t> codes;
     Buffer<int32_t> sums;  // of a row's codes, times what weights are moved by
-    Buffer<float> step;    // of a row's first byte
+    Buffer<float> step;    // of a row's first byte; of bytes and nibbles
 
     void fit(const Linear& linear, int64_t rows) {
-        if (linear.kind == BFLOAT16) return;
         const Form form(linear);
         codes.fit(form.each * rows * form.row_size);
         sums.fit(2 * rows);
@@ -303,16 +400,10 @@ struct Codes {
 
     void round(const Linear& linear, const float* x, int64_t row) {
         const Form form(linear);
+        if (linear.kind == SHORTS) return round_to_shorts(form, x, linear.inputs, row);
         const int64_t inputs = linear.inputs, width = form.row_size;
         const int fine = linear.kind == FINE_BYTES;
-        __m512 largest = _mm512_set1_ps(1e-30f);
-        __mmask16 none = 0;
-        for (int64_t k = 0; k < inputs; k += LANES) {
-            __m512 part = _mm512_maskz_loadu_ps(lanes(inputs - k), x + k);
-            largest = _mm512_max_ps(largest, _mm512_abs_ps(part));
-            none |= _mm512_cmp_ps_mask(part, part, _CMP_UNORD_Q);
-        }
-        const float most = none ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(largest);
+        const float most = largest(x, inputs);
         step.data()[row] = most * (1.0f / LARGEST);
         const __m512 factor = _mm512_set1_ps(LARGEST / most), zero = _mm512_set1_ps(ZERO + 0.5f);
         const __m512 finer = _mm512_set1_ps(FINER), finer_zero = _mm512_set1_ps(ZERO + 0.5f - FINER / 2);
@@ -345,9 +436,24 @@ struct Codes {
         if (fine) sums.data()[2 * row + 1] = ZERO * _mm512_reduce_add_epi32(finer_total);
     }
 
+    void round_to_shorts(const Form& form, const float* x, int64_t inputs, int64_t row) {
+        auto to = reinterpret_cast<int16_t*>(codes.data() + row * form.row_size);
+        for (int64_t from = 0; from < inputs; from += STRETCH) {
+            const int64_t end = std::min(from + STRETCH, inputs);
+            const float most = largest(x + from, end - from), step = most * (1.0f / LARGEST_SHORT);
+            const __m512 factor = _mm512_set1_ps(LARGEST_SHORT / most);
+            for (int64_t k = from; k < end; k += LANES) {
+                const __m512 steps = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(end - k), x + k), factor);
+                const __m256i code = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(steps));
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), code);
+            }
+            std::memcpy(to + form.inputs + from / STRETCH * 2, &step, 4);
+        }
+    }
+
     // Sixteen outputs of a row, made of its sums `part` in one block.
     __m512 value(const Linear& linear, const int32_t* part, int64_t row, int64_t output, __mmask16 mask) const {
-        if (linear.kind == BFLOAT16) return _mm512_loadu_ps(part);
+        if (linear.kind == SHORTS) return _mm512_loadu_ps(part);
         if (linear.kind == NIBBLES) return _mm512_mul_ps(_mm512_loadu_ps(part), _mm512_set1_ps(step.kept[row]));
         const bool fine = linear.kind == FINE_BYTES;
         auto exact = [&](int64_t codes_row, const int32_t* sum) {
@@ -364,22 +470,17 @@ struct Codes {
 // gives it; it need not have waited for the others.
 void multiply(const Linear& linear, const float* x, int64_t rows, Codes& codes, Numbers out, bool onto) {
     const Form form(linear);
-    const int64_t step = form.together / form.each;
-    const bool coded = linear.kind != BFLOAT16;
-    const auto* states = coded ? reinterpret_cast<const char*>(codes.codes.data()) : reinterpret_cast<const char*>(x);
-    if (coded) {
+    const int64_t most = (rows * form.each > SHARING ? form.most : SHARING) / form.each;
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++) codes.round(linear, x + row * linear.inputs, row);
-    } else {
-#pragma omp barrier
-    }
-#pragma omp for schedule(dynamic)
+    for (int64_t row = 0; row < rows; row++) codes.round(linear, x + row * linear.inputs, row);
+#pragma omp for schedule(guided)
     for (int64_t output = 0; output < linear.outputs; output += BLOCK) {
-        alignas(64) int32_t part[MOST * BLOCK];
+        alignas(64) int32_t part[SHARING * BLOCK];
         const char* weight = static_cast<const char*>(linear.weight) + output / BLOCK * form.block_size;
-        for (int64_t first = 0; first < rows; first += step) {
-            const int64_t now = std::min(step, rows - first);
-            form.tiles[now * form.each](weight, states + first * form.each * form.row_size, form.inputs, part);
+        for (int64_t first = 0; first < rows; first += most) {
+            const int64_t now = std::min(most, rows - first);
+            const auto* states = reinterpret_cast<const char*>(codes.codes.data()) + first * form.each * form.row_size;
+            multiply_block(form, weight, states, now * form.each, part);
             for (int64_t row = 0; row < now; row++)
                 for (int64_t at = output; at < std::min(output + BLOCK, linear.outputs); at += LANES) {
                     const __mmask16 mask = lanes(linear.outputs - at);
@@ -451,83 +552,108 @@ void turn(const float* x, int64_t size, Numbers cosines, Numbers sines, Numbers 
 
 // ---- attention ----
 
-constexpr int FEW = 4;  // queries that look at the same keys together, and columns at a time
+constexpr int MANY = 24, FEW = 6;  // queries that look at the same keys together; of these those whose sums are in registers
 
-// What a token sees: columns `from` to `committed`, and of the others those of which the byte is not 0.
-struct Sight {
+// A query [size], what it sees, and where what it sees of the values goes: columns `from` to `committed`, and of the others
+// those of which the byte is not 0.
+struct Query {
+    const float* vector;
+    float* out;
     int64_t from, committed;
     const uint8_t* others;
+    float* weights;  // [columns]
+    float factor;    // that makes weights sum up to one
 };
 
-// Some queries that look at the same keys, and where what they see goes.
-struct Queries {
-    const float* vectors[FEW];
-    Sight sights[FEW];
-    float *weights[FEW], *out[FEW];
-};
-
-// The sums of four vectors.
-__m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+// Rows of sixteen words to columns.
+void transpose(__m512i (&rows)[LANES]) {
+    __m512i parts[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        parts[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        parts[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            rows[i + 2 * j] = _mm512_unpacklo_epi64(parts[i + j], parts[i + 2 + j]);
+            rows[i + 2 * j + 1] = _mm512_unpackhi_epi64(parts[i + j], parts[i + 2 + j]);
+        }
+    for (int j = 0; j < 4; j++) {
+        const __m512i even[] = {
+            _mm512_shuffle_i32x4(rows[j], rows[j + 4], 0x88), _mm512_shuffle_i32x4(rows[j + 8], rows[j + 12], 0x88)};
+        const __m512i odd[] = {
+            _mm512_shuffle_i32x4(rows[j], rows[j + 4], 0xdd), _mm512_shuffle_i32x4(rows[j + 8], rows[j + 12], 0xdd)};
+        rows[j] = _mm512_shuffle_i32x4(even[0], even[1], 0x88);
+        rows[j + 4] = _mm512_shuffle_i32x4(odd[0], odd[1], 0x88);
+        rows[j + 8] = _mm512_shuffle_i32x4(even[0], even[1], 0xdd);
+        rows[j + 12] = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
+    }
 }
 
-// Scores of Q queries [size] for keys [columns, size], added to what is in their weights.
-template <bool HALF, int Q>
-void score(const Queries& queries, const void* keys, int64_t columns, int64_t size, float scaling) {
-    for (int64_t column = 0; column < columns; column += FEW) {
-        int64_t key[FEW];
-        for (int j = 0; j < FEW; j++) key[j] = std::min(column + j, columns - 1) * size;
-        __m512 sums[Q][FEW];
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; q++)
-#pragma GCC unroll 4
-            for (int j = 0; j < FEW; j++) sums[q][j] = _mm512_setzero_ps();
-        for (int64_t i = 0; i < size; i += LANES) {
-            const __mmask16 some = lanes(size - i);
-            __m512 part[Q];
-#pragma GCC unroll 4
-            for (int q = 0; q < Q; q++) part[q] = _mm512_maskz_loadu_ps(some, queries.vectors[q] + i);
-#pragma GCC unroll 4
-            for (int j = 0; j < FEW; j++) {
-                const __m512 keyed = load_as<HALF>(keys, key[j] + i, some);
-#pragma GCC unroll 4
-                for (int q = 0; q < Q; q++) sums[q][j] = _mm512_fmadd_ps(part[q], keyed, sums[q][j]);
-            }
-        }
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; q++) {
-            float* to = queries.weights[q] + column;
-            const __m128 found = sums_of(sums[q][0], sums[q][1], sums[q][2], sums[q][3]);
-            _mm_storeu_ps(to, _mm_fmadd_ps(found, _mm_set1_ps(scaling), _mm_loadu_ps(to)));
+// Up to sixteen keys [count, size] as float [size][16].
+template <bool HALF>
+void spread(const void* keys, int64_t count, int64_t size, float* out) {
+    const int64_t words = HALF ? size / 2 : size;
+    for (int64_t first = 0; first < words; first += LANES) {
+        __m512i rows[LANES];
+        for (int64_t i = 0; i < LANES; i++)
+            rows[i] = _mm512_maskz_loadu_epi32(
+                i < count ? lanes(words - first) : 0, static_cast<const int32_t*>(keys) + i * words + first);
+        transpose(rows);
+        for (int64_t i = 0; i < std::min(LANES, words - first); i++) {
+            if (!HALF) _mm512_storeu_si512(out + (first + i) * LANES, rows[i]);
+            if (HALF) _mm512_storeu_si512(out + 2 * (first + i) * LANES, _mm512_slli_epi32(rows[i], 16));
+            if (HALF)
+                _mm512_storeu_si512(
+                    out + (2 * (first + i) + 1) * LANES, _mm512_and_si512(rows[i], _mm512_set1_epi32(0xffff0000)));
         }
     }
 }
 
-// Scores to weights, of which those do not count that are taken away; returns one by their sum, or no number if a score is none.
+// Scores of Q queries for sixteen columns, `column` and those behind it; the lowest for what is not seen.
+template <int Q>
+void score(const Query* queries, const float* keys, int64_t column, int64_t columns, int64_t size, float scaling) {
+    __m512 sums[Q][2];
+#pragma GCC unroll 6
+    for (int q = 0; q < Q; q++) sums[q][0] = sums[q][1] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < size; i += 2)
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            const __m512 keyed = _mm512_loadu_ps(keys + (i + j) * LANES);
+#pragma GCC unroll 6
+            for (int q = 0; q < Q; q++)
+                sums[q][j] = _mm512_fmadd_ps(_mm512_set1_ps(queries[q].vector[i + j]), keyed, sums[q][j]);
+        }
+#pragma GCC unroll 6
+    for (int q = 0; q < Q; q++) {
+        const Query& query = queries[q];
+        __mmask16 seen = ~lanes(query.from - column) & lanes(query.committed - column);
+        const __mmask16 others = ~lanes(query.committed - column) & lanes(columns - column);
+        const __m128i sight = _mm_maskz_loadu_epi8(others, query.others + column - query.committed);
+        seen |= _mm_test_epi8_mask(sight, sight);
+        const __m512 found = _mm512_mul_ps(_mm512_add_ps(sums[q][0], sums[q][1]), _mm512_set1_ps(scaling));
+        const __m512 lowest = _mm512_set1_ps(std::numeric_limits<float>::lowest());
+        _mm512_storeu_ps(query.weights + column, _mm512_mask_mov_ps(lowest, seen, found));
+    }
+}
+
+// Scores to weights, of which those do not count that are taken away, whole vectors of them; returns one by their sum, or no
+// number if a score is none.
 float soften(float* weights, int64_t columns) {
     const __m512 away = _mm512_set1_ps(TAKEN_AWAY), endless = _mm512_set1_ps(std::numeric_limits<float>::infinity());
     __m512 highest = away, total = _mm512_setzero_ps();
     __mmask16 broken = 0;
     for (int64_t column = 0; column < columns; column += LANES) {
-        const __mmask16 there = lanes(columns - column);
-        const __m512 score = _mm512_maskz_loadu_ps(there, weights + column);
-        broken |= _mm512_mask_cmp_ps_mask(there, score, endless, _CMP_NLT_UQ);  // or no number
-        highest = _mm512_mask_max_ps(highest, there, highest, score);
+        const __m512 score = _mm512_loadu_ps(weights + column);
+        broken |= _mm512_cmp_ps_mask(score, endless, _CMP_NLT_UQ);  // or no number
+        highest = _mm512_max_ps(highest, score);
     }
     if (broken) return std::numeric_limits<float>::quiet_NaN();
     const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
     for (int64_t column = 0; column < columns; column += LANES) {
-        const __mmask16 there = lanes(columns - column);
-        const __m512 score = _mm512_maskz_loadu_ps(there, weights + column);
-        const __mmask16 seen = _mm512_mask_cmp_ps_mask(there, score, away, _CMP_NLE_UQ);
+        const __m512 score = _mm512_loadu_ps(weights + column);
+        const __mmask16 seen = _mm512_cmp_ps_mask(score, away, _CMP_NLE_UQ);
         const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(score, most)));
-        _mm512_mask_storeu_ps(weights + column, there, weight);
+        _mm512_storeu_ps(weights + column, weight);
         total = _mm512_add_ps(total, weight);
     }
     return 1 / _mm512_reduce_add_ps(total);
@@ -535,64 +661,65 @@ float soften(float* weights, int64_t columns) {
 
 // The sums [size] of values [columns, size], each times its weight, and all times a factor, for Q queries.
 template <bool HALF, int Q>
-void weigh(const Queries& queries, const float* factors, const void* values, int64_t columns, int64_t size) {
-    for (int64_t i = 0; i < size; i += FEW * LANES) {
-        __mmask16 some[FEW];
-        __m512 sums[Q][FEW];
+void weigh(const Query* queries, const void* values, int64_t columns, int64_t size) {
+    constexpr int PARTS = 4;
+    for (int64_t i = 0; i < size; i += PARTS * LANES) {
+        __mmask16 some[PARTS];
+        __m512 sums[Q][PARTS];
 #pragma GCC unroll 4
-        for (int j = 0; j < FEW; j++) some[j] = lanes(std::max<int64_t>(0, size - i - j * LANES));
-#pragma GCC unroll 4
+        for (int j = 0; j < PARTS; j++) some[j] = lanes(size - i - j * LANES);
+#pragma GCC unroll 6
         for (int q = 0; q < Q; q++)
 #pragma GCC unroll 4
-            for (int j = 0; j < FEW; j++) sums[q][j] = _mm512_setzero_ps();
-        for (int64_t column = 0; column < columns; column++) {
-            bool seen = false;
-            for (int q = 0; q < Q; q++) seen |= queries.weights[q][column] != 0;
-            if (!seen) continue;  // What nobody may see may be no number either.
-            __m512 value[FEW];
-#pragma GCC unroll 4
-            for (int j = 0; j < FEW; j++) value[j] = load_as<HALF>(values, column * size + i + j * LANES, some[j]);
-#pragma GCC unroll 4
+            for (int j = 0; j < PARTS; j++) sums[q][j] = _mm512_setzero_ps();
+        for (int64_t first = 0; first < columns; first += LANES) {
+            // What nobody may see may be no number.
+            uint32_t seen = 0;
+#pragma GCC unroll 6
             for (int q = 0; q < Q; q++) {
-                const __m512 weight = _mm512_set1_ps(queries.weights[q][column]);
+                const __m512i weights = _mm512_loadu_si512(queries[q].weights + first);
+                seen |= _mm512_test_epi32_mask(weights, weights);
+            }
+            for (; seen; seen &= seen - 1) {
+                const int64_t column = first + __builtin_ctz(seen);
+                __m512 value[PARTS];
 #pragma GCC unroll 4
-                for (int j = 0; j < FEW; j++) sums[q][j] = _mm512_fmadd_ps(weight, value[j], sums[q][j]);
+                for (int j = 0; j < PARTS; j++) value[j] = load_as<HALF>(values, column * size + i + j * LANES, some[j]);
+#pragma GCC unroll 6
+                for (int q = 0; q < Q; q++) {
+                    const __m512 weight = _mm512_set1_ps(queries[q].weights[column]);
+#pragma GCC unroll 4
+                    for (int j = 0; j < PARTS; j++) sums[q][j] = _mm512_fmadd_ps(weight, value[j], sums[q][j]);
+                }
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int q = 0; q < Q; q++)
 #pragma GCC unroll 4
-            for (int j = 0; j < FEW; j++)
+            for (int j = 0; j < PARTS; j++)
                 _mm512_mask_storeu_ps(
-                    queries.out[q] + i + j * LANES, some[j], _mm512_mul_ps(sums[q][j], _mm512_set1_ps(factors[q])));
+                    queries[q].out + i + j * LANES, some[j], _mm512_mul_ps(sums[q][j], _mm512_set1_ps(queries[q].factor)));
     }
 }
 
-// What Q queries see of keys and values [columns, size].
-template <bool HALF, int Q>
-void attend(Queries queries, const void* keys, const void* values, int64_t columns, int64_t size, float scaling) {
+// What queries see of keys and values [columns, size].
+template <bool HALF>
+void attend(Query* queries, int count, Numbers keys, Numbers values, int64_t columns, int64_t size, float scaling) {
+    static constexpr decltype(&score<1>) SCORE[] = {nullptr, score<1>, score<2>, score<3>, score<4>, score<5>, score<6>};
+    static constexpr decltype(&weigh<HALF, 1>) WEIGH[] = {
+        nullptr, weigh<HALF, 1>, weigh<HALF, 2>, weigh<HALF, 3>, weigh<HALF, 4>, weigh<HALF, 5>, weigh<HALF, 6>};
     static thread_local Buffer<float> buffer;
-    const int64_t room = up(columns, FEW);
-    buffer.fit(Q * room);
-    float factors[Q];
-    for (int q = 0; q < Q; q++) {
-        const Sight& sight = queries.sights[q];
-        float* weights = queries.weights[q] = buffer.data() + q * room;
-        for (int64_t i = 0; i < columns; i++) {
-            const bool seen = i < sight.committed ? i >= sight.from : sight.others[i - sight.committed];
-            weights[i] = seen ? 0 : std::numeric_limits<float>::lowest();
-        }
+    const int64_t room = up(columns, LANES);
+    buffer.fit(size * LANES + count * room);
+    for (int q = 0; q < count; q++) queries[q].weights = buffer.data() + size * LANES + q * room;
+    for (int64_t column = 0; column < columns; column += LANES) {
+        spread<HALF>(keys.from(column * size).data, std::min(LANES, columns - column), size, buffer.data());
+        for (int q = 0; q < count; q += FEW)
+            SCORE[std::min(FEW, count - q)](queries + q, buffer.data(), column, columns, size, scaling);
     }
-    score<HALF, Q>(queries, keys, columns, size, scaling);
-    for (int q = 0; q < Q; q++) factors[q] = soften(queries.weights[q], columns);
-    weigh<HALF, Q>(queries, factors, values, columns, size);
+    for (int q = 0; q < count; q++) queries[q].factor = soften(queries[q].weights, columns);
+    for (int q = 0; q < count; q += FEW) WEIGH[std::min(FEW, count - q)](queries + q, values.data, columns, size);
 }
-
-typedef void (*Attend)(Queries, const void* keys, const void* values, int64_t columns, int64_t size, float scaling);
-const Attend ATTEND[2][FEW + 1] = {
-    {nullptr, attend<false, 1>, attend<false, 2>, attend<false, 3>, attend<false, 4>},
-    {nullptr, attend<true, 1>, attend<true, 2>, attend<true, 3>, attend<true, 4>},
-};
 
 // Where a token in flight stands. A tree may hang over the end of the context; what stands there is never emitted.
 int64_t place_of(const Place& place, int64_t row, int64_t token) {
@@ -733,20 +860,20 @@ void see(const Layer& layer, int64_t number, const Place& place, Room& room) {
 #pragma omp for schedule(dynamic) collapse(3)
     for (int64_t row = 0; row < place.rows; row++)
         for (int64_t head = 0; head < shared; head++)
-            for (int64_t first = 0; first < each * place.length; first += FEW) {
-                const int64_t now = std::min<int64_t>(FEW, each * place.length - first);
+            for (int64_t first = 0; first < each * place.length; first += MANY) {
+                const int now = std::min<int64_t>(MANY, each * place.length - first);
                 const int64_t at = row * place.row_stride + head * place.head_stride, committed = place.lengths[row];
-                Queries queries;
-                for (int64_t q = 0; q < now; q++) {
+                Query queries[MANY];
+                for (int q = 0; q < now; q++) {
                     const int64_t token = row * place.length + (first + q) / each;
                     const int64_t query = head * each + (first + q) % each;
                     const int64_t from = layer.window ? positions[token] + 1 - layer.window : 0;
-                    queries.vectors[q] = turned + token * width + query * size;
-                    queries.sights[q] = {from, committed, sight + token * known};
-                    queries.out[q] = seen + (token * heads + query) * size;
+                    queries[q] = {
+                        turned + token * width + query * size, seen + (token * heads + query) * size, from, committed,
+                        sight + token * known, nullptr, 0};
                 }
-                ATTEND[HALF][now](
-                    queries, keys.from(at).data, values.from(at).data, committed + known, size,
+                attend<HALF>(
+                    queries, now, keys.from(at), values.from(at), committed + known, size,
                     static_cast<float>(layer.scaling));
             }
 }
@@ -788,9 +915,47 @@ void normalize_each(const Norm& norm, Numbers x, int64_t parts, int64_t size, fl
     }
 }
 
+// A stretch of an output's weights to codes, `PAIR_STRIDE` bytes from pair to pair, and their step. This is a power of two, so
+// only what is small beside the rest of its stretch is rounded.
+float shorten(Numbers weights, int64_t count, char* codes) {
+    __m512 total = _mm512_setzero_ps(), most = total;
+    for (int64_t k = 0; k < count; k += LANES) {
+        const __m512 part = _mm512_abs_ps(weights.load(k, lanes(count - k)));
+        total = _mm512_add_ps(total, part);
+        most = _mm512_max_ps(most, part);
+    }
+    const float least = std::max(_mm512_reduce_add_ps(total) / MOST_SHORTS, _mm512_reduce_max_ps(most) / INT16_MAX);
+    if (!(least < std::numeric_limits<float>::infinity())) return std::numeric_limits<float>::quiet_NaN();
+    const __m512 twos = _mm512_getexp_ps(_mm512_set1_ps(std::max(least, 1e-30f)));
+    const __m512 step = _mm512_scalef_ps(_mm512_set1_ps(2), twos), factor = _mm512_div_ps(_mm512_set1_ps(1), step);
+    const __m256i places = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(PAIR_STRIDE));
+    for (int64_t k = 0; k < count; k += LANES) {
+        const __m512 steps = _mm512_mul_ps(weights.load(k, lanes(count - k)), factor);
+        const __m256i pairs = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(steps));
+        _mm256_i32scatter_epi32(codes + k / 2 * PAIR_STRIDE, places, pairs, 1);
+    }
+    return _mm512_cvtss_f32(step);
+}
+
 }  // namespace
 
 extern "C" {
+
+// Weights in bfloat16 [outputs, inputs] as shorts; `out` is zeros.
+void shorts(void* weight, int64_t outputs, int64_t inputs, void* out, int threads) {
+    const Form form({nullptr, nullptr, nullptr, inputs, outputs, SHORTS});
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t first = 0; first < outputs; first += BLOCK) {
+        char* to = static_cast<char*>(out) + first / BLOCK * form.block_size;
+        for (int64_t from = 0; from < inputs; from += STRETCH, to += form.stretch_size)
+            for (int64_t output = first; output < std::min(first + BLOCK, outputs); output++) {
+                const int64_t place = output - first, count = std::min(STRETCH, inputs - from);
+                const Numbers weights{static_cast<uint16_t*>(weight) + output * inputs + from, true};
+                const float step = shorten(weights, count, to + STEPS + 4 * place);
+                std::memcpy(to + place % LANES * 4 + place / LANES * 2, reinterpret_cast<const char*>(&step) + 2, 2);
+            }
+    }
+}
 
 // states [rows, inputs] to out [rows, outputs]; both in float32, or both in bfloat16 (half).
 void product(const Linear* linear, void* states, bool half, int64_t rows, void* out, int threads) {

@@ -26,7 +26,7 @@ _FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
     *("-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
 )
-_ENTRIES = ("product", "before", "behind", "stack", "head")
+_ENTRIES = ("shorts", "product", "before", "behind", "stack", "head")
 
 DTYPES = (torch.float32, torch.bfloat16)
 """What the kernels read and write."""

@@ -17,6 +17,12 @@ _BLOCK = 32
 _FILLED = 16
 """Inputs of bytes are filled up to a multiple of this."""
 
+_STRETCH = 128
+"""Inputs of weights that are shorts, and of their states, that have a step of their own."""
+
+_STEPS = _BLOCK // 2
+"""Numbers of 32 bits that hold the steps of a block's stretch."""
+
 _ROUNDED = 16
 """Blocks of weights that are rounded to half bytes together."""
 
@@ -31,8 +37,8 @@ class Kind(IntEnum):
     """Both a byte: see `mcsd.models.quantization`."""
     FINE_BYTES = 1
     """The weight a byte, states two."""
-    BFLOAT16 = 2
-    """The weight bfloat16; sums and states are float32."""
+    SHORTS = 2
+    """The weight bfloat16 as integers of two bytes, so are states, both with a step for each `_STRETCH` inputs."""
     NIBBLES = 3
     """The weight half a byte, a state a byte: see `mcsd.models.quantization.round_in_groups`."""
 
@@ -57,8 +63,8 @@ class NativeLinear(Product):
             )
         self.kind = kind
         self.scale: Tensor | None = None
-        if kind is Kind.BFLOAT16:
-            self.weight = _blocks_of_halves(linear.weight.detach().to(torch.bfloat16))
+        if kind is Kind.SHORTS:
+            self.weight = _blocks_of_shorts(linear.weight.detach().to(torch.bfloat16).contiguous())
         elif kind is Kind.NIBBLES:
             self.weight = _blocks_of_nibbles(linear.weight.detach())
         else:
@@ -86,9 +92,12 @@ class NativeLinear(Product):
 
     def dense(self) -> Tensor:
         """See `Product.dense`."""
-        if self.kind is Kind.BFLOAT16:
-            pairs = self.weight.flatten().view(torch.bfloat16).view(-1, self.inputs, _BLOCK // 2, 2)
-            return pairs.permute(0, 3, 2, 1).reshape(-1, self.inputs)[: self.outputs]
+        if self.kind is Kind.SHORTS:
+            long, size = self.inputs // _STRETCH, _STEPS + _STRETCH * _BLOCK // 2
+            whole = self.weight[:, : long * size].view(len(self.weight), long, size)
+            rest = self.weight[:, None, long * size :]
+            parts = [_from_shorts(part) for part in (whole, rest) if part.numel()]
+            return torch.cat(parts, dim=1)[: self.outputs, : self.inputs]
         if self.kind is Kind.NIBBLES:
             numbers = self.weight[..., :_BLOCK].contiguous().view(torch.float16).view(*self.weight.shape[:2], 2, _BLOCK)
             step, least = numbers.float().permute(2, 0, 3, 1)[..., None]
@@ -109,12 +118,22 @@ def _blocks_of_bytes(codes: Tensor) -> Tensor:
     return fours.view(-1, _BLOCK, fours.shape[1]).transpose(1, 2).contiguous()
 
 
-def _blocks_of_halves(weight: Tensor) -> Tensor:
-    """bfloat16 ``[out, in]`` as int32 ``[blocks, in, 16]``, each the outputs i and i + 16 of the block."""
-    filled = nn.functional.pad(weight, (0, 0, 0, -len(weight) % _BLOCK))
-    pairs = filled.view(-1, 2, _BLOCK // 2, filled.shape[1])
-    together = torch.stack([pairs[:, 0].transpose(1, 2), pairs[:, 1].transpose(1, 2)], dim=-1)
-    return together.flatten().view(torch.int32).view(together.shape[:-1])
+def _blocks_of_shorts(weight: Tensor) -> Tensor:
+    """bfloat16 ``[out, in]`` as int32 ``[blocks, ...]``: for each stretch steps, and codes of two inputs each."""
+    outputs, inputs = weight.shape
+    filled, blocks = -(-inputs // _FILLED) * _FILLED, -(-outputs // _BLOCK)
+    out = torch.zeros(blocks, -(-filled // _STRETCH) * _STEPS + filled * _BLOCK // 2, dtype=torch.int32)
+    call("shorts", weight, outputs, inputs, out)
+    return out
+
+
+def _from_shorts(stretches: Tensor) -> Tensor:
+    """int32 ``[blocks, stretches, ...]`` as bfloat16 ``[32 blocks, in]``."""
+    blocks = len(stretches)
+    steps = stretches[..., :_STEPS].contiguous().view(torch.bfloat16).view(blocks, -1, _STEPS, 2)
+    codes = stretches[..., _STEPS:].contiguous().view(torch.int16).view(blocks, steps.shape[1], -1, _BLOCK, 2)
+    each = codes.permute(0, 3, 1, 2, 4).flatten(3) * steps.transpose(2, 3).flatten(2).transpose(1, 2)[..., None]
+    return each.flatten(2).flatten(0, 1)
 
 
 def _blocks_of_nibbles(weight: Tensor) -> Tensor:
