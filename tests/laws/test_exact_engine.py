@@ -143,8 +143,8 @@ def test_law_of_texts_of_layers_in_our_kernels(
     monkeypatch.setattr("mcsd.models.native.layers.MOST_TOKENS", 1 << 20)
     engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
     found = engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch)
-    # Here all is in float32, the chances too.
-    check(found, target_law(target, 3, 0.8), 1e-5, 1e-6)
+    # Attention in float32 is rounded otherwise for one text than in a tree, which may bring a state to its next step.
+    check(found, target_law(target, 3, 0.8), 1e-4, 1e-6)
     # States and weights are rounded by some 1e-4.
     check(found, exact, 1e-3, 1e-6)
 

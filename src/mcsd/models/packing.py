@@ -149,5 +149,5 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def dense_weight(linear: Any) -> Tensor:
-    """The weight ``[out, in]`` of a linear layer, packed or not; in float32 if it is quantized."""
+    """The weight ``[out, in]`` of a linear layer, packed or not; in float32 if it is rounded to bytes or half bytes."""
     return linear.dense() if isinstance(linear, Product) else linear.weight.detach()

@@ -40,7 +40,7 @@ class Product(nn.Module):
         raise NotImplementedError
 
     def dense(self) -> Tensor:
-        """The weight ``[out, in]``; in float32 if it is rounded."""
+        """The weight ``[out, in]``; in float32 if it is rounded to bytes or half bytes."""
         raise NotImplementedError
 
     def product(self, states: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 // Linear layers, decoder layers and draft heads, for the few tokens of a tree on a CPU with AVX-512 and
-// VNNI. A weight is read once, in the order in which it lies in memory, for up to twelve rows: what a forward takes is
-// then the time that memory takes. `mcsd.models.native` compiles and calls this; see there for what each struct holds.
+// VNNI. A weight is read once, in the order in which it lies in memory: what a forward takes is then the time that memory
+// takes. `mcsd.models.native` compiles and calls this; see there for what each struct holds.
 //
 // Weights come in blocks of 32 outputs, all inputs of a block one behind the other, outputs filled up with zeros:
 //     bytes      [outputs / 32][inputs / 4][32][4] unsigned, moved by 128; inputs filled up to a multiple of 16
@@ -11,6 +11,7 @@
 // What a row gives does not depend on the other rows, to the last bit.
 
 #include <immintrin.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -347,13 +348,14 @@ void multiply_block(const Form& form, const char* weight, const char* states, in
     std::memset(sums, 0, rows * BLOCK * 4);
     const int64_t tiles = (rows + form.most - 1) / form.most, most = (rows + tiles - 1) / tiles;
     const int64_t stretch = tiles == 1 ? form.alone : form.stretch;
+    const char* end = weight + form.block_size;
     for (int64_t from = 0; from < form.inputs; from += stretch, weight += form.stretch_size) {
         const int64_t to = std::min(from + stretch, form.inputs);
         for (int64_t first = 0; first < rows; first += most) {
             // One tile asks for all that comes next; of several the first and the second for half of the next stretch.
-            const int64_t tile = first / most;
-            const char* next = tiles == 1 ? weight + AHEAD : weight + form.stretch_size * (2 + std::min<int64_t>(tile, 1)) / 2;
-            const int64_t step = tiles == 1 ? 128 : tile < 2 ? 64 : 0;
+            const int64_t tile = first / most, step = tiles == 1 ? 128 : tile < 2 ? 64 : 0;
+            const char* behind = std::min(weight + form.stretch_size, end);
+            const char* next = tiles == 1 ? weight + AHEAD : tile ? behind + form.stretch_size / 2 : behind;
             form.tiles[std::min(most, rows - first)](
                 {weight, states + first * form.row_size, form.row_size, form.inputs, from, to,
                  static_cast<float*>(sums) + first * BLOCK, next, step});
@@ -552,7 +554,7 @@ void turn(const float* x, int64_t size, Numbers cosines, Numbers sines, Numbers 
 
 // ---- attention ----
 
-constexpr int MANY = 24, FEW = 6;  // queries that look at the same keys together; of these those whose sums are in registers
+constexpr int MANY = 24, FEW = 6;  // the most queries that look at the same keys together; those whose sums are in registers
 
 // A query [size], what it sees, and where what it sees of the values goes: columns `from` to `committed`, and of the others
 // those of which the byte is not 0.
@@ -636,8 +638,8 @@ void score(const Query* queries, const float* keys, int64_t column, int64_t colu
     }
 }
 
-// Scores to weights, of which those do not count that are taken away, whole vectors of them; returns one by their sum, or no
-// number if a score is none.
+// Scores to weights, 0 for those that are taken away, whole vectors of them; returns one by their sum, or no number if a score
+// is none.
 float soften(float* weights, int64_t columns) {
     const __m512 away = _mm512_set1_ps(TAKEN_AWAY), endless = _mm512_set1_ps(std::numeric_limits<float>::infinity());
     __m512 highest = away, total = _mm512_setzero_ps();
@@ -647,7 +649,6 @@ float soften(float* weights, int64_t columns) {
         broken |= _mm512_cmp_ps_mask(score, endless, _CMP_NLT_UQ);  // or no number
         highest = _mm512_max_ps(highest, score);
     }
-    if (broken) return std::numeric_limits<float>::quiet_NaN();
     const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
     for (int64_t column = 0; column < columns; column += LANES) {
         const __m512 score = _mm512_loadu_ps(weights + column);
@@ -656,7 +657,7 @@ float soften(float* weights, int64_t columns) {
         _mm512_storeu_ps(weights + column, weight);
         total = _mm512_add_ps(total, weight);
     }
-    return 1 / _mm512_reduce_add_ps(total);
+    return broken ? std::numeric_limits<float>::quiet_NaN() : 1 / _mm512_reduce_add_ps(total);
 }
 
 // The sums [size] of values [columns, size], each times its weight, and all times a factor, for Q queries.
@@ -842,6 +843,9 @@ void see(const Layer& layer, int64_t number, const Place& place, Room& room) {
     const int64_t* positions = room.positions.data();
     float *turned = room.turned.data(), *seen = room.seen.data();
     uint8_t* sight = room.sight.data();
+    // As few groups of queries as give every thread some.
+    const int64_t share = place.rows * shared * each * place.length / (2 * omp_get_num_threads());
+    const int64_t many = std::min<int64_t>(MANY, std::max<int64_t>(FEW, up(share, FEW)));
 #pragma omp for schedule(static)
     for (int64_t token = 0; token < tokens; token++) {
         const int64_t row = token / place.length, own = token % place.length;
@@ -860,8 +864,8 @@ void see(const Layer& layer, int64_t number, const Place& place, Room& room) {
 #pragma omp for schedule(dynamic) collapse(3)
     for (int64_t row = 0; row < place.rows; row++)
         for (int64_t head = 0; head < shared; head++)
-            for (int64_t first = 0; first < each * place.length; first += MANY) {
-                const int now = std::min<int64_t>(MANY, each * place.length - first);
+            for (int64_t first = 0; first < each * place.length; first += many) {
+                const int now = std::min(many, each * place.length - first);
                 const int64_t at = row * place.row_stride + head * place.head_stride, committed = place.lengths[row];
                 Query queries[MANY];
                 for (int q = 0; q < now; q++) {

@@ -15,7 +15,7 @@ _BLOCK = 32
 """Outputs of a block of weights."""
 
 _FILLED = 16
-"""Inputs of bytes are filled up to a multiple of this."""
+"""Inputs of bytes and shorts are filled up to a multiple of this."""
 
 _STRETCH = 128
 """Inputs of weights that are shorts, and of their states, that have a step of their own."""
