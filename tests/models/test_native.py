@@ -31,7 +31,7 @@ from mcsd.models.head import HeadConfig
 from mcsd.models.loading import load, read
 from mcsd.models.native import Kind, NativeLinear
 from mcsd.models.native.library import _loaded
-from mcsd.models.packing import int8_layer, layer_for, pack
+from mcsd.models.packing import fastest_form, int8_layer, layer_for, pack
 from mcsd.models.quantization import GROUP, Int8Linear
 from mcsd.models.trimming import rows_of, trim
 
@@ -123,6 +123,20 @@ def test_half_bytes_are_as_near_as_their_steps_and_multiplied_as_they_are(
     states[0, 7] = torch.nan
     assert ours(states)[0, 7].isnan().all()
     assert ours(states)[0, 8].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [((2.6, 1.34, 1.36), 1), ((2.6, 1.36, 1.34), 1), ((2.6, 1.4, 1.0), 2), ((1.0, 0.9, 0.95), 0), ((1.0, 2.0, 0.5), 2)],
+)
+def test_of_forms_that_take_as_long_it_is_always_the_same(
+    seconds: tuple[float, ...], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text that is written in it is repeatable."""
+    times = iter(seconds)
+    monkeypatch.setattr("mcsd.models.packing._product_seconds", lambda dtype, layer: next(times))
+    forms = [(torch.float32, None), (torch.bfloat16, None), (torch.float32, "int8")]
+    assert fastest_form(CPU) == forms[expected]
 
 
 def test_a_draft_that_is_loaded_has_half_bytes_and_a_target_has_not(tmp_path: Path) -> None:
