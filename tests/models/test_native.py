@@ -241,6 +241,16 @@ def test_rows_do_not_know_how_many_they_are(kind: Kind) -> None:
     assert torch.equal(broken[others], together[others])
 
 
+def test_shorts_round_less_than_a_tenth_of_what_states_in_bfloat16_do() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(1536, 512, bias=False)
+    ours, weight, states = SHORTS(linear), linear.weight.bfloat16(), torch.randn(29, 1536)
+    assert (ours.dense() == weight).float().mean() > 0.9
+    exact = states.double() @ weight.double().t()
+    apart = (ours(states) - exact).norm()
+    assert apart < 0.1 * (states.bfloat16().double() @ weight.double().t() - exact).norm()
+
+
 def test_shorts_of_any_weight() -> None:
     """Sums that are as large as they can be, zeros, one weight among small ones; no number fails its output only."""
     linear = nn.Linear(128, 5, bias=False)

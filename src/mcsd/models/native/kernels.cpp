@@ -125,6 +125,12 @@ __m512 halved(__m512 value) {
     return _mm512_castsi512_ps(_mm512_mask_set1_epi32(rounded, none, 0x7fc00000));
 }
 
+// Pairs of bfloat16, one in the lower half of each word and one in the upper.
+void parted(__m512i pairs, __m512& lower, __m512& upper) {
+    lower = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    upper = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)));
+}
+
 struct Numbers {
     void* data;
     bool half;
@@ -202,13 +208,6 @@ void byte_tile(const Stretch& stretch) {
         for (int half = 0; half < 2; half++) _mm512_storeu_si512(to + r * BLOCK + half * LANES, sums[r][half]);
 }
 
-// The numbers of a pair that is one in memory.
-void parted(const void* pair, __m512& first, __m512& second) {
-    const __m512i both = _mm512_loadu_si512(pair);
-    first = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-    second = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)));
-}
-
 // A row of states is its codes and then, in float, the step of each stretch.
 template <int R>
 void short_tile(const Stretch& stretch) {
@@ -232,7 +231,7 @@ void short_tile(const Stretch& stretch) {
         }
     }
     __m512 steps[2];
-    parted(stretch.weight, steps[0], steps[1]);
+    parted(_mm512_loadu_si512(stretch.weight), steps[0], steps[1]);
     auto states = static_cast<const char*>(stretch.states) + 2 * stretch.inputs + stretch.from / STRETCH * 4;
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++, to += BLOCK) {
@@ -255,7 +254,8 @@ void nibble_tile(const Stretch& stretch) {
     const __m512i low = _mm512_set1_epi8(15);
     __m512 totals[R][2];
 #pragma GCC unroll 6
-    for (int r = 0; r < R; r++) totals[r][0] = totals[r][1] = _mm512_setzero_ps();
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) totals[r][half] = _mm512_loadu_ps(to + r * BLOCK + half * LANES);
     for (int64_t k = 0; k < stretch.inputs; k += GROUP, w += GROUP_SIZE) {
         __m512 numbers[4];  // the steps of the outputs, and their least
 #pragma GCC unroll 10
@@ -602,11 +602,14 @@ void spread(const void* keys, int64_t count, int64_t size, float* out) {
                 i < count ? lanes(words - first) : 0, static_cast<const int32_t*>(keys) + i * words + first);
         transpose(rows);
         for (int64_t i = 0; i < std::min(LANES, words - first); i++) {
-            if (!HALF) _mm512_storeu_si512(out + (first + i) * LANES, rows[i]);
-            if (HALF) _mm512_storeu_si512(out + 2 * (first + i) * LANES, _mm512_slli_epi32(rows[i], 16));
-            if (HALF)
-                _mm512_storeu_si512(
-                    out + (2 * (first + i) + 1) * LANES, _mm512_and_si512(rows[i], _mm512_set1_epi32(0xffff0000)));
+            if (!HALF) {
+                _mm512_storeu_si512(out + (first + i) * LANES, rows[i]);
+                continue;
+            }
+            __m512 lower, upper;
+            parted(rows[i], lower, upper);
+            _mm512_storeu_ps(out + 2 * (first + i) * LANES, lower);
+            _mm512_storeu_ps(out + (2 * (first + i) + 1) * LANES, upper);
         }
     }
 }
