@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mcsd.errors import UnsupportedModel
 from mcsd.models.native.library import DTYPES, call, readable
+from mcsd.models.native.pages import zeros
 from mcsd.models.native.structs import Linear
 from mcsd.models.product import Product
 from mcsd.models.quantization import GROUP, round_in_groups, round_weight
@@ -115,14 +116,15 @@ def _blocks_of_bytes(codes: Tensor) -> Tensor:
     rows, columns = len(codes), codes.shape[1]
     filled = nn.functional.pad(codes, (0, -columns % _FILLED, 0, -rows % _BLOCK))
     fours = filled.view(torch.uint8).bitwise_xor(128).view(torch.int32)
-    return fours.view(-1, _BLOCK, fours.shape[1]).transpose(1, 2).contiguous()
+    blocks = fours.view(-1, _BLOCK, fours.shape[1]).transpose(1, 2)
+    return zeros(*blocks.shape).copy_(blocks)
 
 
 def _blocks_of_shorts(weight: Tensor) -> Tensor:
     """bfloat16 ``[out, in]`` as int32 ``[blocks, ...]``: for each stretch steps, and codes of two inputs each."""
     outputs, inputs = weight.shape
     filled, blocks = -(-inputs // _FILLED) * _FILLED, -(-outputs // _BLOCK)
-    out = torch.zeros(blocks, -(-filled // _STRETCH) * _STEPS + filled * _BLOCK // 2, dtype=torch.int32)
+    out = zeros(blocks, -(-filled // _STRETCH) * _STEPS + filled * _BLOCK // 2)
     call("shorts", weight, outputs, inputs, out)
     return out
 
@@ -140,7 +142,7 @@ def _blocks_of_nibbles(weight: Tensor) -> Tensor:
     """A weight ``[out, in]`` as int32 ``[blocks, groups, 160]``: steps, least numbers, codes."""
     filled = nn.functional.pad(weight, (0, -weight.shape[1] % GROUP, 0, -len(weight) % _BLOCK)).contiguous()
     groups = filled.shape[1] // GROUP
-    blocks = torch.empty(len(filled) // _BLOCK, groups, _BLOCK + _BLOCK * GROUP // 8, dtype=torch.int32)
+    blocks = zeros(len(filled) // _BLOCK, groups, _BLOCK + _BLOCK * GROUP // 8)
     # Some blocks at a time, which stay in the processor's cache.
     for start in range(0, len(blocks), _ROUNDED):
         some, rows = blocks[start : start + _ROUNDED], filled[start * _BLOCK : (start + _ROUNDED) * _BLOCK]
