@@ -19,9 +19,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from mcsd import kernels
 from mcsd.catalog import models_folder
 from mcsd.errors import McsdWarning
-from mcsd.models import native
 from mcsd.models.loading import Loaded, load
 
 LONGEST = (
@@ -39,7 +39,7 @@ torch.set_num_threads(1)
 # Where our kernels cannot be compiled a warning says so once, which would be the error of whichever test came first.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", McsdWarning)
-    native.available()
+    kernels.available()
 
 VOCABULARY = 96
 

@@ -25,7 +25,7 @@ _BLOCK = 16
 _LARGE, _PART = 4096, 64
 """Of so many tokens and more, a part is drawn first."""
 
-_TOGETHER = 32
+_TOGETHER = 128
 """Positions whose numbers are made together, those of all rows counted."""
 
 DRAW, JUDGE = 0, 1
@@ -217,6 +217,9 @@ class Streams:
             if stream not in self._made:
                 first = torch.tensor(self._first, dtype=torch.int64, device=here.device)
                 self._made[stream] = numbers(self._seeds, first[:, None] + self._steps, stream, 0, _BLOCK)
-            return self._made[stream][self._each, torch.tensor(far, dtype=torch.int64, device=here.device)]
+            made = self._made[stream]
+            if len(far) == 1:
+                return made[:, far[0]]
+            return made[self._each, torch.tensor(far, dtype=torch.int64, device=here.device)]
 
         return Stream(self._seeds, here, stream, begin)

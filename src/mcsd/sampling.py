@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mcsd import kernels
 from mcsd.params import SamplingParams
 
 _ROUNDING = 1e-6
@@ -77,6 +78,11 @@ class Settings:
         """Whether every row is at temperature 1, as greedy ones are."""
         return bool((self.temperature == 1).all())
 
+    @cached_property
+    def factors(self) -> Tensor:
+        """float32 ``[B]``, what temperatures multiply logits by."""
+        return (1 / self.temperature.clamp(min=torch.finfo(torch.float32).tiny)).float()
+
     def repeated(self, times: int) -> "Settings":
         """Each row so many times, one behind the other."""
         if times not in self._repeated:
@@ -125,17 +131,17 @@ def probabilities(logits: Tensor, settings: Settings) -> Tensor:
         settings: of the same A rows.
 
     Returns:
-        ``[A, V]``; one-hot at the argmax for greedy rows. A row whose logits hold NaN or no finite value sums to NaN.
+        ``[A, V]``; one-hot at the argmax for greedy rows. A row whose logits hold NaN or no finite value is NaN
+        throughout.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
     if settings.all_greedy:
-        return _one_hot(logits)
+        return _one_hot(_wide(logits))
     p = _softmax(logits, settings)
     if settings.any_truncates:
         chosen = settings.truncates.nonzero()[:, 0]
         p[chosen] = _truncated(p[chosen], settings.select(chosen))
     if settings.any_greedy:
-        p[settings.greedy] = _one_hot(logits[settings.greedy])
+        p[settings.greedy] = _one_hot(_wide(logits[settings.greedy]))
     return p
 
 
@@ -150,7 +156,6 @@ def sparse_probabilities(logits: Tensor, settings: Settings, width: int) -> Spar
         settings: of the same A rows.
         width: the most tokens to keep.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
     top, support = largest(logits, min(width, logits.shape[-1]))
     q = _softmax(top, settings)
     if settings.any_truncates:
@@ -161,11 +166,14 @@ def sparse_probabilities(logits: Tensor, settings: Settings, width: int) -> Spar
 
 
 def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """What ``logits.topk(count)`` gives for ``[A, V]``, sooner for a large vocabulary; of equal ones perhaps others.
+    """What ``logits.topk(count)`` gives for ``[A, V]``, as `_wide`; of equal ones perhaps others.
 
-    The largest are in those parts whose own largest are the largest.
+    For a large vocabulary it is sooner: the largest are in those parts whose own largest are the largest.
     """
     rows, size = logits.shape
+    if size >= 4 * count * _PART and kernels.suits(logits):
+        return kernels.largest(logits, count)
+    logits = _wide(logits)
     if size % _PART or size < max(_LARGE, 4 * count * _PART):
         values, ids = logits.topk(count, dim=-1)
         return values, ids
@@ -181,6 +189,9 @@ def likeliest_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
     What ``logits.max(-1)`` gives, sooner for a large vocabulary: only in one of its parts a place is looked for.
     """
     rows, size = logits.shape
+    if kernels.suits(logits):
+        values, place = kernels.largest(logits, 1)
+        return values[:, 0], place[:, 0]
     if size % _PART:
         values, place = logits.max(-1)
         return values, place
@@ -215,13 +226,21 @@ def shape_logits(logits: Tensor, params: SamplingParams, prompt: Sequence[int], 
     return logits
 
 
+def _wide(logits: Tensor) -> Tensor:
+    """In float32; float64 stays float64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _one_hot(logits: Tensor) -> Tensor:
     best = logits.max(-1, keepdim=True)
-    mass = torch.where(best.values.isfinite(), 1.0, torch.nan).to(logits.dtype)
-    return torch.zeros_like(logits).scatter_(1, best.indices, mass)
+    rest = torch.where(best.values.isfinite(), 0.0, torch.nan).to(logits.dtype)
+    return rest.repeat(1, logits.shape[1]).scatter_(1, best.indices, 1 + rest)
 
 
 def _softmax(logits: Tensor, settings: Settings) -> Tensor:
+    if kernels.suits(logits):
+        return kernels.softmax(logits, None if settings.all_plain else settings.factors)
+    logits = _wide(logits)
     if settings.all_plain:
         return logits.softmax(-1)
     # The maximum goes first, so that dividing by a tiny temperature cannot overflow; nor may it become 0.

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import mcsd
 import mcsd.engine
-from mcsd.models import BoundHead, DraftHead, TransformersModel, native
+from mcsd import kernels
+from mcsd.models import BoundHead, DraftHead, TransformersModel
 from mcsd.models.fusion import fuse
 from mcsd.models.head import HeadConfig
 from mcsd.models.native import Kind, NativeLinear
@@ -127,7 +128,7 @@ def test_law_of_texts_of_fused_layers(scheme: str, tree: str, monkeypatch: pytes
     check(engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch), expected, 1e-6)
 
 
-@pytest.mark.skipif(not native.available(), reason="no kernels for this CPU")
+@pytest.mark.skipif(not kernels.available(), reason="no kernels for this CPU")
 @pytest.mark.parametrize("kind", [Kind.SHORTS, Kind.NIBBLES])
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2")])
 def test_law_of_texts_of_layers_in_our_kernels(
@@ -139,8 +140,9 @@ def test_law_of_texts_of_layers_in_our_kernels(
     for model, made_of in ((target.float(), Kind.SHORTS), (draft.float(), kind)):
         pack(model, partial(NativeLinear, kind=made_of))
         assert "forward" in vars(model.model)
-    # Hundreds of rows go through all layers at once too, as a few do.
+    # Hundreds of rows go through all layers at once too, as a few do; so does a vocabulary of two.
     monkeypatch.setattr("mcsd.models.native.layers.MOST_TOKENS", 1 << 20)
+    monkeypatch.setattr("mcsd.kernels.distributions._LARGE", 2)
     engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
     found = engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch)
     # Attention in float32 is rounded otherwise for one text than in a tree, which may bring a state to its next step.

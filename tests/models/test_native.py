@@ -1,9 +1,5 @@
 """Our own kernels: they compute what the layers of transformers do, and every token by itself."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -24,20 +20,19 @@ from transformers import (
 )
 
 from conftest import FAMILIES, VOCABULARY, tiny
-from mcsd import errors
-from mcsd.models import Block, BoundHead, DraftHead, TransformersModel, native
+from mcsd import errors, kernels
+from mcsd.models import Block, BoundHead, DraftHead, TransformersModel
 from mcsd.models.coarse import pack_coarsely
 from mcsd.models.head import HeadConfig
 from mcsd.models.loading import load, read
-from mcsd.models.native import Kind, NativeLinear
-from mcsd.models.native.library import _loaded
-from mcsd.models.packing import fastest_form, int8_layer, layer_for, pack
+from mcsd.models.native import Kind, NativeHead, NativeLinear, reads_blocks
+from mcsd.models.packing import fastest_form, int8_layer, pack
 from mcsd.models.quantization import GROUP, Int8Linear
 from mcsd.models.trimming import rows_of, trim
 
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels for this CPU")
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no kernels for this CPU")
 
 SHAPES = [(48, 40), (16, 32), (77, 33), (1, 1), (300, 1000)]
 """Inputs and outputs that fill the kernels' blocks and that do not."""
@@ -440,7 +435,7 @@ def drafted(head: BoundHead) -> list[Tensor]:
 def test_a_head_computes_the_same(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one call and, as of many tokens, not."""
     ours, plain = heads(monkeypatch)
-    assert isinstance(ours._native, native.NativeHead)
+    assert isinstance(ours._native, NativeHead)
     if not at_once:
         monkeypatch.setattr("mcsd.models.head.MOST_TOKENS", 0)
     for found, expected in zip(drafted(ours), drafted(plain), strict=True):
@@ -505,7 +500,7 @@ def test_layers_of_several_kinds_and_the_end_of_the_context() -> None:
     network = network.bfloat16().float()
     ours = deepcopy(network)
     pack(ours, SHORTS)
-    assert native.reads_blocks(ours, 20)
+    assert reads_blocks(ours, 20)
     found: list[list[Tensor]] = []
     tokens = torch.randint(0, 96, (2, 11 + len(TREE) + 1), generator=torch.Generator().manual_seed(1))
     for one in (ours, network.double()):
@@ -599,57 +594,3 @@ def test_a_prompt_longer_than_goes_through_a_layer_at_once() -> None:
             cache.add()
         found.append(model.forward(tokens, Block.chain(250), cache).logits)
     check_near(*found)
-
-
-@pytest.fixture
-def no_kernels_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where kernels will be kept; what this process has loaded already is forgotten meanwhile."""
-    monkeypatch.setenv("MCSD_HOME", str(tmp_path))
-    _loaded.cache_clear()
-    yield tmp_path / "compiled"
-    _loaded.cache_clear()
-
-
-def test_kernels_are_compiled_once(no_kernels_yet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native.available()
-    (kept,) = no_kernels_yet.iterdir()
-    assert kept.suffix == ".so"
-    _loaded.cache_clear()
-
-    def unneeded(*_: Any, **__: Any) -> None:
-        raise AssertionError("compiled again")
-
-    monkeypatch.setattr(subprocess, "run", unneeded)
-    assert native.available()
-
-
-def test_kernels_that_cannot_be_loaded_are_compiled_again(no_kernels_yet: Path) -> None:
-    assert native.available()
-    (kept,) = no_kernels_yet.iterdir()
-    # This process has it in use.
-    kept.unlink()
-    kept.write_bytes(b"")
-    later = [sys.executable, "-c", "from mcsd.models import native; assert native.available()"]
-    subprocess.run(later, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert kept.stat().st_size > 0
-
-
-def test_kernels_that_others_could_have_written_are_not_run(no_kernels_yet: Path) -> None:
-    no_kernels_yet.mkdir()
-    no_kernels_yet.chmod(0o777)
-    assert native.available()
-    assert not list(no_kernels_yet.iterdir())
-
-
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "sh -c 'exit 1'"])
-def test_without_a_compiler_the_libraries_kernels_run_and_a_line_says_so(
-    compiler: str, no_kernels_yet: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    with pytest.warns(errors.McsdWarning, match="slower kernels"):
-        made = layer_for(CPU, torch.bfloat16, draft=True, quantize=None)
-    # Once is enough; here a second warning is an error.
-    assert layer_for(CPU, torch.bfloat16, draft=True, quantize=None) is not None
-    assert made is not None
-    assert isinstance(made(nn.Linear(4, 4)), Int8Linear)
-    assert not list(no_kernels_yet.glob("*"))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mcsd.models.native import Kind, NativeLinear, available
+from mcsd import kernels
+from mcsd.models.native import Kind, NativeLinear
 from mcsd.models.native.pages import zeros
 
 
@@ -42,7 +43,7 @@ def test_places_are_apart_and_outlive_each_other() -> None:
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="no large pages here")
-@pytest.mark.skipif(not available(), reason="no kernels for this CPU")
+@pytest.mark.skipif(not kernels.available(), reason="no kernels for this CPU")
 @pytest.mark.parametrize("kind", Kind)
 def test_weights_may_have_large_pages(kind: Kind) -> None:
     weight = NativeLinear(nn.Linear(256, 64), kind).weight

@@ -9,8 +9,8 @@ from torch import nn
 
 import mcsd
 from conftest import FAMILIES, tiny
-from mcsd import errors
-from mcsd.models import TransformersModel, native
+from mcsd import errors, kernels
+from mcsd.models import TransformersModel
 from mcsd.models.native import Kind, NativeLinear
 from mcsd.models.packing import dense_weight, int8_layer, layer_for, pack
 from mcsd.models.product import Product
@@ -31,7 +31,7 @@ def in_our_kernels(linear: nn.Linear, fine: bool) -> Product:
     params=[
         Int8Linear,
         pytest.param(
-            in_our_kernels, marks=pytest.mark.skipif(not native.available(), reason="no kernels for this CPU")
+            in_our_kernels, marks=pytest.mark.skipif(not kernels.available(), reason="no kernels for this CPU")
         ),
     ],
     ids=["library", "native"],

@@ -19,7 +19,8 @@ _SAMPLING, _ENGINE, _LEVELS = "sampling.py", "engine.py", "drafters/levels.py"
 _GREEDY, _KSEQ, _HUB = "schemes/greedy_draft.py", "schemes/kseq.py", "schemes/spechub.py"
 _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
 _MODEL, _CACHE, _FUSION = "models/transformers.py", "models/cache.py", "models/fusion.py"
-KERNELS = "models/native/kernels.cpp"
+KERNELS = "kernels/"
+_LAYERS, _DISTRIBUTIONS = f"{KERNELS}layers.cpp", f"{KERNELS}distributions.cpp"
 
 _Q_THEN_ALPHA = """            q = torch.where(there[:, None], renormalised(q.scatter(1, choice[:, None], 0.0)), q)
             if column:
@@ -62,8 +63,8 @@ FAULTS = (
     Fault(
         "every candidate judged by p, not by what is left of it",
         _RECURSIVE,
-        "r.gather(1, choice) / q",
-        "on_support(node.p, node.q.support)[0].gather(1, choice) / q",
+        "            odds = r.gather(1, node.choice) / q.gather(1, node.choice)",
+        "            pass",
     ),
     Fault(
         "after all rejections a draw from p",
@@ -86,10 +87,10 @@ FAULTS = (
         "self.logits[rows, columns]",
         "self.logits[rows, (columns - 1).clamp(min=0)]",
     ),
-    Fault("candidates that were never drawn are judged", _WALK, "there & tree.valid[own, nodes]", "there"),
-    Fault("a sibling's tokens judged", _WALK, "tree.tokens[own, nodes],", "tree.tokens[own, nodes].flip(1),"),
+    Fault("candidates that were never drawn are judged", _WALK, "valid.bool()", "torch.arange(width) < count[:, None]"),
+    Fault("a sibling's tokens judged", _WALK, "Node(p, tokens, ", "Node(p, tokens.flip(1), "),
     Fault("at temperature 0 the first child goes on", _WALK, "tokens[row][node] == token", "tokens[row][node] >= 0"),
-    Fault("q of another node", _WALK, "tree.q.weights[rows, at]", "tree.q.weights[rows, at * 0]"),
+    Fault("q of another node", _WALK, "self._q.weights[rows, at]", "self._q.weights[rows, at * 0]"),
     Fault(
         "candidates on the way not counted by penalties",
         _CANDIDATES,
@@ -245,20 +246,26 @@ FAULTS = (
     ),
     Fault(
         "in our kernels every candidate sees what the root does",
-        KERNELS,
+        _LAYERS,
         "place.sight[own * known + other]",
         "place.sight[other]",
     ),
     Fault(
         "in our kernels every token is turned by the first one's position",
-        KERNELS,
+        _LAYERS,
         "angles.positions[row] : row",
         "angles.positions[0] : row",
     ),
     Fault(
         "in our kernels all layers look at the first one's keys",
-        KERNELS,
+        _LAYERS,
         "keys = Numbers{place.keys, HALF}.from(start)",
         "keys = Numbers{place.keys, HALF}",
+    ),
+    Fault(
+        "in our kernels the target is sampled at temperature 1",
+        _DISTRIBUTIONS,
+        "factors ? factors[piece.row] : 1",
+        "1",
     ),
 )

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcsd import kernels
 from mcsd.catalog import Location, locate
 from mcsd.errors import InvalidOption, McsdError, UnknownModel, UnsupportedModel, WeightsCorrupt
-from mcsd.models import native
 from mcsd.models.coarse import pack_coarsely
 from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.compilation import compile_layers
@@ -97,7 +97,7 @@ def load(
     rounded = rounds(device, dtype, draft, quantize)
     # A draft reads all its weights for a token or two, so its time is theirs; coarser ones change q only. A head is as
     # `layer_for` has it: most are so small that they stay in the processor's cache.
-    coarse = draft and rounded and native.available()
+    coarse = draft and rounded and kernels.available()
     if coarse and not pack_coarsely(network, tokenizer):
         del network, tokenizer  # Two of them may be too much for the memory.
         network, tokenizer, vocabulary = read_in()

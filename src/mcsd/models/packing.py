@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mcsd import kernels
 from mcsd.models import native
 from mcsd.models.fusion import fuse
 from mcsd.models.product import Product
@@ -77,7 +78,7 @@ def layer_for(device: torch.device, dtype: torch.dtype, draft: bool, quantize: s
         return int8_layer(fine=not draft)
     if not packable(device, dtype):
         return None
-    own = not torch.cpu._is_avx512_bf16_supported() and native.available()
+    own = not torch.cpu._is_avx512_bf16_supported() and kernels.available()
     return partial(native.NativeLinear, kind=native.Kind.SHORTS) if own else PackedLinear
 
 
@@ -86,7 +87,7 @@ def int8_layer(fine: bool) -> Callable[..., Product]:
 
     It takes a linear layer and, if they are known, its rounded weights as ``rounded``.
     """
-    if native.available():
+    if kernels.available():
         return partial(native.NativeLinear, kind=native.Kind.FINE_BYTES if fine else native.Kind.BYTES)
     return partial(Int8Linear, fine=fine)
 

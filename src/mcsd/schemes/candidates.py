@@ -119,7 +119,7 @@ class Target:
             ``[A, V]``, and bool ``[A]``: where there is no distribution, but NaN or nothing.
         """
         p = probabilities(self.logits_after(columns, paths, rows), self.settings.select(rows))
-        return p, p.sum(-1).isnan()
+        return p, p[:, 0].isnan()
 
     def logits_after(self, columns: Tensor, paths: Tensor, rows: Tensor) -> Tensor:
         """``[A, V]``, penalties and bias in them; see `after`."""

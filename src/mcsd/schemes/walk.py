@@ -18,7 +18,7 @@ def walk(target: Target, decide: Callable[[Node], tuple[Tensor, Tensor]]) -> Ver
         target: the candidates and the target's distributions.
         decide: as `NodeScheme.judge_node`. Nodes have as many children as the widest of their level, perhaps none.
     """
-    way = _Way(target.tree)
+    way, candidates = _Way(target.tree), _Candidates(target.tree)
     for width in (*target.tree.shape.widths, 0):
         if not way.rows:
             break
@@ -28,8 +28,7 @@ def walk(target: Target, decide: Callable[[Node], tuple[Tensor, Tensor]]) -> Ver
             way.fail(lost)
             at, p = at[~broken], p[~broken]
         below = [way.children(row)[:width] for row in way.rows]
-        kids = torch.tensor(below, dtype=torch.int64, device=p.device).view(len(at), width)
-        picked, token = decide(_node(target.tree, at[:, 0], at[:, 1], kids, p))
+        picked, token = decide(candidates.node(at[:, 0], at[:, 1], below, p))
         chosen = [nodes[place] if place >= 0 else None for nodes, place in zip(below, picked.tolist(), strict=True)]
         way.go_on(chosen, token.tolist())
     return way.verdict()
@@ -117,16 +116,27 @@ class _Way:
         return Verdict(path, counts[0], counts[1], torch.tensor(self._failed, dtype=torch.bool, device=self._device))
 
 
-def _node(tree: CandidateTree, rows: Tensor, at: Tensor, kids: Tensor, p: Tensor) -> Node:
-    there = kids >= 0
-    count = there.sum(-1)
-    q = SparseDistributions(kids[:, :0], p[:, :0])
-    if not kids.shape[1]:
-        return Node(p, kids, there, count, kids, q, rows)
-    if tree.q is not None:
-        q = SparseDistributions(tree.q.support[rows, at], tree.q.weights[rows, at])
-    own, nodes = rows[:, None], kids.clamp(min=0)
-    return Node(p, tree.tokens[own, nodes], there & tree.valid[own, nodes], count, tree.choice[own, nodes], q, rows)
+class _Candidates:
+    """The candidates of a tree, from which each node's are gathered as numbers: that is sooner than by tensors."""
+
+    def __init__(self, tree: CandidateTree) -> None:
+        self._q = tree.q
+        self._parts = tree.tokens.tolist(), tree.choice.tolist(), tree.valid.tolist()
+
+    def node(self, rows: Tensor, at: Tensor, below: list[list[int]], p: Tensor) -> Node:
+        """Columns ``at [A]`` of ``rows [A]``, with equally many nodes below each, padded with -1; and p ``[A, V]``."""
+        which, width = rows.tolist(), len(below[0]) if below else 0
+        parts = [
+            [[part[row][node] if node >= 0 else 0 for node in nodes] for row, nodes in zip(which, below, strict=True)]
+            for part in self._parts
+        ]
+        tokens, choice, valid = torch.tensor(parts, dtype=torch.int64, device=p.device).view(3, len(which), width)
+        count = torch.tensor([sum(node >= 0 for node in nodes) for nodes in below], dtype=torch.int64, device=p.device)
+        if self._q is None or not width:
+            q = SparseDistributions(tokens[:, :0], p[:, :0])
+        else:
+            q = SparseDistributions(self._q.support[rows, at], self._q.weights[rows, at])
+        return Node(p, tokens, valid.bool(), count, choice, q, rows)
 
 
 def look(node: Node, token: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcsd.kernels import call, readable
 from mcsd.models.cache import CacheView
 from mcsd.models.native import structs
 from mcsd.models.native.layers import Stack
-from mcsd.models.native.library import call, readable
 from mcsd.models.native.linear import NativeLinear
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from mcsd.kernels import DTYPES, call, readable
 from mcsd.models import fusion
 from mcsd.models.cache import CacheView
 from mcsd.models.halves import run_halves
 from mcsd.models.masks import windows
 from mcsd.models.native import structs
-from mcsd.models.native.library import DTYPES, call, readable
 from mcsd.models.native.linear import NativeLinear
 
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mcsd.errors import UnsupportedModel
-from mcsd.models.native.library import DTYPES, call, readable
+from mcsd.kernels import DTYPES, call, readable
 from mcsd.models.native.pages import zeros
 from mcsd.models.native.structs import Linear
 from mcsd.models.product import Product

@@ -1,4 +1,4 @@
-"""What the kernels are told: the structs of ``kernels.cpp``, which says what they hold."""
+"""What the kernels are told: the structs of ``kernels/layers.cpp``, which says what they hold."""
 
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 

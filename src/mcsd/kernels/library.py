@@ -21,12 +21,14 @@ from mcsd.catalog import models_folder
 from mcsd.errors import McsdWarning, OutputFailed
 from mcsd.files import replacing
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_HERE = Path(__file__).parent
+_SOURCES = [_HERE / name for name in ("layers.cpp", "distributions.cpp")]
+_HEADER = _HERE / "numbers.h"
 _FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
     *("-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
 )
-_ENTRIES = ("shorts", "product", "before", "behind", "stack", "head")
+_ENTRIES = ("shorts", "product", "before", "behind", "stack", "head", "softmax", "largest")
 
 DTYPES = (torch.float32, torch.bfloat16)
 """What the kernels read and write."""
@@ -50,7 +52,7 @@ class _NotCompiledError(Exception):
 
 
 def library() -> ctypes.CDLL | None:
-    """The kernels, which ``kernels.cpp`` describes; None, with a warning, where no compiler makes them."""
+    """The kernels, which their sources describe; None, with a warning, where no compiler makes them."""
     with _lock:
         return _loaded()
 
@@ -109,7 +111,8 @@ def _loaded() -> ctypes.CDLL | None:
 def _load() -> ctypes.CDLL:
     """The compiled kernels; they are compiled if they are not there, which takes some seconds."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    made_of = [*compiler, *_FLAGS, platform.machine(), *platform.libc_ver(), _SOURCE.read_text()]
+    made_of = [*compiler, *_FLAGS, platform.machine(), *platform.libc_ver()]
+    made_of += [source.read_text() for source in (*_SOURCES, _HEADER)]
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
     file = models_folder().parent / "compiled" / f"kernels-{digest[:16]}.so"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -131,7 +134,7 @@ def _is_ours(path: Path) -> bool:
 
 def _compiled(compiler: list[str], file: Path) -> Path:
     with replacing(file) as part:
-        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(part)]
+        command = [*compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(part)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         except OSError as error:
