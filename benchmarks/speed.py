@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--each", type=int, default=3, help="prompts of each file, evenly spaced")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
+    parser.add_argument("--repeats", type=int, default=1, help="times that each prompt is answered; medians count")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--out", type=Path, help="the table as JSON")
     parser.add_argument("--figure", type=Path, help="the table as bars: SVG, PNG or PDF")
@@ -96,13 +97,20 @@ def main() -> None:
         for timer in timers.values():
             timer.seconds = 0.0
         results: dict[str, list[Run]] = {name: [] for name in systems}
+        spent = dict.fromkeys(timers, 0.0)
         for number, prompt in enumerate(prompts):
             ids = plain.chat_tokens([{"role": "user", "content": prompt}])
-            for name, run in systems.items():
-                results[name].append(run(ids, number))
+            answers: dict[str, list[Run]] = {name: [] for name in systems}
+            for _ in range(args.repeats):
+                for name, run in systems.items():
+                    answers[name].append(run(ids, number))
+            for name, runs in answers.items():
+                results[name].append(sorted(runs, key=lambda run: run.seconds)[len(runs) // 2])
+                if name in spent:
+                    spent[name] += sum(run.seconds for run in runs)
             print(f"T={temperature:g} prompt {number + 1}/{len(prompts)}", file=sys.stderr)
-        forwards = {name: timer.seconds for name, timer in timers.items()}
-        rows += table(temperature, results, [name for name in args.against if name in results], forwards)
+        outside = {name: 1 - timer.seconds / spent[name] for name, timer in timers.items()}
+        rows += table(temperature, results, [name for name in args.against if name in results], outside)
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1))
     if args.figure:
@@ -183,7 +191,7 @@ def ours(engine: mcsd.Engine, ids: list[int], seed: int, *, temperature: float, 
 
 
 def table(
-    temperature: float, results: dict[str, list[Run]], against: list[str], forwards: dict[str, float]
+    temperature: float, results: dict[str, list[Run]], against: list[str], outside: dict[str, float]
 ) -> list[dict[str, Any]]:
     """Print and return a row a system; the range is that of the ratios to the first of ``against``, by prompt."""
     rows = []
@@ -206,14 +214,14 @@ def table(
             calls = sum(completion.stats.target_calls for completion in done)
             row["mean_acceptance_length"] = sum(run.tokens for run in runs) / calls
             row["seconds"] = {part: sum(c.stats.seconds[part] for c in done) for part in done[0].stats.seconds}
-        if name in forwards:
-            row["outside_forwards"] = 1 - forwards[name] / sum(run.seconds for run in runs)
+        if name in outside:
+            row["outside_forwards"] = outside[name]
         rows.append(row)
         print(
             f"{name:<32}{row['ms_per_token']:>9.1f}"
             + "".join(f"{ratio:>11.2f}" for ratio in row["times"].values())
             + f"{each[0]:>7.2f}–{each[-1]:.2f}{row.get('mean_acceptance_length', 1):>9.2f}"
-            + (f"   outside forwards {row['outside_forwards']:.1%}" if name in forwards else "")
+            + (f"   outside forwards {row['outside_forwards']:.1%}" if name in outside else "")
         )
     return rows
 

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": {"errors", "files", "machine", "params", "tree", "schemes", "models", "catalog"},
     "engine": {
         *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),
-        *("request", "catalog", "planning", "prompts"),
+        *("request", "catalog", "planning", "prompts", "kernels"),
     },
     "distill": {
         *("engine", "errors", "params", "rng", "sampling", "schemes", "tree", "models", "drafters", "request"),
@@ -65,6 +65,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 def rooms_imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "mcsd":
+            found |= {alias.name for alias in node.names if not alias.name.startswith("_")}
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mcsd."):
             found.add(str(node.module).split(".")[1])
         if isinstance(node, ast.Import):

@@ -107,6 +107,15 @@ def test_largest_of_what_is_no_number(place: int, dtype: torch.dtype) -> None:
     assert not values[1].isnan().any()
 
 
+def test_what_does_not_fit_is_refused() -> None:
+    logits = torch.zeros(2, LARGE[0])
+    with pytest.raises(ValueError, match="1 numbers"):
+        kernels.softmax(logits, torch.ones(1))
+    for count in (0, LARGE[0] // 64 + 1):
+        with pytest.raises(ValueError, match="none"):
+            kernels.largest(logits, count)
+
+
 def test_other_logits_are_left_to_torch() -> None:
     assert kernels.suits(torch.zeros(1, LARGE[0]))
     for logits in (torch.zeros(1, LARGE[0] - 1), torch.zeros(1, LARGE[0]).double(), torch.zeros(1, LARGE[0]).half()):

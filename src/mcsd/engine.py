@@ -21,6 +21,7 @@ from mcsd.errors import (
     RequestError,
     RequestInterrupted,
 )
+from mcsd.kernels import suits
 from mcsd.models import Block, BoundHead
 from mcsd.models.compatibility import as_model, check_bound, check_vocabularies
 from mcsd.models.prefill import prefill
@@ -118,6 +119,8 @@ class Engine:
         self._rows: list[Request] = []
         self._settings: Settings | None = None
         self._streams = Streams(torch.empty(0, dtype=torch.int64))
+        # Whatever has to be compiled is compiled now, not in the first request's time.
+        suits(torch.empty(1, self.target.vocab_size, device=self.target.device))
         self._clock = dict.fromkeys(("prefill", "draft", "target", "judge", "commit", "other"), 0.0)
         self._since = 0.0
 

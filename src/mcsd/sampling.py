@@ -131,8 +131,8 @@ def probabilities(logits: Tensor, settings: Settings) -> Tensor:
         settings: of the same A rows.
 
     Returns:
-        ``[A, V]``; one-hot at the argmax for greedy rows. A row whose logits hold NaN or no finite value is NaN
-        throughout.
+        ``[A, V]``; one-hot at the argmax for greedy rows. A row whose logits hold NaN, or whose largest is
+        infinite, is NaN throughout.
     """
     if settings.all_greedy:
         return _one_hot(_wide(logits))
@@ -168,6 +168,8 @@ def sparse_probabilities(logits: Tensor, settings: Settings, width: int) -> Spar
 def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """What ``logits.topk(count)`` gives for ``[A, V]``, as `_wide`; of equal ones perhaps others.
 
+    Of a row that holds NaN the first is NaN.
+
     For a large vocabulary it is sooner: the largest are in those parts whose own largest are the largest.
     """
     rows, size = logits.shape
@@ -186,7 +188,8 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def likeliest_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The largest of each row of ``[A, V]`` and where it stands, the first of equal ones: both ``[A]``.
 
-    What ``logits.max(-1)`` gives, sooner for a large vocabulary: only in one of its parts a place is looked for.
+    What ``logits.max(-1)`` gives, sooner for a large vocabulary: only in one of its parts a place is looked for. A row
+    that holds NaN gives NaN.
     """
     rows, size = logits.shape
     if kernels.suits(logits):

@@ -12,6 +12,28 @@ from mcsd.models.native import Kind, NativeLinear
 from mcsd.models.native.pages import zeros
 
 
+def test_memory_is_given_back() -> None:
+    """Of small tensors with the last one that shares it, of large ones at once."""
+    for shape in ((1000,), (9_000_000,)):
+        some, other = zeros(*shape), zeros(*shape)
+        places = some.data_ptr(), other.data_ptr()
+        del some
+        gc.collect()
+        other.fill_(1)
+        del other
+        gc.collect()
+        assert not any(mapped(place) for place in places)
+
+
+def mapped(place: int) -> bool:
+    """Whether there is memory of a mapping of its own."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    return any(
+        int(start, 16) <= place < int(end, 16)
+        for start, end in (line[0].split("-") for line in lines if len(line) == 5)
+    )
+
+
 def flags(tensor: Tensor) -> list[str]:
     """What Linux says of the memory that a tensor lies in."""
     here = False

@@ -63,8 +63,8 @@ FAULTS = (
     Fault(
         "every candidate judged by p, not by what is left of it",
         _RECURSIVE,
-        "            odds = r.gather(1, node.choice) / q.gather(1, node.choice)",
-        "            pass",
+        "r.gather(1, choice) / q",
+        "on_support(node.p, node.q.support)[0].gather(1, choice) / q",
     ),
     Fault(
         "after all rejections a draw from p",
@@ -90,7 +90,9 @@ FAULTS = (
     Fault("candidates that were never drawn are judged", _WALK, "valid.bool()", "torch.arange(width) < count[:, None]"),
     Fault("a sibling's tokens judged", _WALK, "Node(p, tokens, ", "Node(p, tokens.flip(1), "),
     Fault("at temperature 0 the first child goes on", _WALK, "tokens[row][node] == token", "tokens[row][node] >= 0"),
-    Fault("q of another node", _WALK, "self._q.weights[rows, at]", "self._q.weights[rows, at * 0]"),
+    Fault(
+        "q of another node", _WALK, "self._q.support, self._q.weights)", "self._q.support, self._q.weights.roll(1, 1))"
+    ),
     Fault(
         "candidates on the way not counted by penalties",
         _CANDIDATES,

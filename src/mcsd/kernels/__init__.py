@@ -1,8 +1,8 @@
 """Our own kernels, for CPUs with AVX-512 and VNNI: compiled here, and called from here.
 
 The libraries' kernels are made for many rows. With the few of a tree these (``layers.cpp``) read weights as fast as
-memory delivers them, in whatever form; `mcsd.models.native` says what they are given. ``distributions.cpp`` looks at a
-large vocabulary once where the libraries' operations look several times.
+memory delivers them, in whatever form; `mcsd.models.native` says what they are given. ``distributions.cpp`` does in one
+call what takes the libraries several for a large vocabulary.
 """
 
 from mcsd.kernels.distributions import largest, softmax, suits

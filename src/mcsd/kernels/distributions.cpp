@@ -82,12 +82,12 @@ extern "C" {
 // exp(factor * (x - the row's largest)) of logits [rows, size], scaled to the sum 1. `factors` has one for each row, or is
 // null for ones. A row whose largest is no finite number is none throughout.
 void softmax(void* logits, bool half, int64_t rows, int64_t size, const float* factors, float* out, int threads) {
-    static thread_local Buffer<float> largest;
+    static thread_local Buffer<float> tops;
     static thread_local Buffer<double> sums;
     const int64_t each = (size + PIECE - 1) / PIECE;
-    largest.fit(rows * each);
+    tops.fit(rows * each);
     sums.fit(rows * each);
-    float* most = largest.data();
+    float* most = tops.data();
     double* sum = sums.data();
 #pragma omp parallel num_threads(threads)
     {
@@ -152,11 +152,11 @@ void largest(void* logits, bool half, int64_t rows, int64_t size, int64_t count,
                     if (own[part] < least) continue;
                     each_sixteen(part * PART, std::min((part + 1) * PART, size), [&](int64_t at, __mmask16 mask) {
                         const __m512 some = numbers.load(at, mask);
-                        alignas(64) float each[LANES];
-                        _mm512_store_ps(each, some);
+                        alignas(64) float sixteen[LANES];
+                        _mm512_store_ps(sixteen, some);
                         unsigned seen = _mm512_mask_cmp_ps_mask(mask, some, _mm512_set1_ps(least), _CMP_GE_OQ);
                         for (; seen; seen &= seen - 1)
-                            found.push_back({each[__builtin_ctz(seen)], at + __builtin_ctz(seen)});
+                            found.push_back({sixteen[__builtin_ctz(seen)], at + __builtin_ctz(seen)});
                     });
                 }
                 std::partial_sort(

@@ -1,6 +1,6 @@
 // Linear layers, decoder layers and draft heads, for the few tokens of a tree on a CPU with AVX-512 and
 // VNNI. A weight is read once, in the order in which it lies in memory: what a forward takes is then the time that memory
-// takes. `mcsd.models.native` calls this; see there for what each struct holds.
+// takes. `mcsd.models.native` calls this.
 //
 // Weights come in blocks of 32 outputs, all inputs of a block one behind the other, outputs filled up with zeros:
 //     bytes      [outputs / 32][inputs / 4][32][4] unsigned, moved by 128; inputs filled up to a multiple of 16

@@ -20,10 +20,10 @@ class _Recursive(NodeScheme):
         r, outside = on_support(node.p, node.q.support)
         picked = torch.full_like(node.rows, -1)
         children = node.tokens.shape[1]
-        odds = r.gather(1, node.choice) / q.gather(1, node.choice)
         for j in range(children):
+            choice = node.choice[:, j : j + 1]
             tried = node.valid[:, j] & (picked < 0)
-            yes = random.accept(odds[:, j].where(tried, 0.0), node.rows)
+            yes = random.accept((r.gather(1, choice) / q.gather(1, choice))[:, 0].where(tried, 0.0), node.rows)
             picked = picked.masked_fill(yes, j)
             rejected = tried & ~yes
             # A GPU would take longer to answer than to subtract.
@@ -32,12 +32,9 @@ class _Recursive(NodeScheme):
             residual, mass = subtract(r, q)
             # No mass left: the rejection had probability 0 and came of rounding. The old residual stays.
             r = torch.where((rejected & (mass > 0))[:, None], residual / mass[:, None], r)
-            if j + 1 == children:
-                break
-            if self.without_replacement:
-                rest = q.scatter(1, node.choice[:, j : j + 1], 0.0)
+            if self.without_replacement and j + 1 < children:
+                rest = q.scatter(1, choice, 0.0)
                 q = torch.where(rejected[:, None], renormalised(rest), q)
-            odds = r.gather(1, node.choice) / q.gather(1, node.choice)
         return picked, sample_where_none(picked, r, outside, node.q.support, node.rows, random)
 
 

@@ -28,7 +28,7 @@ def walk(target: Target, decide: Callable[[Node], tuple[Tensor, Tensor]]) -> Ver
             way.fail(lost)
             at, p = at[~broken], p[~broken]
         below = [way.children(row)[:width] for row in way.rows]
-        picked, token = decide(candidates.node(at[:, 0], at[:, 1], below, p))
+        picked, token = decide(candidates.node(way.rows, at, below, p))
         chosen = [nodes[place] if place >= 0 else None for nodes, place in zip(below, picked.tolist(), strict=True)]
         way.go_on(chosen, token.tolist())
     return way.verdict()
@@ -117,26 +117,31 @@ class _Way:
 
 
 class _Candidates:
-    """The candidates of a tree, from which each node's are gathered as numbers: that is sooner than by tensors."""
+    """The candidates of a tree, as numbers: gathering each node's so takes fewer operations."""
 
     def __init__(self, tree: CandidateTree) -> None:
         self._q = tree.q
         self._parts = tree.tokens.tolist(), tree.choice.tolist(), tree.valid.tolist()
 
-    def node(self, rows: Tensor, at: Tensor, below: list[list[int]], p: Tensor) -> Node:
-        """Columns ``at [A]`` of ``rows [A]``, with equally many nodes below each, padded with -1; and p ``[A, V]``."""
-        which, width = rows.tolist(), len(below[0]) if below else 0
+    def node(self, rows: list[int], at: Tensor, below: list[list[int]], p: Tensor) -> Node:
+        """A node of each row.
+
+        Args:
+            rows: A of the batch; at: int64 ``[A, 2 + depth]``, see `_Way.at`.
+            below: the nodes below, equally many, padded with -1.
+            p: ``[A, V]``.
+        """
+        device, width = p.device, len(below[0]) if below else 0
         parts = [
-            [[part[row][node] if node >= 0 else 0 for node in nodes] for row, nodes in zip(which, below, strict=True)]
+            [[part[row][node] if node >= 0 else 0 for node in nodes] for row, nodes in zip(rows, below, strict=True)]
             for part in self._parts
         ]
-        tokens, choice, valid = torch.tensor(parts, dtype=torch.int64, device=p.device).view(3, len(which), width)
-        count = torch.tensor([sum(node >= 0 for node in nodes) for nodes in below], dtype=torch.int64, device=p.device)
-        if self._q is None or not width:
-            q = SparseDistributions(tokens[:, :0], p[:, :0])
-        else:
-            q = SparseDistributions(self._q.support[rows, at], self._q.weights[rows, at])
-        return Node(p, tokens, valid.bool(), count, choice, q, rows)
+        tokens, choice, valid = torch.tensor(parts, dtype=torch.int64, device=device).view(3, len(rows), width)
+        count = torch.tensor([sum(node >= 0 for node in nodes) for nodes in below], dtype=torch.int64, device=device)
+        q = SparseDistributions(tokens[:, :0], p[:, :0])
+        if self._q is not None and width:
+            q = SparseDistributions(*(part[at[:, 0], at[:, 1]] for part in (self._q.support, self._q.weights)))
+        return Node(p, tokens, valid.bool(), count, choice, q, at[:, 0])
 
 
 def look(node: Node, token: Tensor) -> tuple[Tensor, Tensor]:

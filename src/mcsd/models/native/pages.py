@@ -8,23 +8,24 @@ import mmap
 import sys
 from math import prod
 from threading import Lock
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 _PIECE = 2**25
-"""Bytes, or a multiple, that are asked of the system at a time: many large pages, so small weights have them too."""
+"""Bytes that small weights share, so that they have large pages too."""
 
 _LINE = 64
 """Bytes that a tensor's place is a multiple of."""
 
 
 class _Pieces:
-    """Places for tensors, one behind the other; a piece is given back when the last tensor in it is gone."""
+    """Places for tensors, one behind the other in a piece, which is given back with the last tensor in it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._piece: mmap.mmap | None = None
+        self._newest: ref[mmap.mmap] | None = None
         self._used = 0
 
     def place(self, size: int) -> tuple[mmap.mmap, int]:
@@ -33,14 +34,22 @@ class _Pieces:
         Raises:
             OSError: there is none, or no large pages.
         """
+        if size >= _PIECE:
+            return _mapped(size), 0
         with self._lock:
-            if self._piece is None or self._used + size > len(self._piece):
-                piece = mmap.mmap(-1, -(-size // _PIECE) * _PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-                piece.madvise(mmap.MADV_HUGEPAGE)
-                self._piece, self._used = piece, 0
+            piece = None if self._newest is None else self._newest()
+            if piece is None or self._used + size > _PIECE:
+                piece = _mapped(_PIECE)
+                self._newest, self._used = ref(piece), 0
             start = self._used
             self._used += -(-size // _LINE) * _LINE
-            return self._piece, start
+            return piece, start
+
+
+def _mapped(size: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 _pieces = _Pieces()
