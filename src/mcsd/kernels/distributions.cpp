@@ -3,7 +3,9 @@
 
 #include "numbers.h"
 
+#include <cmath>
 #include <functional>
+#include <tuple>
 #include <utility>
 
 namespace {
@@ -52,20 +54,20 @@ float largest_of(const Piece& piece, int64_t from, int64_t to) {
                               : largest_of<false>(piece.numbers.data, from, to);
 }
 
-// exp(factor * (x - top)) of numbers, and their sum.
+// exp(factor * (x - top)) of numbers, and their sum; where the top is no finite number the sum is none.
 template <bool HALF>
 float powers_of(const void* numbers, int64_t from, int64_t to, float top, float factor, float* out) {
     const __m512 most = _mm512_set1_ps(top), scale = _mm512_set1_ps(factor), least = _mm512_set1_ps(-87);
     __m512 total = _mm512_setzero_ps();
     each_sixteen(from, to, [&](int64_t at, __mmask16 mask) {
         const __m512 power = _mm512_mul_ps(_mm512_sub_ps(load_as<HALF>(numbers, at, mask), most), scale);
-        // What is less than that is 0, and what is no number stays none.
-        __m512 value = _mm512_maskz_mov_ps(mask & _mm512_cmp_ps_mask(power, least, _CMP_NLT_UQ), exponential(power));
-        value = _mm512_mask_mov_ps(value, mask & _mm512_cmp_ps_mask(power, power, _CMP_UNORD_Q), power);
+        // What is less than that is 0.
+        const __mmask16 some = mask & _mm512_cmp_ps_mask(power, least, _CMP_GE_OQ);
+        const __m512 value = _mm512_maskz_mov_ps(some, exponential(power));
         total = _mm512_add_ps(total, value);
         _mm512_mask_storeu_ps(out + at, mask, value);
     });
-    return _mm512_reduce_add_ps(total);
+    return std::isfinite(top) ? _mm512_reduce_add_ps(total) : NONE;
 }
 
 // What `largest_of` gives, of what it has given for parts.
@@ -73,6 +75,38 @@ float largest_of_all(const float* parts, int64_t count) {
     float most = parts[0];
     for (int64_t i = 1; i < count; i++) most = parts[i] > most || parts[i] != parts[i] ? parts[i] : most;
     return most;
+}
+
+// What `largest` gives for a row, of which `tops` are the largest of each part.
+void find_largest(const Numbers& row, int64_t size, const float* tops, int64_t count, float* values, int64_t* places) {
+    typedef std::pair<float, int64_t> Found;
+    static thread_local std::vector<float> order;
+    static thread_local std::vector<Found> found;
+    const int64_t parts = (size + PART - 1) / PART;
+    found.clear();
+    if (std::isnan(largest_of_all(tops, parts))) {
+        for (int64_t i = 0; i < count; i++) found.push_back({NONE, i});
+    } else {
+        // The largest of so many parts are no less than this.
+        order.assign(tops, tops + parts);
+        std::nth_element(order.begin(), order.begin() + count - 1, order.end(), std::greater<float>());
+        const float least = order[count - 1];
+        for (int64_t part = 0; part < parts; part++) {
+            if (tops[part] < least) continue;
+            each_sixteen(part * PART, std::min((part + 1) * PART, size), [&](int64_t at, __mmask16 mask) {
+                const __m512 some = row.load(at, mask);
+                alignas(64) float sixteen[LANES];
+                _mm512_store_ps(sixteen, some);
+                unsigned seen = _mm512_mask_cmp_ps_mask(mask, some, _mm512_set1_ps(least), _CMP_GE_OQ);
+                for (; seen; seen &= seen - 1) found.push_back({sixteen[__builtin_ctz(seen)], at + __builtin_ctz(seen)});
+            });
+        }
+        const auto before = [](const Found& one, const Found& other) {
+            return one.first != other.first ? one.first > other.first : one.second < other.second;
+        };
+        std::partial_sort(found.begin(), found.begin() + count, found.end(), before);
+    }
+    for (int64_t i = 0; i < count; i++) std::tie(values[i], places[i]) = found[i];
 }
 
 }  // namespace
@@ -133,42 +167,10 @@ void largest(void* logits, bool half, int64_t rows, int64_t size, int64_t count,
                 top[piece.row * parts + from / PART] = largest_of(piece, from, std::min(from + PART, piece.to));
         }
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++) {
-            typedef std::pair<float, int64_t> Found;
-            static thread_local std::vector<float> order;
-            static thread_local std::vector<Found> found;
-            const Numbers numbers = Numbers{logits, half}.from(row * size);
-            const float* own = top + row * parts;
-            float least = largest_of_all(own, parts);
-            found.clear();
-            if (least != least) {
-                for (int64_t i = 0; i < count; i++) found.push_back({NONE, i});
-            } else {
-                // The largest of so many parts are no less than this.
-                order.assign(own, own + parts);
-                std::nth_element(order.begin(), order.begin() + count - 1, order.end(), std::greater<float>());
-                least = order[count - 1];
-                for (int64_t part = 0; part < parts; part++) {
-                    if (own[part] < least) continue;
-                    each_sixteen(part * PART, std::min((part + 1) * PART, size), [&](int64_t at, __mmask16 mask) {
-                        const __m512 some = numbers.load(at, mask);
-                        alignas(64) float sixteen[LANES];
-                        _mm512_store_ps(sixteen, some);
-                        unsigned seen = _mm512_mask_cmp_ps_mask(mask, some, _mm512_set1_ps(least), _CMP_GE_OQ);
-                        for (; seen; seen &= seen - 1)
-                            found.push_back({sixteen[__builtin_ctz(seen)], at + __builtin_ctz(seen)});
-                    });
-                }
-                std::partial_sort(
-                    found.begin(), found.begin() + count, found.end(), [](const Found& one, const Found& other) {
-                        return one.first != other.first ? one.first > other.first : one.second < other.second;
-                    });
-            }
-            for (int64_t i = 0; i < count; i++) {
-                values[row * count + i] = found[i].first;
-                places[row * count + i] = found[i].second;
-            }
-        }
+        for (int64_t row = 0; row < rows; row++)
+            find_largest(
+                Numbers{logits, half}.from(row * size), size, top + row * parts, count, values + row * count,
+                places + row * count);
     }
 }
 }

@@ -130,17 +130,14 @@ void ask(const char*& next, int64_t step) {
     next += step;
 }
 
-template <int R>
-void byte_tile(const Stretch& stretch) {
-    auto w = static_cast<const uint8_t*>(stretch.weight);
-    auto x = static_cast<const int8_t*>(stretch.states) + stretch.from;
-    auto to = static_cast<int32_t*>(stretch.sums);
+typedef __m512i Add(__m512i sum, __m512i weights, __m512i states);
+
+// Lines of weights, 128 bytes each, times four bytes of each row's states, onto sums that stay in registers.
+template <Add ADD, int R>
+[[gnu::always_inline]] inline void add_lines(
+    const Stretch& stretch, const char* w, const char* x, int64_t lines, __m512i (&sums)[R][2]) {
     const char* next = stretch.next;
-    __m512i sums[R][2];
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++)
-        for (int half = 0; half < 2; half++) sums[r][half] = _mm512_loadu_si512(to + r * BLOCK + half * LANES);
-    for (int64_t k = stretch.from; k < stretch.to; k += 4, w += 128, x += 4) {
+    for (; lines > 0; lines--, w += 128, x += 4) {
         const __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
         ask(next, stretch.step);
 #pragma GCC unroll 12
@@ -148,10 +145,21 @@ void byte_tile(const Stretch& stretch) {
             int32_t four;
             std::memcpy(&four, x + r * stretch.size, 4);
             const __m512i state = _mm512_set1_epi32(four);
-            sums[r][0] = add_products_of_bytes(sums[r][0], first, state);
-            sums[r][1] = add_products_of_bytes(sums[r][1], second, state);
+            sums[r][0] = ADD(sums[r][0], first, state);
+            sums[r][1] = ADD(sums[r][1], second, state);
         }
     }
+}
+
+template <int R>
+void byte_tile(const Stretch& stretch) {
+    auto w = static_cast<const char*>(stretch.weight), x = static_cast<const char*>(stretch.states) + stretch.from;
+    auto to = static_cast<int32_t*>(stretch.sums);
+    __m512i sums[R][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) sums[r][half] = _mm512_loadu_si512(to + r * BLOCK + half * LANES);
+    add_lines<add_products_of_bytes>(stretch, w, x, (stretch.to - stretch.from) / 4, sums);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++)
         for (int half = 0; half < 2; half++) _mm512_storeu_si512(to + r * BLOCK + half * LANES, sums[r][half]);
@@ -160,28 +168,15 @@ void byte_tile(const Stretch& stretch) {
 // A row of states is its codes and then, in float, the step of each stretch.
 template <int R>
 void short_tile(const Stretch& stretch) {
-    auto w = static_cast<const char*>(stretch.weight) + STEPS;
-    auto x = static_cast<const char*>(stretch.states) + 2 * stretch.from;
+    auto w = static_cast<const char*>(stretch.weight), x = static_cast<const char*>(stretch.states);
     auto to = static_cast<float*>(stretch.sums);
-    const char* next = stretch.next;
     __m512i sums[R][2];
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
-    for (int64_t k = stretch.from; k < stretch.to; k += 2, w += 128, x += 4) {
-        const __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
-        ask(next, stretch.step);
-#pragma GCC unroll 12
-        for (int r = 0; r < R; r++) {
-            int32_t two;
-            std::memcpy(&two, x + r * stretch.size, 4);
-            const __m512i state = _mm512_set1_epi32(two);
-            sums[r][0] = add_products_of_shorts(sums[r][0], first, state);
-            sums[r][1] = add_products_of_shorts(sums[r][1], second, state);
-        }
-    }
+    add_lines<add_products_of_shorts>(stretch, w + STEPS, x + 2 * stretch.from, (stretch.to - stretch.from) / 2, sums);
     __m512 steps[2];
-    parted(_mm512_loadu_si512(stretch.weight), steps[0], steps[1]);
-    auto states = static_cast<const char*>(stretch.states) + 2 * stretch.inputs + stretch.from / STRETCH * 4;
+    parted(_mm512_loadu_si512(w), steps[0], steps[1]);
+    auto states = x + 2 * stretch.inputs + stretch.from / STRETCH * 4;
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++, to += BLOCK) {
         float step;
