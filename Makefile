@@ -2,20 +2,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+OUT ?= bench-results
 PROMPT ?= "The three most important rules for writing a test are"
 
-.PHONY: demo test lint slow laws mutants large bench clean
+# The inner loop: tables and tiny models.
+QUICK := $(wildcard tests/test_*.py) $(addprefix tests/,schemes models drafters cpu kernels mutants cli/test_cli_options.py \
+	laws/test_greedy.py laws/test_exact_law.py planning/test_search.py tune/test_configurations.py)
+
+.PHONY: demo quick test lint slow laws mutants large bench clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
 	$(BIN)/mcsd generate $(PROMPT) --target smollm2-135m --max-new-tokens 96 --temperature 0
 
+# Under a minute; no process starts, no network.
+quick: $(READY)
+	$(BIN)/python -m pytest $(QUICK) -m "not thorough" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
 	$(BIN)/python -m pytest -m "not large and not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/mypy
 
 # What takes minutes: same text on all prompts for every tree and batch.
@@ -28,15 +37,15 @@ laws: $(READY)
 
 # Plants faults in copies of the source and writes down which law catches each: docs/mutants.md.
 mutants: $(READY)
-	$(BIN)/python tests/mutants/run.py
+	PYTHONPATH=tests $(BIN)/python -m mutants.run
 
 # Needs 1.6 GB of weights and 12 GB of memory.
 large: $(READY)
 	$(BIN)/python -m pytest -m large
 
-# Against transformers on the same weights: make bench PROMPTS="a.jsonl b.jsonl"
+# Against transformers on the same weights: make bench ARGS="--target qwen2.5-coder-1.5b --prompts alpaca.jsonl"
 bench: $(READY)
-	$(BIN)/python benchmarks/speed.py --prompts $(PROMPTS)
+	$(BIN)/mcsd bench --baselines plain,generate --out $(OUT) $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

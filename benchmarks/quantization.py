@@ -1,8 +1,8 @@
-"""What rounding does to a target's law: bfloat16 and int8 against float32, position by position.
+"""The effect of bfloat16 and int8 on a target's distributions, against float32, position by position.
 
-The float32 target answers prompts at temperature 1; each form of it then reads the answers. Printed, of all positions
-of the answers: the total variation between the laws (mean and largest), the mean KL divergence, and how often the
-likeliest token is the same.
+The float32 target answers prompts at temperature 1; each format of it then scores the answers. Printed, over all
+positions of the answers: the total variation distance (mean and largest), the mean KL divergence, and how often the
+most probable token is the same.
 
     python benchmarks/quantization.py --target smollm2-135m --prompts alpaca.jsonl humaneval.jsonl --each 8
 """
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 import mcsd
-from mcsd.models.loading import load
-from mcsd.models.prefill import forward_over
-from speed import CPU, spaced
+from mcsd.cpu.weight_plan import Role, WeightPlan, plan_weights
+from mcsd.loading.load import load
+from mcsd.models.prefill import score_text
+from mcsd.prompts import evenly_spaced, load_prompts
 
-FORMS = {
+CPU = torch.device("cpu")
+FORMATS = {
     "bfloat16": (torch.bfloat16, None),
     "bfloat16, int8": (torch.bfloat16, "int8"),
     "float32, int8": (torch.float32, "int8"),
@@ -31,11 +33,11 @@ class Text(NamedTuple):
 
     tokens: list[int]
     prompt: int
-    law: Tensor
+    logprobs: Tensor
 
 
 def main() -> None:
-    """Print a line for each form."""
+    """Print a line for each format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
@@ -44,19 +46,19 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_grad_enabled(False)
-    loaded = load(args.target, CPU, torch.float32)
+    loaded = load(args.target, CPU, WeightPlan(torch.float32))
     engine = mcsd.Engine(loaded.model, tokenizer=loaded.tokenizer, tree="none", max_length=1024)
-    asked = [text for path in args.prompts for text in spaced(path, args.each)]
+    asked = [text for path in args.prompts for text in evenly_spaced(load_prompts(path), args.each)]
     prompts = [engine.chat_tokens([{"role": "user", "content": text}]) for text in asked]
     params = mcsd.SamplingParams(temperature=1, max_new_tokens=args.new, seed=1)
     texts = []
     for prompt, done in zip(prompts, engine.generate(prompts, params), strict=True):
         tokens = [*prompt, *done.token_ids]
-        texts.append(Text(tokens, len(prompt), law(engine.target, tokens, len(prompt))))
+        texts.append(Text(tokens, len(prompt), logprobs(engine.target, tokens, len(prompt))))
     del engine, loaded
-    for name, (dtype, quantize) in FORMS.items():
-        target = load(args.target, CPU, dtype, quantize=quantize).model
-        pairs = [(text.law, law(target, text.tokens, text.prompt)) for text in texts]
+    for name, (dtype, quantize) in FORMATS.items():
+        target = load(args.target, CPU, plan_weights(CPU, dtype, Role.TARGET, quantize)).model
+        pairs = [(text.logprobs, logprobs(target, text.tokens, text.prompt)) for text in texts]
         tv = torch.cat([(p.exp() - q.exp()).abs().sum(-1) / 2 for p, q in pairs])
         kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs])
         same = torch.cat([p.argmax(-1) == q.argmax(-1) for p, q in pairs]).float()
@@ -67,9 +69,9 @@ def main() -> None:
         )
 
 
-def law(model: mcsd.models.LanguageModel, tokens: list[int], prompt: int) -> Tensor:
-    """Log-probabilities ``[n, V]`` of the tokens after the prompt, each before it was said."""
-    logits = forward_over(model, tokens).logits[0, prompt - 1 : -1]
+def logprobs(model: mcsd.models.LanguageModel, tokens: list[int], prompt: int) -> Tensor:
+    """Log-probabilities ``[n, V]`` at the positions of the answer."""
+    logits = score_text(model, tokens).logits[0, prompt - 1 : -1]
     return logits.float().log_softmax(-1)
 
 

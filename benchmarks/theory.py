@@ -26,19 +26,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import mcsd
-from mcsd.drafters.levels import SUPPORT
-from mcsd.models import Block
-from mcsd.models.head import BoundHead
-from mcsd.models.loading import Loaded, choose_dtype, is_head, load, load_head
-from mcsd.models.prefill import forward_over
-from mcsd.models.transformers import TransformersModel
-from mcsd.rng import DRAW, JUDGE, Stream
-from mcsd.sampling import Settings, SparseDistributions, probabilities, sparse_probabilities
-from mcsd.schemes import SCHEMES, CandidateTree, Texts
+from mcsd.cpu.weight_plan import Role, plan_weights
+from mcsd.drafters.level import SUPPORT
+from mcsd.loading.load import LoadedModel, is_head, load, load_draft, resolve_dtype
+from mcsd.models import TokenLayout
+from mcsd.models.draft_head import BoundHead
+from mcsd.models.prefill import score_text
+from mcsd.models.protocol import DecoderModel
+from mcsd.prompts import evenly_spaced, load_prompts
+from mcsd.rng import DRAW, VERIFY, PhiloxStream
+from mcsd.sampling import BatchSamplingParams, SparseDistributions, probabilities, sparse_probabilities
+from mcsd.schemes import SCHEMES, CandidateTree, TokenHistory
 from mcsd.schemes.optimum import iid_optimum
+from mcsd.schemes.registry import REGISTRY
 from mcsd.schemes.residual import on_support
-from speed import CPU, spaced
 
+CPU = torch.device("cpu")
 DOCS = Path(__file__).parent.parent / "docs"
 WIDTHS = (1, 2, 3, 4, 8)
 NAMES = tuple(name for name in SCHEMES if name not in ("traversal", "block"))
@@ -106,17 +109,18 @@ class Answer:
 def record(args: argparse.Namespace) -> None:
     """Write q and p of positions of the target's answers to a file."""
     name, draft = args.record
-    dtype = choose_dtype(args.dtype, CPU)
-    target = load(name, CPU, dtype)
-    model: TransformersModel | BoundHead
+    dtype = resolve_dtype(args.dtype, CPU)
+    target = load(name, CPU, plan_weights(CPU, dtype, Role.TARGET))
+    model: DecoderModel | BoundHead
     if is_head(draft):
-        model = load_head(draft, target.model)
-        answers = list(written(target, args, model.config.states))
+        head: BoundHead = load_draft(draft, target)
+        model = head
+        answers = list(written(target, args, head.config.hidden_layers))
     else:
         answers = list(written(target, args, ()))
         # One model in memory at a time: the target leaves before the draft comes.
         del target
-        model = load(draft, CPU, dtype, draft=True).model
+        model = load(draft, CPU, plan_weights(CPU, dtype, Role.DRAFT), Role.DRAFT).model
     found = [compared(answer, model) for answer in answers]
     q, p = (torch.cat(parts) for parts in zip(*found, strict=True))
     chosen = torch.linspace(0, len(q) - 1, min(args.positions, len(q))).long()
@@ -125,19 +129,19 @@ def record(args: argparse.Namespace) -> None:
     print(f"{len(chosen)} of {len(q)} positions in {args.to}")
 
 
-def written(target: Loaded, args: argparse.Namespace, layers: tuple[int, ...]) -> Iterator[Answer]:
+def written(target: LoadedModel, args: argparse.Namespace, layers: tuple[int, ...]) -> Iterator[Answer]:
     """The target answers the prompts, and reads what it wrote."""
     engine = mcsd.Engine(target.model, tokenizer=target.tokenizer, tree="none", max_batch=8, max_length=1024)
-    texts = [text for path in args.prompts for text in spaced(path, args.each)]
+    texts = [text for path in args.prompts for text in evenly_spaced(load_prompts(path), args.each)]
     prompts = [engine.chat_tokens([{"role": "user", "content": text}]) for text in texts]
     params = mcsd.SamplingParams(temperature=1.0, max_new_tokens=args.new, seed=1)
     for prompt, done in zip(prompts, engine.generate(prompts, params), strict=True):
         tokens = [*prompt, *done.token_ids][:-1]
-        output = forward_over(target.model, tokens, layers)
+        output = score_text(target.model, tokens, layers)
         yield Answer(tokens, output.logits[0, len(prompt) - 1 :].clone(), output.hidden)
 
 
-def compared(answer: Answer, draft: TransformersModel | BoundHead) -> tuple[Tensor, Tensor]:
+def compared(answer: Answer, draft: DecoderModel | BoundHead) -> tuple[Tensor, Tensor]:
     """q ``[n, S]`` and p ``[n, S + 1]`` where the target wrote."""
     if isinstance(draft, BoundHead):
         assert answer.states is not None
@@ -145,12 +149,12 @@ def compared(answer: Answer, draft: TransformersModel | BoundHead) -> tuple[Tens
         states = torch.nn.functional.pad(answer.states, (0, 0, 1, 0))[:, :-1]
         cache = draft.new_cache(1, len(answer.tokens))
         cache.add()
-        block = Block.chain(len(answer.tokens))
+        block = TokenLayout.chain(len(answer.tokens))
         output = draft.forward(torch.tensor([answer.tokens]), states, block, cache)
     else:
-        output = forward_over(draft, answer.tokens)
+        output = score_text(draft, answer.tokens)
     count, size = answer.logits.shape
-    settings = Settings.of([TEMPERATURE_1] * count, CPU)
+    settings = BatchSamplingParams.of([TEMPERATURE_1] * count, CPU)
     q = sparse_probabilities(output.logits[0, -count:, :size], settings, SUPPORT)
     support = q.support if draft.vocabulary is None else draft.vocabulary[q.support]
     p, _ = on_support(probabilities(answer.logits, settings), support)
@@ -201,7 +205,7 @@ def measure(pairs: Pairs, repeats: int) -> dict[str, Any]:
     error: dict[str, dict[int, float]] = {name: {} for name in NAMES}
     for name in NAMES:
         for k in WIDTHS:
-            if k <= (SCHEMES[name].widest or k):
+            if k <= (REGISTRY[name].max_width or k):
                 by_repeat = torch.tensor([share_accepted(pairs, name, k, repeat) for repeat in range(repeats)])
                 acceptance[name][k] = round(by_repeat.mean().item(), 5)
                 error[name][k] = round(by_repeat.std().item() / repeats**0.5, 5)
@@ -213,17 +217,17 @@ def share_accepted(pairs: Pairs, scheme: str, k: int, repeat: int) -> float:
     """Share of the positions at which one of k candidates is accepted: the scheme as the engine runs it."""
     count, size = pairs.q.shape
     judge, shape = SCHEMES[scheme](), mcsd.TreeShape.parse(str(k))
-    settings = Settings.of([TEMPERATURE_1] * count, CPU)
+    settings = BatchSamplingParams.of([TEMPERATURE_1] * count, CPU)
     seeds, place = torch.arange(count), torch.full((count,), repeat)
-    drawn = judge.draw(pairs.q[:, None], [k], settings.greedy, Stream(seeds, place, DRAW))[:, 0]
+    drawn = judge.draw(pairs.q[:, None], [k], settings.greedy, PhiloxStream(seeds, place, DRAW))[:, 0]
     choice = drawn.clamp(min=0)
     weights = torch.nn.functional.pad(pairs.q[:, None], (0, 0, 0, k))
     q = SparseDistributions(torch.arange(size).expand_as(weights), weights)
     tree = CandidateTree(shape, choice, drawn >= 0, choice, q, torch.zeros(count, dtype=torch.bool))
     # To the scheme this is a vocabulary of S + 1 tokens, the last of which is all that is outside.
     logits = pairs.p.log()[:, None].expand(-1, 1 + k, -1)
-    texts = Texts([[]] * count, [[]] * count)
-    verdict = judge.judge(tree, logits, settings, texts, Stream(seeds, place, JUDGE))
+    texts = TokenHistory([[]] * count, [[]] * count)
+    verdict = judge.verify(tree, logits, settings, texts, PhiloxStream(seeds, place, VERIFY))
     assert not verdict.failed.any()
     return verdict.accepted.double().mean().item()
 

@@ -1,6 +1,8 @@
-"""The order of the rooms (ARCHITECTURE.md): what may import what, read from the source."""
+"""The order of packages and modules (ARCHITECTURE.md): what may import what, read from the source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,82 +11,139 @@ import mcsd
 
 SOURCE = Path(mcsd.__file__).parent
 
+_BASE = {"errors", "params", "tree"}
+_DRAWING = {*_BASE, "rng", "sampling", "schemes"}
+_ENGINE = {*_DRAWING, "models", "drafters", "tokenization", "request", "prompts", "planning", "core"}
+_TOOLS = {*_ENGINE, "config", "engine", "files", "loading", "system"}
+
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "system": set(),
     "params": {"errors"},
     "tree": {"errors"},
     "rng": set(),
-    "machine": set(),
-    "kernels": {"catalog", "errors", "files"},
-    "sampling": {"kernels", "params"},
-    "schemes": {"errors", "rng", "sampling", "tree"},
-    "catalog": {"errors"},
     "files": {"errors"},
-    "models": {"errors", "tree", "catalog", "kernels"},
-    "drafters": {"models", "schemes", "rng", "sampling", "tree"},
-    "text": set(),
-    "request": {"errors", "params", "text"},
+    "kernels": {"errors", "files", "system"},
+    "ops": {"kernels"},
+    "sampling": {"ops", "params"},
+    "schemes": {"errors", "ops", "rng", "sampling", "tree"},
+    "config": {"errors", "schemes", "tree"},
+    "models": {"errors", "tree"},
     "testing": {"models"},
-    "options": {"errors", "schemes", "tree"},
-    "encoding": {"errors", "params"},
-    "prompts": {"encoding", "params"},
-    "planning": {"errors", "files", "machine", "params", "tree", "schemes", "models", "catalog"},
-    "engine": {
-        *("options", "encoding", "errors", "params", "tree", "rng", "sampling", "schemes", "models", "drafters"),
-        *("request", "catalog", "planning", "prompts", "kernels"),
-    },
-    "distill": {
-        *("engine", "errors", "params", "rng", "sampling", "schemes", "tree", "models", "drafters", "request"),
-        *("catalog", "files"),
-    },
-    "bench": {
-        *(
-            "engine",
-            "errors",
-            "params",
-            "rng",
-            "sampling",
-            "schemes",
-            "tree",
-            "models",
-            "drafters",
-            "encoding",
-            "options",
-        ),
-        *("catalog", "files", "machine", "prompts"),
-    },
-    "verify": {"engine", "encoding", "errors", "params", "prompts", "sampling", "schemes", "models"},
-    "tune": {
-        *("engine", "errors", "files", "params", "planning", "prompts", "schemes", "tree", "models", "options"),
-        "catalog",
-    },
-    "cli": {"bench", "tune", "distill", "verify", "engine", "errors", "params", "catalog", "options"},
+    "cpu": {"errors", "kernels", "models"},
+    "loading": {"config", "cpu", "errors", "kernels", "models", "system"},
+    "drafters": {"models", "rng", "sampling", "schemes", "tree"},
+    "tokenization": {"errors", "params"},
+    "request": {"errors", "params", "tokenization"},
+    "prompts": {"errors", "params", "tokenization"},
+    "planning": {*_BASE, "files", "loading", "models", "schemes", "system"},
+    "core": {*_DRAWING, "drafters", "kernels", "models", "planning", "request", "tokenization"},
+    "calibration": {*_ENGINE},
+    "engine": {*_ENGINE, "calibration", "config", "loading"},
+    "tune": {*_ENGINE, "config", "files", "loading"},
+    "verify": _TOOLS,
+    "distill": {*_TOOLS, "cpu"},
+    "bench": {*_TOOLS, "cpu"},
+    "cli": {*_TOOLS, "bench", "distill", "tune", "verify"},
 }
 
+ORDER: dict[str, tuple[str, ...]] = {
+    "kernels": ("library", "huge_pages", "gemm", "attention", "decoder", "distributions"),
+    "models": (
+        *("layout", "protocol", "masks", "prefill", "kv_cache", "draft_vocabulary", "transformers", "draft_head"),
+        "compatibility",
+    ),
+    "cpu": (
+        *("unmodified", "quantization", "packed_linear", "weight_plan", "fusion", "native_linear", "onednn_linear"),
+        *("packing", "fastest", "native_layers", "native_decoder", "native_draft_head", "draft_int4", "reference"),
+    ),
+    "loading": ("catalog", "gguf_cache", "pretrained", "int8_cache", "load"),
+    "schemes": (
+        *("registry", "types", "residual", "node_level", "tree_level", "base", "optimum"),
+        *("recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),
+    ),
+    "drafters": ("base", "level", "model", "head", "ngram", "make"),
+    "planning": ("acceptance", "costs", "plan", "search", "profile", "planner", "trials"),
+}
+"""Modules of a package, from low to high: each imports earlier ones only. The package itself may import all of them."""
 
-def rooms_imported(path: Path) -> set[str]:
+
+def imported(path: Path) -> set[str]:
+    """The modules of mcsd that a file imports anywhere, as dotted names without the leading ``mcsd``."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "mcsd":
             found |= {alias.name for alias in node.names if not alias.name.startswith("_")}
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mcsd."):
-            found.add(str(node.module).split(".")[1])
+            module = str(node.module).removeprefix("mcsd.")
+            found.add(module)
+            found |= {f"{module}.{alias.name}" for alias in node.names if is_module(f"{module}.{alias.name}")}
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mcsd.")}
+            found |= {alias.name.removeprefix("mcsd.") for alias in node.names if alias.name.startswith("mcsd.")}
     return found
 
 
-@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
-def test_imports_point_one_way(room: str) -> None:
-    files = [SOURCE / f"{room}.py"] if (SOURCE / f"{room}.py").exists() else sorted((SOURCE / room).glob("*.py"))
-    assert files
-    for path in files:
-        assert rooms_imported(path) - {room} <= MAY_IMPORT[room], path.name
+def is_module(name: str) -> bool:
+    path = SOURCE.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or path.is_dir()
 
 
-def test_every_room_has_its_place() -> None:
-    rooms = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert rooms - {"__init__"} == set(MAY_IMPORT)
+def files_of(package: str) -> list[Path]:
+    single = SOURCE / f"{package}.py"
+    return [single] if single.exists() else sorted((SOURCE / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_packages_import_lower_ones_only(package: str) -> None:
+    assert files_of(package)
+    for path in files_of(package):
+        packages = {name.split(".")[0] for name in imported(path)}
+        assert packages - {package} <= MAY_IMPORT[package], path.name
+
+
+def test_packages_do_not_import_each_other_in_a_circle() -> None:
+    placed: set[str] = set()
+    while len(placed) < len(MAY_IMPORT):
+        free = {package for package, below in MAY_IMPORT.items() if package not in placed and below <= placed}
+        assert free, f"a circle among {sorted(set(MAY_IMPORT) - placed)}"
+        placed |= free
+
+
+@pytest.mark.parametrize("package", sorted(ORDER))
+def test_modules_of_a_package_import_lower_ones_only(package: str) -> None:
+    order = ORDER[package]
+    for path in files_of(package):
+        if path.stem == "__init__":
+            continue
+        below = {f"{package}.{name}" for name in order[: order.index(path.stem)]}
+        own = {name for name in imported(path) if name.startswith(f"{package}.")}
+        assert own <= below, path.name
+
+
+def test_every_module_has_its_place() -> None:
+    packages = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert packages - {"__init__"} == set(MAY_IMPORT)
+    for package, order in ORDER.items():
+        assert {path.stem for path in files_of(package)} - {"__init__"} == set(order)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("modules", "library"),
+    [
+        ("mcsd mcsd.cli.app mcsd.config mcsd.errors mcsd.params mcsd.system mcsd.tree mcsd.schemes.registry", "torch"),
+        ("mcsd.models mcsd.drafters mcsd.testing mcsd.schemes mcsd.sampling", "transformers"),
+    ],
+)
+def test_modules_that_start_fast_do_not_import_large_libraries(modules: str, library: str) -> None:
+    code = f"import sys, {', '.join(modules.split())}; sys.exit({library!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [path for path in SOURCE.rglob("*") if path.suffix in (".py", ".cpp", ".h")]
+    assert len(files) > 100
+    assert not [path.name for path in files if len(path.read_text().splitlines()) > 400]
 
 
 def test_the_exported_names() -> None:

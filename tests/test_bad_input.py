@@ -1,6 +1,7 @@
-"""Bad input: each a named error with a hint, raised before anything runs, and nothing else is disturbed."""
+"""Bad input gives a named error with a hint before anything runs; other requests are not affected."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 import mcsd
-from conftest import VOCABULARY, tiny
 from mcsd import errors
-from mcsd.models.loading import choose_device, choose_dtype, load
+from mcsd.cpu.weight_plan import Role, WeightPlan, plan_weights
+from mcsd.loading.load import load, resolve_device, resolve_dtype
 from mcsd.testing import TabularModel
+from support.tiny import VOCABULARY, tiny
 
 UNIFORM = TabularModel(torch.full((4, 4), 0.25))
 CPU = torch.device("cpu")
@@ -89,7 +91,7 @@ def test_prompts(prompt: Any, error: type[errors.McsdError]) -> None:
     with pytest.raises(error) as info:
         engine.generate([[1], prompt])
     check(info)
-    # What was running goes on as if nothing had happened.
+    # The running request is not affected.
     (expected,) = mcsd.Engine(UNIFORM, UNIFORM, tree="2x2", max_length=16).generate(
         [[1]], mcsd.SamplingParams(seed=1, max_new_tokens=12)
     )
@@ -97,7 +99,7 @@ def test_prompts(prompt: Any, error: type[errors.McsdError]) -> None:
     assert (*first.token_ids, *rest) == expected.token_ids
 
 
-def test_parameters_that_need_what_is_not_there() -> None:
+def test_parameters_that_need_a_tokenizer() -> None:
     engine = mcsd.Engine(UNIFORM, UNIFORM)
     with pytest.raises(errors.InvalidParameter):
         engine.generate([[1]], mcsd.SamplingParams(stop="x"))
@@ -118,8 +120,8 @@ def broken_after(token: int, value: float) -> TabularModel:
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_distribution_fail_their_row_alone(value: float, temperature: float) -> None:
-    """The model breaks after token 4. Of two rows one gets there."""
+def test_non_finite_target_logits_fail_their_request_alone(value: float, temperature: float) -> None:
+    """The model breaks after token 4, which one of two requests reaches."""
     engine = mcsd.Engine(broken_after(4, value), TabularModel(torch.eye(6).roll(1, dims=1)), tree="2x2", max_batch=2)
     params = mcsd.SamplingParams(temperature=temperature, max_new_tokens=4)
     streams = [engine.stream([start], params) for start in (2, 5)]
@@ -130,7 +132,7 @@ def test_logits_that_are_no_distribution_fail_their_row_alone(value: float, temp
     assert engine.generate([[5]], params)[0].token_ids == (0, 1, 2, 3)
 
 
-def test_a_draft_that_is_no_distribution_fails_its_row_alone() -> None:
+def test_non_finite_draft_logits_fail_their_request_alone() -> None:
     engine = mcsd.Engine(TabularModel(torch.eye(6).roll(1, dims=1)), broken_after(4, float("nan")), tree="2x2")
     params = mcsd.SamplingParams(max_new_tokens=2)
     assert engine.generate([[0]], params)[0].token_ids == (1, 2)
@@ -158,7 +160,7 @@ def test_a_draft_with_padded_logits_is_accepted() -> None:
         assert done.stats.accepted_tokens > 0
 
 
-def test_models_without_keys_and_values_are_refused() -> None:
+def test_models_without_a_kv_cache_are_refused() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
@@ -180,13 +182,13 @@ def family(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["bloom", "mpt", "gpt-neo"])
-def test_families_whose_attention_counts_cache_places_are_refused(name: str) -> None:
+def test_families_with_positions_from_cache_slots_are_refused(name: str) -> None:
     with pytest.raises(errors.UnsupportedModel) as info:
         mcsd.Engine(family(name), "ngram")
     check(info)
 
 
-def test_an_attention_that_takes_no_tree_mask_is_refused() -> None:
+def test_an_attention_without_tree_masks_is_refused() -> None:
     network = tiny("llama")
     network.config._attn_implementation = "flash_attention_2"
     with pytest.raises(errors.UnsupportedModel) as info:
@@ -195,14 +197,14 @@ def test_an_attention_that_takes_no_tree_mask_is_refused() -> None:
 
 
 def test_a_file_that_lacks_a_tensor_is_refused(folder: Path) -> None:
-    """transformers itself would fill it with random numbers."""
+    """transformers would initialize it at random."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("model.layers.1.mlp.down_proj.weight")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(errors.WeightsCorrupt) as info:
-        load(folder, CPU, torch.float32)
+        load(folder, CPU, WeightPlan(torch.float32))
     check(info, "down_proj")
 
 
@@ -230,7 +232,7 @@ def test_broken_weights(folder: Path, damage: str) -> None:
     else:
         weights.write_bytes({"truncated": data[: len(data) // 2], "garbage": b"\xff" * 4096, "empty": b""}[damage])
     with pytest.raises(errors.WeightsCorrupt) as info:
-        load(folder, CPU, torch.float32)
+        load(folder, CPU, WeightPlan(torch.float32))
     check(info, str(folder))
 
 
@@ -238,17 +240,37 @@ def test_an_unknown_architecture(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "nonesuch", "architectures": ["Nonesuch"]}))
     with pytest.raises(errors.UnsupportedModel):
-        load(folder, CPU, torch.float32)
+        load(folder, CPU, WeightPlan(torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_unknown_kind_of_attention(tmp_path: Path, dtype: torch.dtype) -> None:
+    tiny("qwen3").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["layer_types"] = ["chunked_attention", "full_attention"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(errors.UnsupportedModel) as info:
+        load(tmp_path, CPU, plan_weights(CPU, dtype, Role.TARGET))
+    check(info, "chunked_attention")
 
 
 def test_pickled_weights_are_never_read(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(tiny("llama").state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(errors.ModelError):
-        load(folder, CPU, torch.float32)
+        load(folder, CPU, WeightPlan(torch.float32))
 
 
-def test_auto_chooses_what_the_machine_has() -> None:
-    assert choose_device("cpu") == CPU
-    assert choose_dtype("auto", CPU) in (torch.bfloat16, torch.float32)
-    assert choose_dtype("float16", CPU) == torch.float16
+def test_an_adapter_without_its_library_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would load the weights alone, which give another model's text."""
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(errors.MissingPackage) as info:
+        load(folder, CPU, WeightPlan(torch.float32))
+    check(info, "adapter", "peft")
+
+
+def test_auto_selects_a_supported_device_and_dtype() -> None:
+    assert resolve_device("cpu") == CPU
+    assert resolve_dtype("auto", CPU) in (torch.bfloat16, torch.float32)
+    assert resolve_dtype("float16", CPU) == torch.float16

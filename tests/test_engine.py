@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import mcsd
-from conftest import VOCABULARY, tiny
 from mcsd.drafters import Drafter, NgramDrafter
 from mcsd.engine import Request
-from mcsd.models.loading import Loaded
+from mcsd.loading.load import LoadedModel
 from mcsd.models.prefill import prefill
+from mcsd.schemes.registry import REGISTRY
 from mcsd.testing import TabularModel
+from support.tiny import VOCABULARY, tiny
 
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8], [11, 3], [60, 61, 62], [9, 9, 9, 9], [33], [4, 8, 15, 16, 23, 42]]
 
@@ -25,10 +26,11 @@ def cycle(length: int = 6) -> TabularModel:
     return TabularModel(torch.eye(length).roll(1, dims=1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
 def test_the_same_seed_gives_the_same_text_alone_and_in_a_batch(scheme: str) -> None:
     params = [mcsd.SamplingParams(temperature=0.9, max_new_tokens=20 + 3 * i, seed=i) for i in range(8)]
-    tree = "chain:3" if mcsd.SCHEMES[scheme].widest == 1 else "2x2x1"
+    tree = "chain:3" if REGISTRY[scheme].max_width == 1 else "2x2x1"
     together = engine(tree, scheme=scheme).generate(PROMPTS, params)
     three = engine(tree, 3, scheme=scheme).generate(PROMPTS, params)
     for prompt, one, expected, other in zip(PROMPTS, params, together, three, strict=True):
@@ -40,7 +42,7 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_a_batch(scheme: str) -> 
 @pytest.mark.parametrize("target", [torch.float32, torch.float64], ids=["32", "64"])
 @pytest.mark.parametrize("draft", [torch.float32, torch.float64], ids=["32", "64"])
 def test_target_and_draft_may_differ_in_precision(scheme: str, target: torch.dtype, draft: torch.dtype) -> None:
-    tree = "chain:3" if mcsd.SCHEMES[scheme].widest == 1 else "2x2"
+    tree = "chain:3" if REGISTRY[scheme].max_width == 1 else "2x2"
     uniform = torch.full((4, 4), 0.25)
     models = TabularModel(uniform.to(target)), TabularModel(uniform.to(draft))
     done = mcsd.Engine(*models, tree=tree, scheme=scheme).generate([[0]] * 8, mcsd.SamplingParams(max_new_tokens=9))
@@ -48,7 +50,8 @@ def test_target_and_draft_may_differ_in_precision(scheme: str, target: torch.dty
     assert sum(one.stats.accepted_tokens for one in done) > 0
 
 
-def test_the_same_seed_on_real_weights(smollm2: Loaded) -> None:
+@pytest.mark.thorough
+def test_the_same_seed_on_real_weights(smollm2: LoadedModel) -> None:
     params = mcsd.SamplingParams(temperature=0.8, max_new_tokens=24, seed=11)
     texts = [
         "The sea",
@@ -82,7 +85,7 @@ def test_a_prompt_of_several_texts_is_read_once(scheme: str, monkeypatch: pytest
         read.append(tokens)
         return prefill(model, cache, row, tokens, *rest)
 
-    monkeypatch.setattr("mcsd.engine.prefill", counted)
+    monkeypatch.setattr("mcsd.core.prefill", counted)
     prompts = [PROMPTS[0], PROMPTS[3], PROMPTS[0], PROMPTS[0], PROMPTS[3]]
     params = [mcsd.SamplingParams(max_new_tokens=20, seed=i) for i in range(5)]
     together = engine(scheme=scheme).generate(prompts, params)
@@ -228,10 +231,10 @@ def test_logprobs_are_those_of_the_model() -> None:
         assert [token for token, _ in entry.top] == row.topk(2).indices.tolist()
 
 
-class Recorder(NgramDrafter):
+class HiddenStateCollector(NgramDrafter):
     """Asks for hidden states of two layers and keeps what it is handed."""
 
-    hidden = (1, -1)
+    hidden_layers = (1, -1)
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
@@ -249,7 +252,7 @@ class Recorder(NgramDrafter):
 
 def test_a_drafter_is_handed_the_hidden_states_of_committed_tokens() -> None:
     network = tiny("llama")
-    recorder: Drafter = Recorder()
+    recorder: Drafter = HiddenStateCollector()
     subject = mcsd.Engine(network, recorder, tree="2x2")
     (done,) = subject.generate([[5, 9, 2, 5, 9]], mcsd.SamplingParams(temperature=0, max_new_tokens=30))
     assert done.stats.accepted_tokens > 0

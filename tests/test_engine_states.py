@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import mcsd
-from exact import CONTEXT, POISON, close, exact, exact_head, plain, random_tokens, run
 from mcsd import SamplingParams, TreeShape
 from mcsd.drafters import HeadDrafter, ModelDrafter
 from mcsd.engine import Request
-from mcsd.errors import InvalidTree, McsdError, RequestInterrupted
+from mcsd.errors import McsdError, RequestInterrupted
 from mcsd.models import TransformersModel
-from mcsd.rng import Randomness, Stream
-from mcsd.sampling import Settings
+from mcsd.rng import PhiloxStream, Randomness
+from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme
+from mcsd.schemes.registry import supports
+from support.exact import CONTEXT, POISON, close, exact, exact_head, plain, random_tokens, run
 
 BATCH = 3
 EOS = 3
@@ -58,31 +59,28 @@ def target() -> TransformersModel:
 
 def tree_for(scheme: str) -> TreeShape:
     for tree in map(TreeShape.parse, TREES):
-        try:
-            SCHEMES[scheme].check(tree)
-        except InvalidTree:
-            continue
-        return tree
+        if supports(scheme, tree):
+            return tree
     raise AssertionError(f"no tree for {scheme}")
 
 
 def witness(drafter: ModelDrafter | HeadDrafter, limits: dict[str, float]) -> Any:
     """The drafter, but whenever it is asked it compares its first q with that of a fresh one after the same texts.
 
-    Where all rows are greedy there is no q: their likeliest tokens then.
+    Where all rows are greedy there is no q: their most probable tokens then.
     """
     draft = drafter.draft
 
     def compared(
-        texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: Settings, random: Randomness
+        texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: BatchSamplingParams, random: Randomness
     ) -> CandidateTree:
         tree = draft(texts, shape, scheme, settings, random)
         fresh = drafter_for("head" if isinstance(drafter, HeadDrafter) else "model")
         for text in texts:
-            fresh.add(text, prompt_states(text) if fresh.hidden else None)
+            fresh.add(text, prompt_states(text) if fresh.hidden_layers else None)
         zeros = torch.zeros(len(texts), dtype=torch.int64)
         first = TreeShape([-1] * shape.parents.count(-1))
-        other = fresh.draft(texts, first, SCHEMES["top-k"](), settings, Stream(zeros, zeros, 0))
+        other = fresh.draft(texts, first, SCHEMES["top-k"](), settings, PhiloxStream(zeros, zeros, 0))
         fine = ~other.failed
         if settings.all_greedy:
             assert torch.equal(tree.tokens[fine, : len(first)], other.tokens[fine])
@@ -261,10 +259,10 @@ class Engines(RuleBasedStateMachine):
 
     @invariant()
     def cache_holds_texts_but_for_the_root(self) -> None:
-        cache, rows = self.engine._cache, self.engine._rows
-        used = len(rows)
-        assert cache.used == used
-        assert cache.lengths.tolist() == [len(row.all_tokens) - 1 for row in rows] + [0] * (BATCH - used)
+        cache, running = self.engine.cache, self.engine._running
+        used = len(running)
+        assert cache.batch_size == used
+        assert cache.lengths.tolist() == [len(request.all_tokens) - 1 for request in running] + [0] * (BATCH - used)
 
     def teardown(self) -> None:
         """Nothing is left behind."""
@@ -284,6 +282,7 @@ WATCHED = ["model mcss-wor", "head mcss-wor"]
 KINDS = [f"model {scheme}" for scheme in sorted(SCHEMES)] + ["head mcss-wor", "ngram top-k", "none mcss"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_requests_in_any_order_have_the_texts_they_have_alone(kind: str) -> None:
     run(Engines, kind, runs=3 if kind in WATCHED else 2, steps=10)

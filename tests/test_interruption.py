@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import mcsd
-from conftest import tiny
 from mcsd import errors
+from support.tiny import tiny
 
 PARAMS = [mcsd.SamplingParams(seed=seed, max_new_tokens=20) for seed in range(3)]
 
@@ -33,7 +33,9 @@ class Interrupting:
 
 @pytest.mark.parametrize("tree", ["2x2x1", "none"])
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("place", ["target forward", "draft forward", "cache commit", "drafter commit", "judge", "add"])
+@pytest.mark.parametrize(
+    "place", ["target forward", "draft forward", "cache commit", "drafter commit", "verify", "add"]
+)
 def test_an_interrupt_anywhere(place: str, after: bool, tree: str) -> None:
     if tree == "none" and place == "draft forward":
         pytest.skip("plain decoding has no draft")
@@ -43,9 +45,9 @@ def test_an_interrupt_anywhere(place: str, after: bool, tree: str) -> None:
     owner, method = {
         "target forward": (engine.target, "forward"),
         "draft forward": (getattr(engine.drafter, "model", None), "forward"),
-        "cache commit": (engine._cache, "commit"),
+        "cache commit": (engine.cache, "commit"),
         "drafter commit": (engine.drafter, "commit"),
-        "judge": (engine._scheme, "judge"),
+        "verify": (engine._scheme, "verify"),
         "add": (engine.drafter, "add"),
     }[place]
     bystander = engine.stream(prompts[0], PARAMS[0])
@@ -63,7 +65,7 @@ def test_a_cancelled_request_is_done() -> None:
     engine = mcsd.Engine(tiny("llama"), "ngram", max_length=100)
     stream = engine.stream([1, 2], mcsd.SamplingParams(max_new_tokens=50))
     next(stream)
-    engine.cancel(engine._rows[0])
+    engine.cancel(engine._running[0])
     with pytest.raises(errors.RequestInterrupted):
         list(stream)
 

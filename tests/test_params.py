@@ -1,4 +1,4 @@
-"""Sampling parameters: what is refused, and how; the arithmetic of `Stats`."""
+"""Sampling parameters: refused and accepted values; the derived numbers of `Stats`."""
 
 import dataclasses
 import math
@@ -11,19 +11,19 @@ from mcsd.params import SamplingParams, Stats
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 NOT_A_NUMBER = [True, "1", None, [1.0], 1j, 10**400]
-NOT_WHOLE = [1.5, 1.0, math.nan, True, "1", [1]]
+NOT_AN_INTEGER = [1.5, 1.0, math.nan, True, "1", [1]]
 
 BAD: dict[str, list[Any]] = {
     "temperature": [-1, -1e-9, 10_001.0, *NOT_FINITE, *NOT_A_NUMBER],
-    "top_k": [-1, 2**31 + 1, None, *NOT_WHOLE],
+    "top_k": [-1, 2**31 + 1, None, *NOT_AN_INTEGER],
     "top_p": [0, 0.0, -0.1, 1.1, 1.0000001, *NOT_FINITE, *NOT_A_NUMBER],
     "min_p": [-0.1, 1.1, *NOT_FINITE, *NOT_A_NUMBER],
-    "max_new_tokens": [0, -1, 2**31 + 1, None, *NOT_WHOLE],
-    "seed": [-1, 2**64, *NOT_WHOLE],
+    "max_new_tokens": [0, -1, 2**31 + 1, None, *NOT_AN_INTEGER],
+    "seed": [-1, 2**64, *NOT_AN_INTEGER],
     "repetition_penalty": [0, -1.0, 101.0, *NOT_FINITE, *NOT_A_NUMBER],
     "presence_penalty": [-101.0, 101.0, *NOT_FINITE, *NOT_A_NUMBER],
     "frequency_penalty": [-101.0, 101.0, *NOT_FINITE, *NOT_A_NUMBER],
-    "logprobs": [-1, 21, *NOT_WHOLE],
+    "logprobs": [-1, 21, *NOT_AN_INTEGER],
     "stop": ["", [""], ["ok", ""], [b"x"], b"x", [1], [None], ["x"] * 17, "x" * 1025, ["\n" * 1025], 5, None],
     "logit_bias": [
         *[{1: bias} for bias in (-1.1e4, 1.1e4, *NOT_FINITE, *NOT_A_NUMBER)],
@@ -57,7 +57,7 @@ def test_every_parameter_is_tested() -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [(n, v) for n, values in BAD.items() for v in values], ids=lambda v: f"{v!r:.30}"
 )
-def test_a_bad_value_is_named(name: str, value: Any) -> None:
+def test_a_bad_value_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidParameter) as error:
         SamplingParams(**{name: value})
     assert name in error.value.message
@@ -70,7 +70,7 @@ def test_a_bad_value_is_named(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [(n, v) for n, values in GOOD.items() for v in values], ids=lambda v: f"{v!r:.30}"
 )
-def test_a_good_value_is_kept(name: str, value: Any) -> None:
+def test_a_good_value_is_accepted(name: str, value: Any) -> None:
     kept = getattr(SamplingParams(**{name: value}), name)
     assert kept == (tuple(value) if name == "stop" else value)
 
@@ -92,7 +92,7 @@ def test_parameters_stay_as_they_were_validated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "shapes"),
+    ("given", "changes"),
     [
         ({}, False),
         ({"temperature": 0, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "stop": "x", "logprobs": 3}, False),
@@ -103,8 +103,8 @@ def test_parameters_stay_as_they_were_validated() -> None:
         ({"logit_bias": {3: 1.0}}, True),
     ],
 )
-def test_shapes_logits(given: dict[str, Any], shapes: bool) -> None:
-    assert SamplingParams(**given).shapes_logits is shapes
+def test_changes_logits(given: dict[str, Any], changes: bool) -> None:
+    assert SamplingParams(**given).changes_logits is changes
 
 
 def test_stats() -> None:

@@ -1,4 +1,4 @@
-"""A request takes what each step accepted and ends its text at the right token, counting nothing after it."""
+"""A request ends its text at the right token and counts nothing after it."""
 
 from typing import Any
 
@@ -22,18 +22,18 @@ def letters() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
-def request_for(tokenizer: Any, room: int = 100, **params: Any) -> Request:
-    return Request([7, 8], SamplingParams(**params), room, tokenizer, frozenset({EOS}))
+def request_for(tokenizer: Any, space: int = 100, **params: Any) -> Request:
+    return Request([7, 8], SamplingParams(**params), space, tokenizer, frozenset({EOS}))
 
 
 def last_chunk(request: Request) -> Chunk:
     return request.chunks[-1]
 
 
-def test_a_step_is_emitted_whole(letters: Any) -> None:
+def test_all_tokens_of_a_step_are_emitted(letters: Any) -> None:
     request = request_for(letters)
-    assert request.take([1, 2, 3], 2, 5, None) is None
-    assert request.take([4], 0, 5, None) is None
+    assert request.append_tokens([1, 2, 3], 2, 5, None) is None
+    assert request.append_tokens([4], 0, 5, None) is None
     assert request.tokens == [1, 2, 3, 4]
     assert request.all_tokens == [7, 8, 1, 2, 3, 4]
     assert request.prompt == [7, 8]
@@ -42,7 +42,7 @@ def test_a_step_is_emitted_whole(letters: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "room", "tokens", "emitted", "accepted", "reason", "text"),
+    ("params", "space", "tokens", "emitted", "accepted", "reason", "text"),
     [
         ({}, 9, [1, 2, EOS], [1, 2, EOS], 2, "stop", "ab"),  # as the target's own token
         ({}, 9, [1, EOS, 3, 4], [1, EOS], 2, "stop", "a"),  # inside the accepted path
@@ -60,7 +60,7 @@ def test_a_step_is_emitted_whole(letters: Any) -> None:
         ({"stop": "bc"}, 9, [1, 2, 4, 2, 3], [1, 2, 4, 2, 3], 4, "stop", "abd"),
         ({"stop": "y"}, 9, [1, 27, 2], [1, 27], 2, "stop", "ax"),  # inside a token
         ({"stop": ["zz", "b"]}, 9, [1, 2, EOS], [1, 2], 2, "stop", "a"),  # before the end of the sequence
-        ({"stop": "bcd"}, 9, [1, 2, 3, EOS], [1, 2, 3, EOS], 3, "stop", "abc"),  # begun, never finished
+        ({"stop": "bcd"}, 9, [1, 2, 3, EOS], [1, 2, 3, EOS], 3, "stop", "abc"),  # only its beginning
         ({"stop": "bcd", "max_new_tokens": 3}, 9, [1, 2, 3, 4], [1, 2, 3], 3, "length", "abc"),
         ({"stop": "bc", "max_new_tokens": 3}, 9, [1, 2, 3, 4], [1, 2, 3], 3, "stop", "a"),
         ({"stop": "\ufffd", "max_new_tokens": 2}, 9, [1, 28, 3], [1, 28], 2, "stop", "a"),  # found only at the end
@@ -70,15 +70,15 @@ def test_a_step_is_emitted_whole(letters: Any) -> None:
 def test_where_the_text_ends(
     letters: Any,
     params: dict[str, Any],
-    room: int,
+    space: int,
     tokens: list[int],
     emitted: list[int],
     accepted: int,
     reason: str | None,
     text: str,
 ) -> None:
-    request = request_for(letters, room, **params)
-    assert request.take(tokens, len(tokens) - 1, 6, None) == reason
+    request = request_for(letters, space, **params)
+    assert request.append_tokens(tokens, len(tokens) - 1, 6, None) == reason
     assert request.tokens == emitted
     assert request.all_tokens == [7, 8, *emitted]
     chunk = last_chunk(request)
@@ -93,12 +93,12 @@ def test_where_the_text_ends(
     assert stats.acceptance_histogram == (0,) * accepted + (1,)
 
 
-def test_a_path_without_a_token_of_the_targets_own(letters: Any) -> None:
-    """What is left of a step on which the target failed after the path."""
+def test_a_step_without_a_bonus_token(letters: Any) -> None:
+    """The rest of a step in which the target failed after the accepted candidates."""
     request = request_for(letters)
-    assert request.take([1, 2], 2, 3, None) is None
+    assert request.append_tokens([1, 2], 2, 3, None) is None
     assert last_chunk(request) == Chunk("ab", (1, 2), 2, ("a", "b"))
-    assert request.take([3, EOS], 2, 3, None) == "stop"
+    assert request.append_tokens([3, EOS], 2, 3, None) == "stop"
     request.finish("stop", {})
     assert request.completion is not None
     assert request.completion.stats.acceptance_histogram == (0, 0, 2)
@@ -106,26 +106,26 @@ def test_a_path_without_a_token_of_the_targets_own(letters: Any) -> None:
 
 def test_a_stop_string_over_two_steps(letters: Any) -> None:
     request = request_for(letters, stop="cd")
-    assert request.take([1, 2, 3], 2, 2, None) is None
+    assert request.append_tokens([1, 2, 3], 2, 2, None) is None
     assert last_chunk(request).pieces == ("a", "b", "")
-    assert request.take([4, 5], 1, 2, None) == "stop"
+    assert request.append_tokens([4, 5], 1, 2, None) == "stop"
     assert last_chunk(request) == Chunk("", (4,), 1, ("",))
     assert request.tokens == [1, 2, 3, 4]
 
 
-def test_what_was_held_back_comes_with_the_token_that_frees_it(letters: Any) -> None:
+def test_held_back_text_is_released_with_the_token_that_makes_it_final(letters: Any) -> None:
     request = request_for(letters, stop="cd")
-    request.take([1, 3], 1, 1, None)
-    request.take([3, 5, 3], 2, 2, None)
+    request.append_tokens([1, 3], 1, 1, None)
+    request.append_tokens([3, 5, 3], 2, 2, None)
     assert [chunk.pieces for chunk in request.chunks] == [("a", ""), ("c", "ce", "")]
-    assert request.take([EOS], 0, 0, None) == "stop"
+    assert request.append_tokens([EOS], 0, 0, None) == "stop"
     assert last_chunk(request).pieces == ("c",)
 
 
 def test_completion_comes_with_the_last_chunk(letters: Any) -> None:
     request = request_for(letters)
     for tokens, drafted in (([1, 2, 3], 4), ([4], 4), ([5, 6, 7], 4), ([8, 9], 0), ([1, 2, EOS, 4, 5], 4)):
-        reason = request.take(tokens, len(tokens) - 1, drafted, None)
+        reason = request.append_tokens(tokens, len(tokens) - 1, drafted, None)
     assert reason == "stop"
     assert request.completion is None
     request.finish("stop", {"target": 2.0, "draft": 1.0})
@@ -146,11 +146,11 @@ def test_completion_comes_with_the_last_chunk(letters: Any) -> None:
 
 
 def test_log_probabilities_are_the_models_own() -> None:
-    """Against float64, to 1e-5; only emitted tokens have them, alternatives stand likeliest first."""
+    """Against float64, to 1e-5; only for emitted tokens; alternatives in descending order."""
     logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(0)) * 4
     request = request_for(None, logprobs=3, temperature=0.2, top_k=1)
-    request.take([11, 12], 1, 3, logits[:2])
-    assert request.take([5, EOS, 9], 2, 3, logits[1:]) == "stop"
+    request.append_tokens([11, 12], 1, 3, logits[:2])
+    assert request.append_tokens([5, EOS, 9], 2, 3, logits[1:]) == "stop"
     request.finish("stop", {})
     assert request.completion is not None
     assert request.completion.logprobs is not None
@@ -166,7 +166,7 @@ def test_log_probabilities_are_the_models_own() -> None:
 @pytest.mark.parametrize(("asked", "given"), [(0, 0), (5, 5), (20, 8)])
 def test_as_many_alternatives_as_asked_for(asked: int, given: int) -> None:
     request = request_for(None, logprobs=asked)
-    request.take([1], 0, 0, torch.zeros(1, 8, dtype=torch.bfloat16))
+    request.append_tokens([1], 0, 0, torch.zeros(1, 8, dtype=torch.bfloat16))
     request.finish("length", {})
     assert request.completion is not None
     assert request.completion.logprobs is not None
@@ -176,7 +176,7 @@ def test_as_many_alternatives_as_asked_for(asked: int, given: int) -> None:
 
 def test_no_tokenizer_no_text() -> None:
     request = request_for(None, stop="a")
-    assert request.take([1, 2, EOS, 3], 3, 2, None) == "stop"
+    assert request.append_tokens([1, 2, EOS, 3], 3, 2, None) == "stop"
     assert last_chunk(request) == Chunk("", (1, 2, EOS), 3, ("", "", ""))
 
 

@@ -1,7 +1,7 @@
-"""Philox against known answers, streams that belong to their row, and the laws of the three verbs.
+"""Philox against known answers, streams that belong to their sequence, and the distributions of the three methods.
 
-Statistical tests fail at p < 1e-6. There are about 20 of them: one false alarm in 50,000 runs of this file, had the
-seeds not been fixed. Each docstring names the smallest fault the test would see.
+Statistical tests fail at p < 1e-6. There are about 20 of them: one false alarm in 50,000 runs of this file, if the
+seeds were not fixed. Each docstring names the smallest fault that the test detects.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from mcsd.rng import DRAW, JUDGE, Stream, Streams, _inverted, _inverted_by_parts, philox
+from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams, _inverse_cdf, _inverse_cdf_chunked, philox
 
 ALARM = 1e-6
 WORD = st.integers(0, 2**32 - 1)
 
 
-def stream(seeds: list[int], positions: list[int] | None = None, kind: int = DRAW) -> Stream:
-    return Stream(torch.tensor(seeds), torch.tensor(positions or [0] * len(seeds)), kind)
+def stream(seeds: list[int], positions: list[int] | None = None, kind: int = DRAW) -> PhiloxStream:
+    return PhiloxStream(torch.tensor(seeds), torch.tensor(positions or [0] * len(seeds)), kind)
 
 
 def plain_philox(counter: list[int], key: list[int]) -> list[int]:
@@ -53,7 +53,7 @@ def test_philox_known_answers(counter: str, key: str, answer: str) -> None:
     assert plain_philox(words(counter), words(key)) == words(answer)
 
 
-@given(st.integers(0, 2**64 - 1), st.integers(0, 2**31), st.sampled_from([DRAW, JUDGE]), st.integers(1, 150))
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**31), st.sampled_from([DRAW, VERIFY]), st.integers(1, 150))
 @settings(deadline=None, max_examples=40)
 def test_uniform_is_the_documented_function(seed: int, position: int, kind: int, count: int) -> None:
     """48 bits of Philox at (number of the pair, 0, position, stream) under the seed's two halves."""
@@ -70,56 +70,56 @@ def test_uniform_is_the_documented_function(seed: int, position: int, kind: int,
 @given(st.lists(st.integers(0, 90), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=30)
 def test_portions_do_not_matter(portions: list[int]) -> None:
-    whole, cut = stream([3, -8], [1, 2]), stream([3, -8], [1, 2])
-    pieces = [cut.uniform(count) for count in portions]
-    assert torch.equal(torch.cat(pieces, 1), whole.uniform(sum(portions)))
+    at_once, in_parts = stream([3, -8], [1, 2]), stream([3, -8], [1, 2])
+    pieces = [in_parts.uniform(count) for count in portions]
+    assert torch.equal(torch.cat(pieces, 1), at_once.uniform(sum(portions)))
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8))
 @settings(deadline=None, max_examples=30)
-def test_numbers_made_ahead_are_those_of_each_step(moves: list[tuple[int, int]]) -> None:
-    """Whatever the steps: some go further than what was made, rows stand at different places, and one asks for more."""
+def test_prefetched_numbers_are_those_of_each_step(moves: list[tuple[int, int]]) -> None:
+    """Steps beyond the prefetched positions, sequences at different positions, and more numbers than prefetched."""
     seeds, positions = [3, -8], [0, 5]
-    streams = Streams(torch.tensor(seeds))
+    streams = PhiloxStreams(torch.tensor(seeds))
     for move in moves:
-        for kind in (DRAW, JUDGE):
-            ahead, alone = streams.at(positions, kind), stream(seeds, positions, kind)
+        for kind in (DRAW, VERIFY):
+            prefetched, alone = streams.at(positions, kind), stream(seeds, positions, kind)
             for count in (3, 30):
-                assert torch.equal(ahead.uniform(count), alone.uniform(count))
+                assert torch.equal(prefetched.uniform(count), alone.uniform(count))
         positions = [p + m for p, m in zip(positions, move, strict=True)]
 
 
-def test_a_row_is_the_same_in_any_company() -> None:
-    """Alone, in a batch, and while other rows are no longer asked."""
+def test_a_sequence_has_the_same_numbers_in_any_batch() -> None:
+    """Alone, in a batch, and while other sequences no longer draw."""
     seeds, positions = [5, -(2**63), 2**62 + 1, 5], [0, 7, 7, 8]
     weights = torch.rand(4, 2, 9, generator=torch.Generator().manual_seed(0))
     batch = stream(seeds, positions)
     part = stream(seeds, positions)
     some = torch.tensor([2, 0])
     for _ in range(3):
-        for verb in ("sample", "sample_without_replacement"):
-            full = getattr(batch, verb)(weights, 4)
-            assert torch.equal(getattr(part, verb)(weights[some], 4, some), full[some])
+        for method in ("sample", "sample_without_replacement"):
+            full = getattr(batch, method)(weights, 4)
+            assert torch.equal(getattr(part, method)(weights[some], 4, some), full[some])
         assert torch.equal(part.accept(torch.tensor([0.5, 0.5]), some), batch.accept(torch.full((4,), 0.5))[some])
     together = stream(seeds, positions).uniform(100)
-    for row in range(4):
-        assert torch.equal(stream(seeds[row : row + 1], positions[row : row + 1]).uniform(100)[0], together[row])
+    for i in range(4):
+        assert torch.equal(stream(seeds[i : i + 1], positions[i : i + 1]).uniform(100)[0], together[i])
 
 
 TWO_SERIES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
-    "draw and judge": lambda n: (stream([1]).uniform(n), stream([1], kind=JUDGE).uniform(n)),
+    "draw and verify": lambda n: (stream([1]).uniform(n), stream([1], kind=VERIFY).uniform(n)),
     "neighbouring positions": lambda n: (stream([1]).uniform(n), stream([1], [1]).uniform(n)),
     "neighbouring seeds": lambda n: (stream([1]).uniform(n), stream([2]).uniform(n)),
     "high halves of seeds": lambda n: (stream([1]).uniform(n), stream([1 + 2**32]).uniform(n)),
     "seeds of opposite sign": lambda n: (stream([1]).uniform(n), stream([1 - 2**63]).uniform(n)),
-    "numbers in a row": lambda n: (stream([1]).uniform(2 * n)[:, ::2], stream([1]).uniform(2 * n)[:, 1::2]),
+    "consecutive numbers": lambda n: (stream([1]).uniform(2 * n)[:, ::2], stream([1]).uniform(2 * n)[:, 1::2]),
     "first numbers of seeds": lambda n: tuple(stream(list(range(n))).uniform(2).T),  # type: ignore[return-value]
 }
 
 
 @pytest.mark.parametrize("case", TWO_SERIES)
 def test_streams_are_uniform_and_independent(case: str) -> None:
-    """Pairs on a 10 x 10 grid. Seen with 99 %: a correlation of 0.06 (noncentrality 40000·0.06² = 144)."""
+    """Pairs on a 10 x 10 grid. Power 99 %: a correlation of 0.06 (noncentrality 40000·0.06² = 144)."""
     first, second = (series.flatten() for series in TWO_SERIES[case](40_000))
     cells = ((first * 10).long() * 10 + (second * 10).long()).bincount(minlength=100)
     assert chisquare(cells.numpy()).pvalue > ALARM
@@ -127,7 +127,7 @@ def test_streams_are_uniform_and_independent(case: str) -> None:
 
 
 def test_sample_follows_the_weights() -> None:
-    """Six laws. Seen with 99.9 %: one 0.03 away in total variation (noncentrality >= 4·0.03²·40000 = 144)."""
+    """Six distributions. Power 99.9 %: a total variation of 0.03 (noncentrality >= 4·0.03²·40000 = 144)."""
     weights = torch.tensor(
         [
             [[0, 3, 0, 1, 2, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 5, 0]],
@@ -136,52 +136,52 @@ def test_sample_follows_the_weights() -> None:
     )
     drawn = stream([11, 12]).sample(weights, 40_000)
     assert drawn.shape == (2, 3, 40_000)
-    for law, draws in zip(weights.flatten(0, 1), drawn.flatten(0, 1), strict=True):
+    for weight, draws in zip(weights.flatten(0, 1), drawn.flatten(0, 1), strict=True):
         counts = draws.bincount(minlength=6)
-        assert not counts[law == 0].any()
-        expected = law[law > 0].double()
+        assert not counts[weight == 0].any()
+        expected = weight[weight > 0].double()
         if len(expected) > 1:
             expected *= 40_000 / expected.sum()
-            assert chisquare(counts[law > 0].numpy(), expected.numpy()).pvalue > ALARM
+            assert chisquare(counts[weight > 0].numpy(), expected.numpy()).pvalue > ALARM
 
 
-def test_sample_sees_small_weights_behind_a_large_one() -> None:
-    """In float32 sums 3 of 4 tokens of weight 1 would vanish behind 2**25: seen with certainty among some 780 draws."""
+def test_sample_keeps_small_weights_after_a_large_one() -> None:
+    """In float32 sums 3 of 4 entries of weight 1 would vanish after 2**25: certain to show in about 780 draws."""
     weights = torch.ones(1, 1, 2**17)
     weights[..., 0] = 2.0**25
     drawn = stream([31]).sample(weights, 200_000).flatten()
     assert chisquare((drawn[drawn > 0] % 4).bincount(minlength=4).numpy()).pvalue > ALARM
 
 
-class AtTheEdge(Stream):
-    """Gives the smallest or the largest number a stream can give, and nothing else."""
+class AtTheEdge(PhiloxStream):
+    """A stream that gives only its smallest or its largest number."""
 
     u = 2.0**-49
 
-    def uniform(self, count: int, rows: Tensor | None = None) -> Tensor:
+    def uniform(self, count: int, sequences: Tensor | None = None) -> Tensor:
         return torch.full((1, count), self.u, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("u", [2.0**-49, 1 - 2.0**-49])
 @pytest.mark.parametrize("scale", [1e-38, 1.0, 1e30])
 @pytest.mark.parametrize("size", [150_000, 151_936])
-def test_sample_never_takes_a_zero_weight(u: float, scale: float, size: int) -> None:
-    """Not even at the ends of the range, where rounding might run off a large vocabulary, as a whole or by parts."""
+def test_sample_never_draws_a_zero_weight(u: float, scale: float, size: int) -> None:
+    """Not even at the ends of the range, where rounding might run off a large vocabulary, whole or in chunks."""
     random = AtTheEdge(torch.tensor([0]), torch.tensor([0]), DRAW)
     random.u = u
     weights = torch.rand(1, 8, size, generator=torch.Generator().manual_seed(1)) * scale
     weights[..., :20] = weights[..., -20:] = 0
     weights[:, 1] = 0
     weights[:, 1, 75_000] = scale
-    # A part of the vocabulary that ends in zeros.
+    # A chunk of the vocabulary that ends in zeros.
     weights[:, 2, 64:] = 0
     for drawn in (random.sample(weights, 1), stream([4]).sample(weights, 50)):
         assert (weights.gather(2, drawn) > 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_by_parts_the_same_tokens_are_drawn(dtype: torch.dtype) -> None:
-    """Peaked and flat laws, and parts without any weight; that a sum is rounded across a number has odds of 1e-9."""
+def test_sampling_by_chunks_draws_the_same_tokens(dtype: torch.dtype) -> None:
+    """Peaked and flat distributions, and empty chunks. A sum is rounded across a number with probability 1e-9."""
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(3, 2, 8192, generator=generator, dtype=torch.float64).mul(
         torch.tensor([0.0, 1, 12]).view(3, 1, 1)
@@ -189,28 +189,28 @@ def test_by_parts_the_same_tokens_are_drawn(dtype: torch.dtype) -> None:
     weights = weights.softmax(-1).to(dtype)
     weights[:, 1, 1024:4096] = 0
     u = torch.rand(3, 2, 500, generator=generator, dtype=torch.float64)
-    assert torch.equal(_inverted_by_parts(weights, u), _inverted(weights, u))
+    assert torch.equal(_inverse_cdf_chunked(weights, u), _inverse_cdf(weights, u))
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_without_replacement_in_draw_order(count: int) -> None:
     """Ordered tuples against drawing one after the other and renormalising, zero weights among them.
 
-    Seen with 99.9 %: a law 0.04 away in total variation (noncentrality >= 4·0.04²·30000 = 192). Independent draws
-    with repetition, or the right sets in sorted order, are 0.2 and more away.
+    Power 99.9 %: a total variation of 0.04 (noncentrality >= 4·0.04²·30000 = 192). Independent draws with
+    replacement, or the right sets in sorted order, are 0.2 and more away.
     """
     weights = torch.tensor([0.0, 4.0, 3.0, 0.0, 2.0, 1.0])
     drawn = stream([21]).sample_without_replacement(weights.expand(1, 30_000, 6), count)[0]
-    codes = (drawn * 6 ** torch.arange(count)).sum(1)
+    keys = (drawn * 6 ** torch.arange(count)).sum(1)
     tuples = list(permutations([1, 2, 4, 5], count))
     expected = []
     for one in tuples:
-        probability, left = 1.0, 10.0
+        probability, remaining = 1.0, 10.0
         for index in one:
-            probability *= float(weights[index]) / left
-            left -= float(weights[index])
+            probability *= float(weights[index]) / remaining
+            remaining -= float(weights[index])
         expected.append(probability * 30_000)
-    counts = codes.bincount(minlength=6**count)
+    counts = keys.bincount(minlength=6**count)
     observed = [int(counts[sum(index * 6**i for i, index in enumerate(one))]) for one in tuples]
     assert sum(observed) == 30_000
     assert chisquare(observed, expected).pvalue > ALARM
@@ -222,20 +222,20 @@ def test_without_replacement_in_draw_order(count: int) -> None:
     st.integers(0, 2**62),
 )
 @settings(deadline=None, max_examples=60)
-def test_without_replacement_stops_where_the_support_ends(laws: list[list[float]], count: int, seed: int) -> None:
-    weights = torch.tensor(laws)
+def test_without_replacement_stops_where_the_support_ends(rows: list[list[float]], count: int, seed: int) -> None:
+    weights = torch.tensor(rows)
     drawn = stream([seed]).sample_without_replacement(weights[None], count)[0]
-    assert drawn.shape == (len(laws), count)
-    for law, row in zip(weights, drawn.tolist(), strict=True):
-        support = law.count_nonzero()
-        chosen, rest = row[:support], row[support:]
+    assert drawn.shape == (len(rows), count)
+    for weight, draws in zip(weights, drawn.tolist(), strict=True):
+        support = weight.count_nonzero()
+        chosen, rest = draws[:support], draws[support:]
         assert len(set(chosen)) == len(chosen) == min(support, count)
-        assert all(index >= 0 and law[index] > 0 for index in chosen)
+        assert all(index >= 0 and weight[index] > 0 for index in chosen)
         assert rest == [-1] * len(rest)
 
 
 def test_accept_follows_the_probability() -> None:
-    """40,000 rows a case. Seen with 99.9 %: an error of 0.02 (8 standard deviations; the alarm rings at 4.9)."""
+    """40,000 sequences a case. Power 99.9 %: an error of 0.02 (8 standard deviations; the test fails at 4.9)."""
     random = stream(list(range(40_000)))
     for probability in (0.0, 0.1, 0.5, 0.97, 1.0, 1.7):
         share = random.accept(torch.full((40_000,), probability)).double().mean().item()
@@ -243,7 +243,7 @@ def test_accept_follows_the_probability() -> None:
         assert abs(share - min(1.0, probability)) <= 4.9 * sigma
 
 
-def test_accept_takes_each_row_by_its_own_probability() -> None:
+def test_accept_uses_the_probability_of_each_sequence() -> None:
     probability = torch.tensor([0.0, 1.0, 0.0, 2.0])
     assert stream([1, 2, 3, 4]).accept(probability).tolist() == [False, True, False, True]
     assert stream([1, 2, 3, 4]).accept(probability[[3, 0]], torch.tensor([3, 0])).tolist() == [True, False]

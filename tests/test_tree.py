@@ -1,4 +1,4 @@
-"""Shapes: what is read, what is refused, and that parents, depths, mask, children and levels tell of one tree."""
+"""Tree shapes: parsing, invalid trees, and parents, depths, mask, children and levels that describe the same tree."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from mcsd.errors import InvalidTree
 from mcsd.tree import MAX_NODES, TreeShape
 
 
-def refused(error: pytest.ExceptionInfo[InvalidTree]) -> None:
+def assert_one_line_with_hint(error: pytest.ExceptionInfo[InvalidTree]) -> None:
     assert error.value.hint
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
@@ -56,7 +56,7 @@ def test_parse(text: Any, parents: tuple[int, ...], depths: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("text", ["1024", "chain:1024", "2x" * 8 + "2", "31x32"])
-def test_the_largest_trees_are_read(text: str) -> None:
+def test_the_largest_trees_are_parsed(text: str) -> None:
     assert 1000 < len(TreeShape.parse(text)) <= MAX_NODES
 
 
@@ -83,10 +83,10 @@ def test_parse_a_file(tmp_path: Path, content: str, kind: type) -> None:
     ],
     ids=lambda text: f"{text!r:.24}",
 )
-def test_what_is_no_tree_is_refused(text: Any) -> None:
+def test_invalid_trees_are_refused(text: Any) -> None:
     with pytest.raises(InvalidTree) as error:
         TreeShape.parse(text)
-    refused(error)
+    assert_one_line_with_hint(error)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_is_no_tree_is_refused(text: Any) -> None:
     ],
     ids=lambda content: f"{content!r:.24}",
 )
-def test_a_file_that_holds_no_tree_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_invalid_tree_files_are_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "shape.json"
     file.write_bytes(content)
     with pytest.raises(InvalidTree) as error:
@@ -107,7 +107,7 @@ def test_a_file_that_holds_no_tree_is_refused(tmp_path: Path, content: bytes) ->
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "folder.json"
     folder.mkdir()
     for path in (tmp_path / "missing.json", folder, Path("a\0b.json")):
@@ -118,7 +118,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @given(parent_lists())
 @settings(deadline=None)
 def test_renumbering_keeps_the_tree(listed: list[int]) -> None:
-    """By depth and parent: one list for each tree. The tree and the order of siblings stay."""
+    """By depth and parent: equal trees have one list. The tree and the order of siblings are kept."""
     shape = TreeShape(listed)
     assert list(shape.depths) == sorted(len(ancestors(listed, node)) for node in range(len(listed)))
     assert list(shape.parents) == sorted(shape.parents)
@@ -134,50 +134,52 @@ def test_renumbering_keeps_the_tree(listed: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", ["none", "1", "3", "chain:2", "2x1", "2x2x1", "4x2x2x1", "3x1x2"])
-def test_trees_that_are_counts_are_called_so(name: str) -> None:
+def test_product_trees_are_named_by_their_counts(name: str) -> None:
     shape = TreeShape.parse(name)
     assert str(TreeShape(shape.parents)) == name
     assert TreeShape.parse(str(TreeShape(shape.parents))) == shape
 
 
-def test_other_trees_are_called_by_their_parents() -> None:
+def test_other_trees_are_named_by_their_parents() -> None:
     assert str(TreeShape([-1, -1, 0])) == "parents:-1,-1,0"
-    # However it is written, it is the same tree.
+    # The same tree in another order.
     assert TreeShape([-1, -1, 0, 1, 0, 1]) == TreeShape.parse("2x2")
     assert str(TreeShape([-1, -1, 0, 1, 0, 1])) == "2x2"
 
 
 @given(parent_lists())
 @settings(deadline=None)
-def test_tensors_tell_of_the_same_tree(listed: list[int]) -> None:
+def test_tensors_describe_the_same_tree(listed: list[int]) -> None:
     shape = TreeShape(listed)
     n = len(shape)
     closure = torch.zeros(1 + n, 1 + n, dtype=torch.bool)
     for node in range(-1, n):
-        closure[1 + node, [0, *(1 + above for above in ancestors(shape.parents, node))]] = True
+        closure[1 + node, [0, *(1 + ancestor for ancestor in ancestors(shape.parents, node))]] = True
     assert torch.equal(shape.mask, closure)
     assert torch.equal(shape.offsets, closure.sum(1) - 1)
     assert shape.offsets.tolist() == [0, *shape.depths]
 
-    families = [[node for node in range(n) if shape.parents[node] == column - 1] for column in range(1 + n)]
+    children = [[node for node in range(n) if shape.parents[node] == column - 1] for column in range(1 + n)]
     assert shape.children.dtype == torch.int64
-    assert shape.children.shape == (1 + n, max(map(len, families)))
+    assert shape.children.shape == (1 + n, max(map(len, children)))
+    assert shape.width == shape.children.shape[1]
+    assert shape.widths == tuple(max(len(children[1 + node]) for node in level) for level in shape.levels)
     assert shape.paths.shape == (1 + n, shape.depth)
     for node, path in enumerate(shape.paths.tolist(), start=-1):
         nodes = [] if node < 0 else [node]
         while nodes and shape.parents[nodes[0]] >= 0:
             nodes.insert(0, shape.parents[nodes[0]])
         assert path == nodes + [-1] * (shape.depth - len(nodes))
-    for row, kids in zip(shape.children.tolist(), families, strict=True):
-        assert row == kids + [-1] * (len(row) - len(kids))
+    for row, nodes in zip(shape.children.tolist(), children, strict=True):
+        assert row == nodes + [-1] * (len(row) - len(nodes))
 
-    inner = [node for node in range(-1, n) if families[1 + node]]
+    inner = [node for node in range(-1, n) if children[1 + node]]
     assert [node for level in shape.levels for node in level] == inner
     assert len(shape.levels) == shape.depth
     assert all(shape.offsets[1 + node] == depth for depth, level in enumerate(shape.levels) for node in level)
 
 
-def test_what_a_shape_is_called_is_a_way_to_write_it() -> None:
+def test_the_name_of_a_shape_can_be_parsed() -> None:
     for text in ("4x2x1", "chain:3", "none", "parents:-1,-1,0,0,3"):
         assert str(TreeShape.parse(text)) == text
         assert TreeShape.parse(str(TreeShape(TreeShape.parse(text).parents))) == TreeShape.parse(text)

@@ -1,9 +1,8 @@
-"""llama.cpp as a peer of ``benchmarks/speed.py``, in an environment of its own that has llama-cpp-python.
+"""llama.cpp as a peer of ``mcsd bench``, in an environment of its own with llama-cpp-python installed.
 
     python llamacpp.py TARGET.gguf [--draft DRAFT.gguf] [--tokens 3]
 
-Reads requests from stdin, a JSON object a line with the prompt's token ids, temperature, new tokens at most and a seed;
-answers each with new tokens and seconds. It runs in the file's own quantization and samples from all tokens.
+The protocol is that of ``mcsd.bench.peers``. It runs in the file's own quantization and samples from all tokens.
 """
 
 import argparse
@@ -19,7 +18,7 @@ _CONTEXT = 2048
 
 
 class Greedy(LlamaDraftModel):
-    """A smaller model that proposes its likeliest tokens."""
+    """A draft model that proposes its most probable tokens."""
 
     def __init__(self, model: Llama, tokens: int) -> None:
         self._model = model
@@ -44,24 +43,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     options = {"n_ctx": _CONTEXT, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
-    helper = None
+    draft = None
     if args.draft:
-        helper = Greedy(Llama(args.draft, **options), args.tokens)
-    model = Llama(args.target, draft_model=helper, logits_all=helper is not None, **options)
+        draft = Greedy(Llama(args.draft, **options), args.tokens)
+    model = Llama(args.target, draft_model=draft, logits_all=draft is not None, **options)
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         model.reset()
-        model.set_seed(asked["seed"])
+        model.set_seed(request["seed"])
         new: list[int] = []
         start = time.perf_counter()
-        sampling = {"temp": asked["temperature"], "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
-        for token in model.generate(asked["ids"], **sampling):
+        sampling = {"temp": request["temperature"], "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+        for token in model.generate(request["prompt_token_ids"], **sampling):
             if token == model.token_eos():
                 break
             new.append(token)
-            if len(new) == asked["new"]:
+            if len(new) == request["max_new_tokens"]:
                 break
-        print(json.dumps({"tokens": len(new), "seconds": time.perf_counter() - start}), flush=True)
+        print(json.dumps({"token_ids": new, "seconds": time.perf_counter() - start}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""OpenVINO GenAI as a peer of ``benchmarks/speed.py``, in an environment of its own that has openvino-genai.
+"""OpenVINO GenAI as a peer of ``mcsd bench``, in an environment of its own with openvino-genai installed.
 
     python openvinogenai.py TARGET.gguf [--draft FOLDER] [--tokens 3]
 
 It takes a draft only in its own format: a folder where ``LLMPipeline("x.gguf", "CPU", enable_save_ov_model=True)`` has
-left one. Of Qwen2.5-Coder 0.5B it does not read the catalogue's file, for its Q5_0 tensors; in Q8_0 they will do.
+left one. It cannot read the catalogue's file of Qwen2.5-Coder 0.5B, which has Q5_0 tensors; a file in Q8_0 works.
 
-Reads requests from stdin, a JSON object a line with the prompt's token ids, temperature, new tokens at most and a seed;
-answers each with new tokens and seconds. It runs in the file's own quantization and samples from all tokens.
+The protocol is that of ``mcsd.bench.peers``. It runs in the file's own quantization and samples from all tokens.
 """
 
 import argparse
@@ -29,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     threads = {"INFERENCE_NUM_THREADS": args.threads}
     scheduler = openvino_genai.SchedulerConfig()
-    # A prompt that was seen before is read again, as by all others.
+    # Prefill is timed even where the prompt was seen before, as in all systems.
     scheduler.enable_prefix_caching = False
     options = {"scheduler_config": scheduler, **threads}
     if args.draft:
@@ -37,19 +36,21 @@ def main() -> None:
     model = openvino_genai.LLMPipeline(args.target, "CPU", **options)
     end = model.get_tokenizer().get_eos_token_id()
     for line in sys.stdin:
-        asked = json.loads(line)
-        # Of its own, not the file's: no top_k, top_p or penalty.
+        request = json.loads(line)
+        # A new config has no top_k, top_p or penalty, unlike the file's.
         config = openvino_genai.GenerationConfig()
-        config.max_new_tokens = asked["new"]
+        config.max_new_tokens = request["max_new_tokens"]
         config.set_eos_token_id(end)
-        config.do_sample = asked["temperature"] > 0
+        config.do_sample = request["temperature"] > 0
         if config.do_sample:
-            config.temperature, config.rng_seed = asked["temperature"], asked["seed"]
+            config.temperature, config.rng_seed = request["temperature"], request["seed"]
         if args.draft:
             config.num_assistant_tokens = args.tokens
         start = time.perf_counter()
-        (new,) = model.generate(openvino.Tensor(np.array([asked["ids"]])), config).tokens
-        print(json.dumps({"tokens": len(new), "seconds": time.perf_counter() - start}), flush=True)
+        (new,) = model.generate(openvino.Tensor(np.array([request["prompt_token_ids"]])), config).tokens
+        print(
+            json.dumps({"token_ids": [int(token) for token in new], "seconds": time.perf_counter() - start}), flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""mcsd: multi-candidate speculative decoding. Faster generation whose output follows the target's law exactly."""
+"""mcsd: multi-candidate speculative decoding. Faster, and the output follows the target's distribution exactly."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mcsd.schemes import SCHEMES
     from mcsd.tree import TreeShape
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SCHEMES",
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 _LATE = {"Engine": "mcsd.engine", "SCHEMES": "mcsd.schemes", "TreeShape": "mcsd.tree"}
-_ROOMS = ("models", "drafters", "testing")
+_PACKAGES = ("models", "drafters", "testing")
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is asked for, so that the command line starts without."""
+    """Import what needs torch when it is first used, so that the command line starts without it."""
     if name in _LATE:
         return getattr(import_module(_LATE[name]), name)
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return import_module(f"mcsd.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,45 +1,46 @@
-"""Every error mcsd raises on purpose: one line that says what was given, and a hint that says what to do.
+"""All errors that mcsd raises on purpose: one line that says what was given, and a hint that says what to do.
 
 * McsdError
   x ModelError                 the model or its weights
-    + UnknownModel             no such name, path or hub id
+    + UnknownModel             no model has this name, path or hub id
     + UnsupportedModel         an architecture the engine cannot run
     + VocabularyMismatch       draft and target do not share a vocabulary
     + WeightsCorrupt           a broken, truncated or altered weight file
-    + DownloadFailed           the index or hub could not deliver
+    + DownloadFailed           the package index or the hub did not deliver the weights
   x OutputFailed               a file could not be written
-  x DataError                  text to learn from is missing, empty or unreadable
-  x MissingPackage             a package that an extra brings is not installed
-  x OptionError                a setting of the engine
+  x DataError                  training text or prompts are missing, empty or unreadable
+  x MissingPackage             an optional dependency is not installed
+  x OptionError                an option of the engine or of a command
     + UnknownScheme
     + InvalidTree
-    + InvalidOption            any other option with a value outside its range
-  x RequestError               one request; nothing else that is running is disturbed
+    + InvalidOption            another option with a value outside its range
+  x RequestError               one request; other requests are not affected
     + InvalidParameter         a sampling parameter outside its range
     + EmptyPrompt
     + PromptTooLong
     + TokenOutOfVocabulary
-    + NonFiniteLogits          the model gave NaN or no finite logit for this request
-    + RequestInterrupted       cancelled, or running when a step of the engine was broken off
+    + NonFiniteLogits          the model's logits have NaN or no finite value
+    + RequestInterrupted       cancelled, or running when an engine step was interrupted
 
-A `McsdWarning` is no error: something works as it should, but less well than it could.
+A `McsdWarning` is not an error: the result is correct, but slower or less than possible.
 
-``exit_code`` is what the command line ends with: 1 the work failed, 2 the words were wrong.
+``exit_code`` is the exit code of the command line: 1 the work failed, 2 the command line or an option was wrong.
 """
 
+from math import inf
 from typing import Any
 
 
 class McsdWarning(UserWarning):
-    """Something works as it should, but less well than it could; the line says why."""
+    """The result is correct, but slower or less than possible; the message says why."""
 
 
 class McsdError(Exception):
     """Base of all errors of mcsd.
 
     Args:
-        message: what was given and what is allowed, in one line.
-        hint: what to do about it, in one line; may be empty.
+        message: one line: what was given and what is allowed.
+        hint: one line: what to do; may be empty.
     """
 
     exit_code = 2
@@ -58,11 +59,11 @@ class ModelError(McsdError):
 
 
 class UnknownModel(ModelError):
-    """No model by that name, path or hub id."""
+    """No model has this name, path or hub id."""
 
 
 class UnsupportedModel(ModelError):
-    """An architecture or file kind that the engine cannot run."""
+    """An architecture or file format that the engine cannot run."""
 
 
 class VocabularyMismatch(ModelError):
@@ -76,37 +77,37 @@ class WeightsCorrupt(ModelError):
 
 
 class DownloadFailed(ModelError):
-    """The package index or the hub could not deliver the weights."""
+    """The package index or the hub did not deliver the weights."""
 
     exit_code = 1
 
 
 class OutputFailed(McsdError):
-    """A file could not be written: a full disk, a folder without the right to write."""
+    """A file could not be written: the disk is full, or the folder is not writable."""
 
     exit_code = 1
 
 
 class DataError(McsdError):
-    """Text to learn from is missing, empty or unreadable."""
+    """Training text or prompts are missing, empty or unreadable."""
 
 
 class MissingPackage(McsdError):
-    """A package that an extra brings is not installed."""
+    """An optional dependency is not installed."""
 
     exit_code = 1
 
 
 class OptionError(McsdError):
-    """A setting of the engine."""
+    """An option of the engine or of a command."""
 
 
 class UnknownScheme(OptionError):
-    """No verification scheme by that name."""
+    """No verification scheme has this name."""
 
 
 class InvalidTree(OptionError):
-    """Not a tree: see `mcsd.TreeShape.parse` for what is."""
+    """Not a valid tree; see `mcsd.TreeShape.parse`."""
 
 
 class InvalidOption(OptionError):
@@ -114,11 +115,11 @@ class InvalidOption(OptionError):
 
 
 class RequestError(McsdError):
-    """One request is at fault; nothing else that is running is disturbed.
+    """One request failed; other requests are not affected.
 
     Attributes:
-        completions: of the requests given together with this one, in order; None for those that failed. Empty if
-            nothing was generated.
+        completions: of all requests of the same call, in order; None for those that failed. Empty if nothing was
+            generated.
     """
 
     completions: tuple[Any, ...] = ()
@@ -133,7 +134,7 @@ class EmptyPrompt(RequestError):
 
 
 class PromptTooLong(RequestError):
-    """A prompt that leaves no room for a new token."""
+    """A prompt that leaves no space for a new token."""
 
 
 class TokenOutOfVocabulary(RequestError):
@@ -147,6 +148,48 @@ class NonFiniteLogits(RequestError):
 
 
 class RequestInterrupted(RequestError):
-    """The request was cancelled, or was running when a step of the engine was broken off."""
+    """The request was cancelled, or was running when an engine step was interrupted."""
 
     exit_code = 1
+
+
+def check_int(name: str, value: object, low: int, high: int, error: type[McsdError] = InvalidOption) -> None:
+    """Check that ``value`` is an integer in ``[low, high]``; a bool is none.
+
+    Raises:
+        InvalidOption: it is not; or ``error``, where another class is given.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise error(
+            f"{name}={_shown(value)} is not an integer from {low} to {high}", f"give {name} an integer in that range"
+        )
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float,
+    high: float,
+    *,
+    low_open: bool = False,
+    error: type[McsdError] = InvalidOption,
+) -> None:
+    """Check that ``value`` is a finite int or float in ``[low, high]``, or ``(low, high]``; a bool is none.
+
+    Raises:
+        InvalidOption: it is not; or ``error``, where another class is given.
+    """
+    # NaN fails every comparison. Comparisons, unlike math.isfinite, take integers of any size.
+    in_range = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and value < inf
+    if not in_range or (low_open and value == low):
+        interval = f"{'(' if low_open else '['}{low:g}, {high:g}{']' if high < inf else ')'}"
+        raise error(
+            f"{name}={_shown(value)} is not a number in {interval}", f"give {name} a finite number in that range"
+        )
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.40}"
+    except ValueError:  # Python prints no integer of more than 4300 digits.
+        return f"<{type(value).__name__} too large to print>"

@@ -1,10 +1,11 @@
-"""What a request asks for and what it gets back: frozen records, validated once, free of torch."""
+"""The parameters and the results of a request: frozen dataclasses, validated once. Free of torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
-from mcsd.errors import InvalidParameter
+from mcsd.errors import InvalidParameter, check_int, check_number
 
 FinishReason = Literal["stop", "length"]
 
@@ -15,23 +16,23 @@ MAX_STOP_LENGTH = 1024
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample one request. The defaults sample from the model's own distribution.
+    """Sampling parameters of one request. The defaults sample from the model's own distribution.
 
     Applied in this order: penalties, bias, temperature, top-k, top-p, min-p (the last four as transformers does).
 
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the smallest set of likeliest tokens with at least this mass, in (0, 1].
-        min_p: drop tokens less likely than this share of the likeliest, in [0, 1].
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the smallest set of most probable tokens with at least this total probability, in (0, 1].
+        min_p: drop tokens with less than this fraction of the highest probability, in [0, 1].
         max_new_tokens: at most this many new tokens.
-        seed: makes the text repeatable, whatever else is in the batch; None draws a fresh one.
+        seed: makes the text reproducible, whatever else is in the batch; None draws a random one.
         stop: strings that end the text; they are not part of it.
         repetition_penalty: > 1 discourages tokens of the prompt and the text (Keskar et al. 2019).
-        presence_penalty: taken once from the logit of every token in the text so far.
-        frequency_penalty: taken from the logit for each time the token is in the text so far.
+        presence_penalty: subtracted once from the logit of each token in the text so far.
+        frequency_penalty: subtracted from a token's logit for each occurrence in the text so far.
         logit_bias: added to the logits of these token ids.
-        logprobs: None, or how many likeliest alternatives to report with each token's log-probability.
+        logprobs: None, or the number of most probable alternatives to report with each token's log-probability.
         ignore_eos: go on after an end-of-sequence token.
 
     Raises:
@@ -53,25 +54,26 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _real("temperature", self.temperature, 0.0, 1e4)
-        _whole("top_k", self.top_k, 0, 2**31)
-        _real("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _real("min_p", self.min_p, 0.0, 1.0)
-        _whole("max_new_tokens", self.max_new_tokens, 1, 2**31)
+        number, integer = partial(check_number, error=InvalidParameter), partial(check_int, error=InvalidParameter)
+        number("temperature", self.temperature, 0, 1e4)
+        integer("top_k", self.top_k, 0, 2**31)
+        number("top_p", self.top_p, 0, 1, low_open=True)
+        number("min_p", self.min_p, 0, 1)
+        integer("max_new_tokens", self.max_new_tokens, 1, 2**31)
         if self.seed is not None:
-            _whole("seed", self.seed, 0, 2**64 - 1)
-        _real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
-        _real("presence_penalty", self.presence_penalty, -100.0, 100.0)
-        _real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+            integer("seed", self.seed, 0, 2**64 - 1)
+        number("repetition_penalty", self.repetition_penalty, 0, 100, low_open=True)
+        number("presence_penalty", self.presence_penalty, -100, 100)
+        number("frequency_penalty", self.frequency_penalty, -100, 100)
         if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if not isinstance(self.logit_bias, Mapping):
             raise InvalidParameter(f"logit_bias={self.logit_bias!r:.80} is not a mapping", "give {token id: bias}")
-        # Copies: what was checked here must not change afterwards.
+        # A copy: the checked values must not change afterwards.
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
         for token, bias in self.logit_bias.items():
-            _whole("logit_bias token", token, 0, 2**31)
-            _real("logit_bias", bias, -1e4, 1e4)
+            integer("logit_bias token", token, 0, 2**31)
+            number("logit_bias", bias, -1e4, 1e4)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidParameter(f"ignore_eos={self.ignore_eos!r:.40} is not a bool", "give True or False")
         if isinstance(self.stop, str):
@@ -86,29 +88,12 @@ class SamplingParams:
             )
 
     @property
-    def shapes_logits(self) -> bool:
+    def changes_logits(self) -> bool:
         """Whether penalties or a bias change the logits, which then depend on the text so far."""
         return bool(self.logit_bias) or (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (
             1.0,
             0.0,
             0.0,
-        )
-
-
-def _real(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # NaN is in no range; comparing, unlike math.isfinite, takes integers of any size.
-    if not number or not low <= value <= high or (open_low and value == low):
-        raise InvalidParameter(
-            f"{name}={value!r:.40}: not a number in {'(' if open_low else '['}{low:g}, {high:g}]",
-            f"give {name} a finite value in that range",
-        )
-
-
-def _whole(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidParameter(
-            f"{name}={value!r:.40}: not a whole number from {low} to {high}", f"give {name} a value in that range"
         )
 
 
@@ -119,7 +104,7 @@ class TokenLogprobs:
     Attributes:
         token_id: the emitted token.
         logprob: its natural log-probability.
-        top: the likeliest tokens with theirs, likeliest first.
+        top: the most probable tokens and their log-probabilities, in descending order.
     """
 
     token_id: int
@@ -129,14 +114,14 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Stats:
-    """What one request cost and how well drafting went.
+    """Cost and acceptance statistics of one request.
 
     Attributes:
         prompt_tokens: length of the prompt.
         new_tokens: tokens emitted, the end-of-sequence token included.
         target_calls: forwards of the target that verified this request (prefill not counted).
-        draft_tokens: candidates that were verified.
-        accepted_tokens: candidates that were emitted.
+        draft_tokens: candidates verified.
+        accepted_tokens: candidates accepted and emitted.
         acceptance_histogram: entry i counts the target calls that emitted i candidates.
         seconds: wall time while the request ran, by part: prefill, draft, target, judge, other.
     """
@@ -161,7 +146,7 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens by wall time, prefill included."""
+        """New tokens per second of wall time, prefill included."""
         total = sum(self.seconds.values())
         return self.new_tokens / total if total else 0.0
 
@@ -174,7 +159,7 @@ class Completion:
         text: the new text; empty when the engine has no tokenizer.
         token_ids: the new tokens.
         finish_reason: "stop" (end of sequence or a stop string) or "length".
-        logprobs: one entry a token when asked for, else None.
+        logprobs: one entry per token if requested, else None.
         stats: cost and acceptance.
     """
 
@@ -187,13 +172,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one step added to a streamed request.
+    """The output of one step of a streamed request.
 
     Attributes:
-        text: the text that is now certain (a possible beginning of a stop string is held back).
-        token_ids: the tokens this step emitted.
-        accepted: how many of them, from the first, were drafted; any after that came from the target.
-        pieces: ``text`` cut by the token that completed each piece, one entry a token.
+        text: the text that became final (a possible beginning of a stop string is held back).
+        token_ids: the tokens emitted in this step.
+        accepted: how many of them were drafted; these come first, the rest comes from the target.
+        pieces: ``text`` split by token, one entry per token.
         completion: the whole result, on the last chunk only.
     """
 

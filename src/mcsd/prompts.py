@@ -1,7 +1,14 @@
-"""What is asked where the user gives no prompts: what people ask of a model that answers, and texts to go on with."""
+"""Prompts: the built-in ones, those of a file, and their token ids. Free of torch."""
 
-from mcsd.encoding import Encoder
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mcsd.errors import DataError, EmptyPrompt
 from mcsd.params import SamplingParams
+from mcsd.tokenization import PromptEncoder
+
+_MAX_BYTES = 1 << 32
 
 QUESTIONS = (
     "Explain to a child why the sky is blue.",
@@ -23,22 +30,103 @@ BEGINNINGS = (
     "In the spring of 1912 a young engineer",
     "Dear Sir or Madam,\n\n",
 )
+SENTENCES = (
+    "The library will be closed on Monday because of a public holiday.",
+    "She opened the window and listened to the rain for a while.",
+    "The new bridge was finished two years later than planned.",
+    "Scientists have found traces of water in the samples that the probe brought back.",
+    "Most passengers prefer the early train because it is less crowded.",
+    "The city council decided yesterday to plant a thousand trees.",
+    "He forgot his keys and had to wait in front of the house until evening.",
+    "Prices for bread and milk have risen again this spring.",
+)
+"""English sentences to translate, as in the paper's second task."""
 
 
-def usual(encoder: Encoder) -> list[list[int]]:
-    """What a model is for, as token ids: questions in the chat template; where there is none, beginnings of texts.
+def load_prompts(path: Path) -> list[str]:
+    """Read a file with one prompt per line: plain text, or JSON objects with a field "prompt" in a ``.jsonl`` file.
 
     Raises:
-        RequestError: the encoder has no tokenizer or a template that refuses them, or they are too long for it.
+        DataError: the file cannot be read, holds no prompt, or has a line that is not a prompt.
     """
-    return [encoder.ask(text) for text in (QUESTIONS if encoder.chats else BEGINNINGS)]
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    prompts = lines
+    if path.suffix == ".jsonl":
+        try:
+            prompts = [json.loads(line)["prompt"] for line in lines]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{path} has a line that is not a prompt: {error!r:.100}", 'give {"prompt": "..."}'
+            ) from error
+    if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+        raise DataError(f"{path} has no prompts", "give one a line")
+    return prompts
 
 
-def varied(encoder: Encoder) -> list[list[int]]:
-    """Four beginnings of texts and four questions in turn, the questions in the chat template if there is one.
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file of at most 4 GiB.
 
     Raises:
-        RequestError: as `usual`.
+        DataError: the file cannot be read, or is too large.
     """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path} is larger than {_MAX_BYTES} bytes", "split it and give a part")
+        return path.read_text()
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", "give a file of UTF-8 text") from error
+
+
+def benchmark_prompts() -> dict[str, list[str]]:
+    """The built-in prompt sets of `mcsd bench`: questions, and translations worded as in the paper."""
+    template = "Translate the input English sentence into German.\nInput: {}\nOutput: "
+    return {"questions": list(QUESTIONS), "translation": [template.format(sentence) for sentence in SENTENCES]}
+
+
+def evenly_spaced(prompts: Sequence[str], count: int) -> list[str]:
+    """At most ``count`` of the prompts, evenly spaced."""
+    count = min(count, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
+def default_prompts(encoder: PromptEncoder) -> list[list[int]]:
+    """Token ids of typical prompts: questions in the chat template, or beginnings of texts if there is no template.
+
+    Raises:
+        RequestError: there is no tokenizer, the template refuses a question, or a prompt is too long.
+    """
+    if encoder.has_chat_template:
+        return [encoder.encode_question(text) for text in QUESTIONS]
+    return [encoder.encode(text, SamplingParams()) for text in BEGINNINGS]
+
+
+def mixed_prompts(encoder: PromptEncoder) -> list[list[int]]:
+    """Token ids of four beginnings of texts and four questions, alternating; see `PromptEncoder.encode_question`.
+
+    Raises:
+        RequestError: as `default_prompts`.
+    """
+    params = SamplingParams()
     pairs = zip(BEGINNINGS[:4], QUESTIONS[:4], strict=True)
-    return [ids for text, question in pairs for ids in (encoder.encode(text, SamplingParams()), encoder.ask(question))]
+    return [
+        ids for text, question in pairs for ids in (encoder.encode(text, params), encoder.encode_question(question))
+    ]
+
+
+def encode_prompt_sets(
+    prompts: Mapping[str, Sequence[str | list[int]]], encoder: PromptEncoder
+) -> dict[str, list[list[int]]]:
+    """Named sets of prompts as token ids. A text goes through `PromptEncoder.encode_question`.
+
+    Raises:
+        RequestError: there is no prompt, or one is empty or too long.
+    """
+    if not prompts or not all(prompts.values()):
+        raise EmptyPrompt("no prompts, or a set without any", "give at least one")
+    params = SamplingParams()
+    return {
+        name: [
+            encoder.encode(encoder.encode_question(text) if isinstance(text, str) else text, params) for text in texts
+        ]
+        for name, texts in prompts.items()
+    }

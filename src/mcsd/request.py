@@ -1,4 +1,4 @@
-"""One request on its way through the engine: what it has emitted, when it ends, what it cost."""
+"""The state of one request: the tokens emitted, when the text ends, and its statistics."""
 
 import secrets
 from collections import deque
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from mcsd.errors import McsdError
 from mcsd.params import Chunk, Completion, FinishReason, SamplingParams, Stats, TokenLogprobs
-from mcsd.text import TextStream
+from mcsd.tokenization import TextStream
 
 
 class Request:
-    """State of one request. The engine feeds it what each step accepted; it decides where the text ends.
+    """State of one request. The engine appends the accepted tokens of each step; the request decides where it ends.
 
     Args:
         prompt: token ids.
         params: how to sample.
-        room: the most new tokens that fit behind the prompt.
+        max_new_tokens: the most new tokens that fit into the context after the prompt.
         tokenizer: for text and stop strings; may be None.
         eos_token_ids: tokens that end the text.
     """
@@ -28,7 +28,7 @@ class Request:
         self,
         prompt: list[int],
         params: SamplingParams,
-        room: int,
+        max_new_tokens: int,
         tokenizer: Any | None,
         eos_token_ids: frozenset[int],
     ) -> None:
@@ -43,8 +43,8 @@ class Request:
         self.completion: Completion | None = None
         self.error: McsdError | None = None
         self.clock: Mapping[str, float] = {}
-        """The engine's clock when the request entered its row."""
-        self._room = min(params.max_new_tokens, room)
+        """The engine's timers when the request was admitted."""
+        self._max_new_tokens = min(params.max_new_tokens, max_new_tokens)
         self._stream = TextStream(tokenizer, params.stop)
         self._eos = frozenset() if params.ignore_eos else eos_token_ids
         self._pieces: list[str] = []
@@ -57,17 +57,19 @@ class Request:
         """Whether the text has ended or the request has failed."""
         return self.completion is not None or self.error is not None
 
-    def take(self, tokens: Sequence[int], accepted: int, drafted: int, logits: Tensor | None) -> FinishReason | None:
-        """Emit the tokens of one step, up to where the text ends. Nothing is emitted or counted after the end.
+    def append_tokens(
+        self, tokens: Sequence[int], accepted: int, drafted: int, logits: Tensor | None
+    ) -> FinishReason | None:
+        """Emit the tokens of one step up to the end of the text; nothing after the end is emitted or counted.
 
         Args:
-            tokens: the accepted path and the target's own token, at least one token.
-            accepted: length of the path.
+            tokens: the accepted candidates and the target's own (bonus) token; at least one token.
+            accepted: how many of them are candidates.
             drafted: candidates that were verified.
-            logits: ``[len(tokens), V]``, from which each token was chosen, if log-probabilities are wanted.
+            logits: ``[len(tokens), V]``, the target's for each token, if log-probabilities are requested.
 
         Returns:
-            Why the text has ended, if it has.
+            The finish reason, or None if the text goes on.
         """
         reason: FinishReason | None = None
         pieces: list[str] = []
@@ -76,7 +78,7 @@ class Request:
             pieces.append(self._stream.push(token))
             if token in self._eos or self._stream.stopped:
                 reason = "stop"
-            elif len(self.tokens) == self._room:
+            elif len(self.tokens) == self._max_new_tokens:
                 reason = "length"
             if reason:
                 pieces[-1] += self._stream.finish()
@@ -95,7 +97,7 @@ class Request:
         return reason
 
     def finish(self, reason: FinishReason, seconds: Mapping[str, float]) -> None:
-        """Close the request: its completion goes onto the last chunk."""
+        """Build the completion and attach it to the last chunk."""
         stats = Stats(
             prompt_tokens=len(self.prompt),
             new_tokens=len(self.tokens),

@@ -1,8 +1,8 @@
-"""The shape of a candidate tree: static, and known before a token is drafted. Knows nothing of tokens or models.
+"""The shape of a candidate tree: fixed before a token is drafted. Knows no tokens and no models.
 
-Node 0 ... n-1 are candidates in order of depth; the root, which is the last committed token, is not one of them
-and is written -1 in `parents`. Tensors that hold the root too put it first: column 0 is the root, column 1 + i is
-node i.
+Nodes 0 ... n-1 are candidates in order of depth. The root, which is the last committed token, is not one of them and
+is written -1 in `parents`. Tensors that include the root put it first: column 0 is the root, column 1 + i is node i.
+Torch is imported only by the properties that give tensors.
 """
 
 import json
@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mcsd.errors import InvalidTree
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_NODES = 1024
 
@@ -27,10 +28,10 @@ class TreeShape:
     Args:
         parents: the parent of each node, -1 for the root. Nodes may come in any order in which a parent comes
             before its children; they are renumbered by depth and parent, siblings keeping their order.
-        name: how the shape is shown; by default its level counts, if it has any, or its list of parents.
+        name: how the shape is printed; by default its level counts if it is a product tree, else its parents.
 
     Raises:
-        InvalidTree: a parent that does not come before its child, or more than `MAX_NODES` nodes.
+        InvalidTree: a parent does not come before its child, or there are more than `MAX_NODES` nodes.
     """
 
     def __init__(self, parents: Sequence[int], name: str | None = None) -> None:
@@ -41,7 +42,7 @@ class TreeShape:
             if not isinstance(parent, int) or isinstance(parent, bool) or not -1 <= parent < node:
                 raise InvalidTree(f"node {node} has parent {parent!r:.40}: not -1 (the root) or an earlier node", _HINT)
             depths.append(1 if parent < 0 else depths[parent] + 1)
-        # Within a depth by parent, so that the same tree has the same numbers however it was written.
+        # Within a depth by parent, so that equal trees get equal numbers however they were written.
         levels: list[list[int]] = [[] for _ in range(max(depths, default=0))]
         for node, depth in enumerate(depths):
             levels[depth - 1].append(node)
@@ -61,11 +62,11 @@ class TreeShape:
 
         Args:
             text: level counts ``4x2x2x1`` (each node at depth d has k_d children: the paper's k-config),
-                ``chain:4``, ``none`` (plain decoding), ``parents:-1,-1,0``, a JSON file holding
-                ``{"parents": [...]}`` or a bare list, a list of parents, or a shape, which is returned as it is.
+                ``chain:4``, ``none`` (plain decoding), ``parents:-1,-1,0``, a JSON file that contains
+                ``{"parents": [...]}`` or a bare list, a list of parents, or a shape, which is returned unchanged.
 
         Raises:
-            InvalidTree: none of these, or too large.
+            InvalidTree: ``text`` is none of these, or the tree is too large.
         """
         if isinstance(text, TreeShape):
             return text
@@ -130,13 +131,10 @@ class TreeShape:
         return f"chain:{len(counts)}" if len(counts) > 1 and max(counts) == 1 else "x".join(map(str, counts))
 
     def _counts(self) -> list[int] | None:
-        """The children of a node, level by level, if they are the same on all of a level."""
-        children = [0] * (1 + len(self))
-        for parent in self.parents:
-            children[1 + parent] += 1
+        """Children of a node, level by level, if equal for all nodes of a level."""
         levels: list[set[int]] = [set() for _ in range(1 + self.depth)]
-        for count, depth in zip(children, (0, *self.depths), strict=True):
-            levels[depth].add(count)
+        for children, depth in zip(self._child_lists, (0, *self.depths), strict=True):
+            levels[depth].add(len(children))
         return None if any(len(level) > 1 for level in levels) else [min(level) for level in levels[:-1]]
 
     def __repr__(self) -> str:
@@ -153,24 +151,48 @@ class TreeShape:
         """Depth of the deepest node; 0 for plain decoding."""
         return self.depths[-1] if self.depths else 0
 
-    @cached_property
-    def children(self) -> Tensor:
-        """int64 ``[1 + n, widest]``: the children of the root (row 0) and of node i (row 1 + i), padded with -1."""
-        lists: list[list[int]] = [[] for _ in range(1 + len(self))]
-        for node, parent in enumerate(self.parents):
-            lists[1 + parent].append(node)
-        widest = max(map(len, lists))
-        table = [kids + [-1] * (widest - len(kids)) for kids in lists]
-        return torch.tensor(table, dtype=torch.int64).view(1 + len(self), widest)
+    @property
+    def width(self) -> int:
+        """The most children of a node; 0 for plain decoding."""
+        return max(self.widths, default=0)
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
         """The most children of a node, for each entry of `levels`."""
-        return tuple(int((self.children[torch.tensor(level) + 1] >= 0).sum(-1).max()) for level in self.levels)
+        return tuple(max(len(self._child_lists[1 + node]) for node in level) for level in self.levels)
 
     @cached_property
-    def paths(self) -> Tensor:
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """The inner nodes (those with children) by depth: entry d holds those at depth d; entry 0 is ``(-1,)``.
+
+        A drafter runs one forward a level and none for leaves. Empty for plain decoding.
+        """
+        levels: list[list[int]] = [[] for _ in range(self.depth)]
+        for node in sorted(set(self.parents)):
+            levels[0 if node < 0 else self.depths[node]].append(node)
+        return tuple(map(tuple, levels))
+
+    @cached_property
+    def _child_lists(self) -> list[list[int]]:
+        """The children of each column."""
+        lists: list[list[int]] = [[] for _ in range(1 + len(self))]
+        for node, parent in enumerate(self.parents):
+            lists[1 + parent].append(node)
+        return lists
+
+    @cached_property
+    def children(self) -> "Tensor":
+        """int64 ``[1 + n, width]``: the children of each column, padded with -1."""
+        import torch
+
+        table = [children + [-1] * (self.width - len(children)) for children in self._child_lists]
+        return torch.tensor(table, dtype=torch.int64).view(1 + len(self), self.width)
+
+    @cached_property
+    def paths(self) -> "Tensor":
         """int64 ``[1 + n, depth]``: the nodes from the root to each column, its own included, padded with -1."""
+        import torch
+
         paths = torch.full((1 + len(self), self.depth), -1, dtype=torch.int64)
         for node, parent in enumerate(self.parents):
             paths[1 + node] = paths[1 + parent]
@@ -178,27 +200,18 @@ class TreeShape:
         return paths
 
     @cached_property
-    def mask(self) -> Tensor:
-        """bool ``[1 + n, 1 + n]``: entry (i, j) says that column j is i or an ancestor of i."""
+    def mask(self) -> "Tensor":
+        """bool ``[1 + n, 1 + n]``: entry (i, j) is true if column j is i or an ancestor of i."""
+        import torch
+
         mask = torch.eye(1 + len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
             mask[1 + node] |= mask[1 + parent]
         return mask
 
     @cached_property
-    def offsets(self) -> Tensor:
-        """int64 ``[1 + n]``: distance of each column from the root, to be added to the root's position."""
+    def offsets(self) -> "Tensor":
+        """int64 ``[1 + n]``: depth of each column, to be added to the root's position."""
+        import torch
+
         return torch.tensor([0, *self.depths], dtype=torch.int64)
-
-    @cached_property
-    def levels(self) -> tuple[tuple[int, ...], ...]:
-        """The inner nodes (those with children) by depth: entry d holds those at depth d; entry 0 is ``(-1,)``.
-
-        A drafter runs one forward a level; leaves need none. Empty for plain decoding.
-        """
-        inner = sorted(set(self.parents))
-        deepest = max((self._depth_of(node) for node in inner), default=-1)
-        return tuple(tuple(node for node in inner if self._depth_of(node) == d) for d in range(deepest + 1))
-
-    def _depth_of(self, node: int) -> int:
-        return 0 if node < 0 else self.depths[node]

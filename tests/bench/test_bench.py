@@ -1,7 +1,9 @@
-"""A whole experiment: what it leaves on disk, how it goes on after a break, what it refuses."""
+"""A whole experiment: its files on disk, how it resumes, and its errors."""
 
 import csv
 import json
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,15 @@ from typing import Any
 import pytest
 
 import mcsd
-from bench.conftest import PROMPTS, tables
-from mcsd.bench import Experiment, Models, bench
-from mcsd.bench.contestants import Contestants
+from mcsd.bench import BenchModels, Experiment, bench
 from mcsd.bench.experiment import TUNED
 from mcsd.bench.grid import grid
 from mcsd.bench.measure import measure
-from mcsd.bench.plan import plan
+from mcsd.bench.peers import running_peers
+from mcsd.bench.runners import JobRunner
+from mcsd.bench.schedule import schedule_jobs
 from mcsd.errors import EmptyPrompt, InvalidOption, InvalidParameter, MissingPackage, PromptTooLong
+from support.tables import PROMPTS, tables
 
 FILES = {
     *("manifest.json", "requests.jsonl", "acceptance.jsonl", "attention.jsonl"),
@@ -28,7 +31,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_everything_is_measured_and_written(models: Models, experiment: Experiment, tmp_path: Path) -> None:
+def test_everything_is_measured_and_written(models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
     results = bench(models, PROMPTS, experiment, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"acceptance", "speedup", "steps", "attention"}
@@ -54,7 +57,7 @@ def test_everything_is_measured_and_written(models: Models, experiment: Experime
     assert str(Path.home()) not in json.dumps(manifest)
 
 
-def test_a_request_is_what_the_engine_says(models: Models, experiment: Experiment, tmp_path: Path) -> None:
+def test_a_record_is_what_the_engine_reports(models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
     measure(models, PROMPTS, experiment, tmp_path, 2048)
     lines = [line for line in read(tmp_path / "requests.jsonl") if line["system"] == "2x1 mcss-wor"]
     target, draft = tables()
@@ -69,19 +72,19 @@ def test_a_request_is_what_the_engine_says(models: Models, experiment: Experimen
     assert len({tuple(line["token_ids"][0]) for line in lines}) > 1
 
 
-def test_the_first_answer_is_not_counted(models: Models, experiment: Experiment) -> None:
-    contestants = Contestants(models, PROMPTS, 6, 1)
-    made: list[Any] = []
-    contestants._answer = lambda job, new: made.append((job.key, new))  # type: ignore[method-assign,assignment,return-value,func-returns-value]
-    jobs = plan(experiment, {"one": 3})
+def test_the_warm_up_is_not_counted(models: BenchModels, experiment: Experiment) -> None:
+    runner = JobRunner(models, PROMPTS, 6, 1)
+    answered: list[Any] = []
+    runner._answer = lambda job, new: answered.append((job.key, new))  # type: ignore[method-assign,assignment,return-value,func-returns-value]
+    jobs = schedule_jobs(experiment, {"one": 3})
     for job in jobs:
-        contestants.run(job)
+        runner.run(job)
     warm = len({(job.system.name, job.temperature) for job in jobs})
-    assert len(made) == len(jobs) + warm
-    assert made[0] == made[1]
+    assert len(answered) == len(jobs) + warm
+    assert answered[0] == answered[1]
 
 
-def test_batches(models: Models, tmp_path: Path) -> None:
+def test_batches(models: BenchModels, tmp_path: Path) -> None:
     systems = tuple(grid(["2x1"], ["mcss-wor"], []))
     results = measure(models, PROMPTS, Experiment(systems, (1.0,), (1, 3), 6), tmp_path, 2048)
     together = [line for line in read(tmp_path / "requests.jsonl") if len(line["numbers"]) == 3]
@@ -102,7 +105,7 @@ def test_two_drafts(experiment: Experiment, tmp_path: Path) -> None:
     target, draft = tables()
     systems = tuple(grid(["2x1"], ["mcss-wor"], [], tuned=True))
     # Nothing drafts as well as the target itself.
-    models = Models(target, None, {"draft": draft, TUNED: target})
+    models = BenchModels(target, None, {"draft": draft, TUNED: target})
     results = measure(models, PROMPTS, replace(experiment, systems=systems, temperatures=(1.0,)), tmp_path, 2048)
     rates = {row.system: row.draft_acceptance_rate for row in results.speeds if row.prompts == "all"}
     assert rates["2x1 mcss-wor"] is not None
@@ -113,22 +116,22 @@ def test_two_drafts(experiment: Experiment, tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """What no code catches."""
+    """No code catches it."""
 
 
 @pytest.mark.parametrize("after", [30, 65, 73])
-def test_it_goes_on_after_a_break(after: int, models: Models, experiment: Experiment, tmp_path: Path) -> None:
-    """Broken off in the middle of requests, of acceptance, of attention: what was done is not done again."""
+def test_an_interrupted_run_resumes(after: int, models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
+    """Interrupted during requests, acceptance or attention: what was measured is not measured again."""
     shown = 0
 
-    def show(line: str) -> None:
+    def progress(line: str) -> None:
         nonlocal shown
         shown += 1
         if shown == after:
             raise Killed
 
     with pytest.raises(Killed):
-        measure(models, PROMPTS, experiment, tmp_path, 2048, show=show)
+        measure(models, PROMPTS, experiment, tmp_path, 2048, progress=progress)
     logs = {path: path.read_text() for path in tmp_path.glob("*.jsonl")}
     assert logs
     measure(models, PROMPTS, experiment, tmp_path, 2048)
@@ -146,46 +149,95 @@ def test_it_goes_on_after_a_break(after: int, models: Models, experiment: Experi
 KEY = ("system", "prompts", "numbers", "temperature", "repeat")
 
 
-def test_two_at_once_are_kept_apart(models: Models, experiment: Experiment, tmp_path: Path) -> None:
+def test_two_processes_cannot_share_a_folder(models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
     def again(line: str) -> None:
         with pytest.raises(InvalidOption, match="being written by another process"):
             measure(models, PROMPTS, experiment, tmp_path, 2048)
         raise Killed
 
     with pytest.raises(Killed):
-        measure(models, PROMPTS, experiment, tmp_path, 2048, show=again)
+        measure(models, PROMPTS, experiment, tmp_path, 2048, progress=again)
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.json"}
 
 
-def test_another_experiment_needs_another_folder(models: Models, experiment: Experiment, tmp_path: Path) -> None:
+def test_a_folder_of_another_format_is_refused(models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
+    measure(models, PROMPTS, experiment, tmp_path, 2048)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["version"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidOption, match="was begun with another version of mcsd") as caught:
+        measure(models, PROMPTS, experiment, tmp_path, 2048)
+    assert "--out" in caught.value.hint
+
+
+PEER = """
+import json, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    assert set(request) == {"prompt_token_ids", "seed", "temperature", "max_new_tokens"}
+    print(json.dumps({"token_ids": request["prompt_token_ids"] * 2, "seconds": 0.5}), flush=True)
+"""
+
+
+def command(tmp_path: Path, source: str) -> str:
+    (tmp_path / "peer.py").write_text(source)
+    return shlex.join([sys.executable, str(tmp_path / "peer.py")])
+
+
+def test_a_peer_answers_and_times_itself(models: BenchModels, tmp_path: Path) -> None:
+    systems = tuple(grid(["2x1"], ["mcss-wor"], [], peers=["other"]))
+    experiment = Experiment(systems, (1.0,), (1, 2), max_new_tokens=6)
+    with running_peers({"other": command(tmp_path, PEER)}) as peers:
+        results = measure(replace(models, peers=peers), PROMPTS, experiment, tmp_path / "out", 2048)
+        process = peers["other"]._process
+    assert process.returncode == 0
+    lines = [line for line in read(tmp_path / "out" / "requests.jsonl") if line["system"] == "other"]
+    # Batches of one only.
+    assert [(line["role"], len(line["numbers"]), line["seconds"]) for line in lines] == [("peer", 1, 0.5)] * 6
+    assert [line["token_ids"] for line in lines if line["prompts"] == "one"] == [[[1, 2, 1, 2]], [[3, 3]], [[4, 4]]]
+    (row,) = (row for row in results.speeds if row.system == "other" and row.prompts == "all")
+    assert row.tokens_per_second.value == pytest.approx(16 / 3)
+    assert (row.block_efficiency, row.overhead) == (None, None)
+
+
+@pytest.mark.parametrize("source", ["", "print('hello')", "print('{\"token_ids\": 3}')"])
+def test_a_peer_that_gives_no_answer(source: str, models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
+    started = running_peers({"other": command(tmp_path, source)})
+    with started as peers, pytest.raises(InvalidOption, match="peer 'other' gave no answer"):
+        measure(replace(models, peers=peers), PROMPTS, experiment, tmp_path / "out", 2048)
+    with pytest.raises(InvalidOption, match="peer 'other' cannot be started"), running_peers({"other": "/no/such"}):
+        pass
+
+
+def test_another_experiment_needs_another_folder(models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
     def killed(line: str) -> None:
         raise Killed
 
     with pytest.raises(Killed):
-        measure(models, PROMPTS, experiment, tmp_path, 2048, show=killed)
+        measure(models, PROMPTS, experiment, tmp_path, 2048, progress=killed)
     with pytest.raises(InvalidOption, match=r"was begun with experiment\.seed=0, not 1"):
         measure(models, PROMPTS, replace(experiment, seed=1), tmp_path, 2048)
     with pytest.raises(InvalidOption, match=r"was begun with prompts\.one\."):
         measure(models, {"one": [[1]]}, experiment, tmp_path, 2048)
     with pytest.raises(InvalidOption, match="was begun with weights="):
-        measure(models, PROMPTS, experiment, tmp_path, 2048, about={"weights": {"target": "x"}})
+        measure(models, PROMPTS, experiment, tmp_path, 2048, provenance={"weights": {"target": "x"}})
 
 
-def test_prompts_that_cannot_be(models: Models, experiment: Experiment, tmp_path: Path) -> None:
+def test_prompts_that_are_wrong(models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
     for prompts in ({}, {"one": []}):
         with pytest.raises(EmptyPrompt):
             bench(models, prompts, experiment, tmp_path / "a")
     with pytest.raises(PromptTooLong):
         bench(models, {"one": [[1] * 11]}, experiment, tmp_path / "b", max_length=16)
-    with pytest.raises(InvalidOption, match="no room"):
+    with pytest.raises(InvalidOption, match="leaves no prompt"):
         bench(models, PROMPTS, experiment, tmp_path / "c", max_length=6)
-    with pytest.raises(InvalidParameter, match="no tokenizer"):
+    with pytest.raises(InvalidParameter, match="needs a tokenizer"):
         bench(models, {"one": ["text"]}, experiment, tmp_path / "d")
     assert not list(tmp_path.iterdir())
 
 
-def test_without_matplotlib_nothing_is_begun(
-    models: Models, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_matplotlib_nothing_is_written(
+    models: BenchModels, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(MissingPackage, match="matplotlib") as caught:

@@ -1,4 +1,4 @@
-"""The page: it holds what it shows, loads nothing, and takes nothing from outside at its word."""
+"""The report page: self-contained, loads nothing, and escapes names from outside."""
 
 import re
 from html.parser import HTMLParser
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mcsd.bench.experiment import TUNED
-from mcsd.bench.journal import Accepted, Answered, Verified
+from mcsd.bench.records import AcceptanceRecord, AttentionRecord, RequestRecord
 from mcsd.bench.report import draw, page, write_report
-from mcsd.bench.results import Results, acceptances, attentions, speeds
+from mcsd.bench.results import Results, acceptance_rows, attention_rows, speed_rows
 
 EVIL = "<script>alert(1)</script>\"'&$x$"
 PARTS = {"prefill": 0.1, "draft": 0.2, "target": 0.5, "judge": 0.1, "commit": 0.01, "other": 0.02}
@@ -23,7 +23,7 @@ MANIFEST: dict[str, Any] = {
 
 def results(name: str = EVIL) -> Results:
     answered = [
-        Answered(
+        RequestRecord(
             *(system, role, "draft", tree, "mcss", prompts, [number], temperature, 0, [0], [3], [[1] * 9]),
             *(seconds * (1 + 0.1 * number), PARTS, [calls], [12], [4], [1, 2]),
         )
@@ -33,18 +33,20 @@ def results(name: str = EVIL) -> Results:
         for temperature in (0.0, 1.0)
     ]
     accepted = [
-        Accepted(draft, scheme, prompts, number, 1.0, 10, [4 + number, 6, 9])
+        AcceptanceRecord(draft, scheme, prompts, number, 1.0, 10, [4 + number, 6, 9])
         for draft in ("draft", TUNED)
         for scheme in ("mcss", "mcss-wor", "naive")
         for prompts in (name, "other")
         for number in range(3)
     ]
-    verified = [Verified(name, 4, 2, 2, i, 0.01, 0.03) for i in range(3)]
-    return Results(tuple(speeds(answered)), tuple(acceptances(accepted)), tuple(attentions(verified)), MANIFEST)
+    verified = [AttentionRecord(name, 4, 2, 2, i, 0.01, 0.03) for i in range(3)]
+    return Results(
+        tuple(speed_rows(answered)), tuple(acceptance_rows(accepted)), tuple(attention_rows(verified)), MANIFEST
+    )
 
 
 class Page(HTMLParser):
-    """Elements, and whatever they would fetch."""
+    """Elements, and what they would fetch."""
 
     void = ("meta", "use", "path", "br")
 
@@ -86,18 +88,18 @@ def test_nothing_is_fetched_or_run(text: str) -> None:
     assert not {"script", "link", "img", "iframe", "object", "image"} & set(found.tags)
     assert not re.search(r"url\((?!#|&quot;#|\"#)", text)
     assert "@import" not in text
-    # Names of XML's languages are no addresses.
+    # XML namespaces are no addresses.
     assert set(re.findall(r'https?://[^"\s]+', text)) <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
     assert "default-src 'none'" in text
 
 
-def test_words_from_outside_are_escaped(text: str) -> None:
+def test_names_from_outside_are_escaped(text: str) -> None:
     assert "alert(1)" in text
     assert "<script" not in text
     assert "&lt;script&gt;" in text
 
 
-def test_it_shows_what_it_promises(text: str) -> None:
+def test_it_has_all_sections(text: str) -> None:
     found = Page(text)
     assert found.tags.count("figure") == found.tags.count("svg") == 4
     for title in ("Acceptance against the number of candidates", "Speed-up", "Where a step's time goes"):
@@ -109,7 +111,7 @@ def test_it_shows_what_it_promises(text: str) -> None:
     assert "currentColor" in text
 
 
-def test_a_figure_in_a_file_is_whole(tmp_path: Path) -> None:
+def test_figure_files_are_complete(tmp_path: Path) -> None:
     write_report(results("2x1"), tmp_path / "report.html")
     for path in (tmp_path / "figures").iterdir():
         svg = path.read_text()
@@ -119,9 +121,9 @@ def test_a_figure_in_a_file_is_whole(tmp_path: Path) -> None:
     assert Page((tmp_path / "report.html").read_text()).open == []
 
 
-def test_what_was_not_measured_is_said() -> None:
+def test_missing_measurements_are_named() -> None:
     some = results()
-    bare = Results(some.speeds, (), (), MANIFEST)
-    text = page(bare, draw(bare))
+    speeds_only = Results(some.speeds, (), (), MANIFEST)
+    text = page(speeds_only, draw(speeds_only))
     assert text.count("Not measured.") == 2
     assert Page(text).tags.count("svg") == 2

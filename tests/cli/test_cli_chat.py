@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Run, assert_one_line_error, start
+from support.cli import Run, assert_one_line_error, start
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def answers(run: Run, words: list[object], *lines: str) -> list[dict[str, dict[s
 
 def test_each_piped_line_is_answered_within_the_conversation(run: Run, words: list[object]) -> None:
     first, second = answers(run, words, "hello", "", "hello", "/exit", "hello")
-    # The second prompt holds the first exchange, at the least its six tokens more.
+    # The second prompt contains the first answer of six tokens.
     assert second["usage"]["prompt_tokens"] >= first["usage"]["prompt_tokens"] + 6
 
 
-def test_reset_forgets(run: Run, words: list[object]) -> None:
+def test_reset_starts_a_new_conversation(run: Run, words: list[object]) -> None:
     first, second = answers(run, words, "hello", "/reset", "hello")
     for answer in (first, second):
         del answer["timing"]
@@ -49,11 +49,11 @@ def test_a_piped_conversation_fails_when_it_is_too_long(run: Run, words: list[ob
 
 
 class Terminal:
-    """A chat at the other end of a pseudo-terminal."""
+    """A chat in a pseudo-terminal."""
 
     def __init__(self, words: list[object]) -> None:
         self._master, slave = pty.openpty()
-        # Its errors come to the same screen.
+        # Errors go to the same screen.
         self.process = start(*words, stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)
         self.screen = ""
@@ -62,7 +62,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def wait_for(self, text: str) -> str:
-        """Read until this text has come, and return what came before it."""
+        """Read up to this text, and return the text before it."""
         end = time.monotonic() + 60
         while text not in self.screen:
             assert time.monotonic() < end, self.screen
@@ -91,7 +91,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_then_the_chat(terminal: Termi
         terminal.screen += os.read(terminal._master, 4096).decode(errors="replace")
     terminal.process.send_signal(signal.SIGINT)
     assert "tokens in" not in terminal.wait_for("\r\n> ")
-    # A request that cannot be does not end the conversation.
+    # A prompt that is too long does not end the conversation.
     terminal.type("word " * 800 + "\n")
     terminal.type("word " * 800 + "\n")
     terminal.type("/reset\n")

@@ -1,21 +1,22 @@
-"""Wrong words: one line, a hint, exit code 2; work that failed: exit code 1. Nothing on stdout."""
+"""Wrong options: exit code 2; work that failed: exit code 1. One line and a hint, and nothing on stdout."""
 
 from pathlib import Path
 
 import pytest
 
-from cli.conftest import Run, assert_one_line_error
-from mcsd.catalog import Location
+from mcsd.loading.catalog import Location
+from support.cli import Run, assert_one_line_error
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("generate x --target smollm-135", "no model 'smollm-135'"),
+        ("generate x --draft=", "no model ''"),
         ("generate x --target no/such.gguf", "no file 'no/such.gguf'"),
         ("generate x --tree 2y", "2y"),
         ("generate x --tree 99x99", "99x99"),
-        ("generate x --tree 2x1 --scheme block", "scheme block judges chains"),
+        ("generate x --tree 2x1 --scheme block", "scheme block supports chains"),
         ("generate x --dtype int7", "int7"),
         ("generate x --device abacus", "abacus"),
         ("generate x --quantize nope", "nope"),
@@ -43,7 +44,7 @@ from mcsd.catalog import Location
         ("--nonsense", "--nonsense"),
     ],
 )
-def test_wrong_words(words: str, said: str, run: Run) -> None:
+def test_wrong_options(words: str, said: str, run: Run) -> None:
     assert_one_line_error(run(*words.split()), 2, said)
 
 
@@ -51,7 +52,7 @@ def test_empty_prompt(run: Run) -> None:
     assert_one_line_error(run("generate", ""), 2, "prompt is empty")
 
 
-def test_prompt_that_is_no_text(run: Run) -> None:
+def test_prompt_that_is_not_text(run: Run) -> None:
     assert_one_line_error(run("generate", "caf\udce9"), 2, "not UTF-8")
 
 
@@ -80,5 +81,5 @@ def test_debug_shows_the_traceback(run: Run) -> None:
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("Traceback")
     assert "error: top_p=2.0" in result.err
-    # And only there: the next command line is quiet again.
+    # The next command line is without --debug again.
     assert_one_line_error(run("generate", "x", "--top-p", "2"), 2)

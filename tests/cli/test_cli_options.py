@@ -9,12 +9,14 @@ import typer
 from typer.main import get_command
 
 from mcsd.cli import app
-from mcsd.cli.distill import DistillOptions
-from mcsd.cli.options import EngineOptions, Json, SamplingOptions, command
-from mcsd.distill import Options
+from mcsd.cli.distill import DistillArguments
+from mcsd.cli.options import Json, SamplingArguments, command
+from mcsd.config import EngineOptions
+from mcsd.distill import DistillOptions
 from mcsd.engine import Engine
 from mcsd.errors import InvalidParameter
 from mcsd.params import SamplingParams
+from support.cli import Run, assert_one_line_error
 
 SHARED = """
     --target -m --draft -md --tree --scheme --temperature --top-k --top-p --min-p --max-new-tokens -n --seed --stop
@@ -28,7 +30,7 @@ def parsed(*words: str) -> dict[str, Any]:
     got: dict[str, Any] = {}
 
     @command
-    def probe(engine: EngineOptions, sampling: SamplingOptions, json: Json = False) -> None:
+    def probe(engine: EngineOptions, sampling: SamplingArguments, json: Json = False) -> None:
         got.update(engine=engine, sampling=sampling, json=json)
 
     probe_app = typer.Typer()
@@ -39,8 +41,8 @@ def parsed(*words: str) -> dict[str, Any]:
 
 
 def test_defaults_of_distill_are_those_of_python() -> None:
-    python = {field.name: field.default for field in fields(Options)}
-    shell = {field.name: field.default for field in fields(DistillOptions)}
+    python = {field.name: field.default for field in fields(DistillOptions)}
+    shell = {field.name: field.default for field in fields(DistillArguments)}
     assert {**shell, "target": MISSING} == python
 
 
@@ -52,14 +54,27 @@ def test_commands_have_all_shared_options(name: str) -> None:
     assert set(SHARED.split()) <= have
 
 
+@pytest.mark.parametrize("words", ["generate x", "chat"])
+def test_one_conversation_needs_a_cache_for_one_sequence(words: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(options: EngineOptions) -> Engine:
+        asked.append(options.max_batch)
+        raise InvalidParameter("no engine", "none is needed")
+
+    monkeypatch.setattr(f"mcsd.cli.{words.split()[0]}.load_engine", load)
+    assert_one_line_error(run(*words.split()), 2, "no engine")
+    assert asked == [1]
+
+
 def test_defaults_are_those_of_python() -> None:
     load = inspect.signature(Engine.load).parameters
     for field in fields(EngineOptions):
         assert load[field.name].default == field.default, field.name
-    assert set(load) - {field.name for field in fields(EngineOptions)} == {"max_batch"}
+    assert set(load) == {field.name for field in fields(EngineOptions)}
     in_python = {field.name for field in fields(SamplingParams)}
-    assert in_python - {field.name for field in fields(SamplingOptions)} == {"logit_bias", "logprobs"}
-    assert SamplingOptions().params() == SamplingParams()
+    assert in_python - {field.name for field in fields(SamplingArguments)} == {"logit_bias", "logprobs"}
+    assert SamplingArguments().params() == SamplingParams()
 
 
 @pytest.mark.parametrize(
@@ -87,11 +102,13 @@ def test_every_value_arrives() -> None:
     """
     got = parsed(*words.split())
     assert got["json"]
-    assert got["engine"] == EngineOptions("smollm2-135m", None, "2x2", "mcss", "cpu", "float32", "int8", True, 9)
+    assert got["engine"] == EngineOptions(
+        device="cpu", dtype="float32", quantize="int8", compile=True, tree="2x2", scheme="mcss", max_length=9
+    )
     params = got["sampling"].params()
     assert params == SamplingParams(0.5, 4, 0.9, 0.1, 7, 3, ("a", "b"), 1.1, 0.2, 0.3, ignore_eos=True)
 
 
 def test_values_are_checked_before_anything_is_loaded() -> None:
     with pytest.raises(InvalidParameter):
-        SamplingOptions(top_p=2.0).params()
+        SamplingArguments(top_p=2.0).params()

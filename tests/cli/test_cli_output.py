@@ -1,4 +1,4 @@
-"""What is shown: colours, control characters, the summary, JSON, errors."""
+"""Colors, control characters, the summary, JSON and errors."""
 
 import io
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mcsd.cli.output import as_object, harmless, report, show, summary
+from mcsd.cli.output import completion_json, escape_control_characters, print_error, summary, write_stream
 from mcsd.errors import InvalidTree, WeightsCorrupt
 from mcsd.params import Chunk, Completion, Stats
 
@@ -25,11 +25,11 @@ class Terminal(io.StringIO):
 
 def shown(monkeypatch: pytest.MonkeyPatch, stdout: io.StringIO, color: bool) -> str:
     monkeypatch.setattr(sys, "stdout", stdout)
-    assert list(show(CHUNKS, color)) == CHUNKS
+    assert list(write_stream(CHUNKS, color)) == CHUNKS
     return stdout.getvalue()
 
 
-def test_a_pipe_gets_the_very_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_gets_the_text_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, io.StringIO(), color=False) == "a\x1b]0;b\tc\n\n"
 
 
@@ -37,27 +37,27 @@ def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) 
     assert shown(monkeypatch, Terminal(), color=False) == "a\\x1b]0;b\tc\n\n"
 
 
-def test_colours_tell_candidates_from_the_targets_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_and_the_targets_tokens_have_different_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     green, bold, plain = "\x1b[32m", "\x1b[1m", "\x1b[0m"
     expected = f"{green}a{plain}{green}\\x1b]0;{plain}{bold}b{plain}{bold}\tc\n{plain}\n"
     assert shown(monkeypatch, Terminal(), color=True) == expected
 
 
-def test_an_unfinished_text_still_ends_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_text_ends_with_a_newline(monkeypatch: pytest.MonkeyPatch) -> None:
     stdout = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stdout)
-    chunks = show(CHUNKS, color=False)
+    chunks = write_stream(CHUNKS, color=False)
     next(iter(chunks))
     del chunks
     assert stdout.getvalue() == "a\x1b]0;b\n"
 
 
-def test_harmless_keeps_text_and_spells_out_controls() -> None:
-    assert harmless("naïve 日本\n\t🙂") == "naïve 日本\n\t🙂"
-    assert harmless("\x00\x07\r\x1b[2J\x7f\x9b") == "\\x00\\x07\\x0d\\x1b[2J\\x7f\\x9b"
+def test_control_characters_are_escaped_and_text_is_kept() -> None:
+    assert escape_control_characters("naïve 日本\n\t🙂") == "naïve 日本\n\t🙂"
+    assert escape_control_characters("\x00\x07\r\x1b[2J\x7f\x9b") == "\\x00\\x07\\x0d\\x1b[2J\\x7f\\x9b"
 
 
-def test_summary_says_speed_and_acceptance() -> None:
+def test_summary_has_speed_and_acceptance() -> None:
     assert summary(ENGINE, DONE) == (
         "64 tokens in 2.1 s (30.5 tokens/s) · 2.91 tokens a target call · 42 of 220 candidates accepted"
         " · mcss-wor 2x2x1"
@@ -66,8 +66,8 @@ def test_summary_says_speed_and_acceptance() -> None:
     assert "candidates" not in summary(ENGINE, plain)
 
 
-def test_object_has_the_contracts_keys() -> None:
-    value = as_object(ENGINE, DONE)
+def test_json_has_the_keys_of_the_contract() -> None:
+    value = completion_json(ENGINE, DONE)
     assert list(value) == ["text", "token_ids", "finish_reason", "usage", "speculative_decoding", "timing"]
     assert value["usage"] == {"prompt_tokens": 9, "completion_tokens": 64, "total_tokens": 73}
     assert value["speculative_decoding"] == {
@@ -88,11 +88,11 @@ def test_object_has_the_contracts_keys() -> None:
     [
         (InvalidTree("tree\n'x'", "give\nanother"), 2, "error: tree 'x'\nhint: give another\n"),
         (WeightsCorrupt("bad\x1b[2J", "again"), 1, "error: bad\\x1b[2J\nhint: again\n"),
-        (ValueError("a\nb"), 1, "error: ValueError: a b\nhint: add --debug to see where it comes from\n"),
+        (ValueError("a\nb"), 1, "error: ValueError: a b\nhint: add --debug to see the traceback\n"),
     ],
 )
-def test_errors_take_one_line_and_a_hint(
+def test_errors_are_one_line_and_a_hint(
     error: Exception, code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report(error) == code
+    assert print_error(error) == code
     assert capsys.readouterr() == ("", text)

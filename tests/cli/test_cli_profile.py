@@ -1,12 +1,12 @@
-"""``--profile``: parts that add up to the step, and what memory allows."""
+"""``--profile``: the parts add up to the step; memory limits."""
 
 from typing import Any
 
 import pytest
 
 import mcsd
-from conftest import tiny
-from mcsd.cli.profile import Part, Profile, Profiler, bandwidth, table
+from mcsd.cli.profile import StepPart, StepProfile, StepProfiler, bandwidth, profile_table
+from support.tiny import tiny
 
 PARTS = ["draft", "target", "judge", "commit", "other"]
 
@@ -16,14 +16,15 @@ def engine(draft: Any, tree: str) -> mcsd.Engine:
 
 
 def linear_bytes(network: Any) -> int:
-    return sum(p.nbytes for name, p in network.named_parameters() if "embed_tokens" not in name)
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    return sum(tensor.nbytes for name, tensor in tensors if "embed_tokens" not in name)
 
 
-def test_parts_are_those_of_the_steps_since_it_began() -> None:
+def test_parts_cover_the_steps_since_construction() -> None:
     draft = tiny("llama", seed=1)
     subject = engine(draft, "2x1")
     subject.generate([[1, 2, 3]], mcsd.SamplingParams(max_new_tokens=20))
-    profiler = Profiler(subject)
+    profiler = StepProfiler(subject)
     chunks = list(subject.stream([4, 5], mcsd.SamplingParams(max_new_tokens=20)))
     found = profiler.profile(chunks)
     done = chunks[-1].completion
@@ -40,44 +41,45 @@ def test_parts_are_those_of_the_steps_since_it_began() -> None:
 
 
 @pytest.mark.parametrize(("tree", "levels"), [("2x1", 2), ("none", 0)])
-def test_each_forward_reads_the_keys_and_values_of_the_text_before(tree: str, levels: int) -> None:
+def test_each_forward_reads_the_kv_cache(tree: str, levels: int) -> None:
     subject = engine(tiny("llama", seed=1), tree)
-    profiler = Profiler(subject)
+    profiler = StepProfiler(subject)
     chunks = list(subject.stream([4, 5, 6, 7], mcsd.SamplingParams(max_new_tokens=20)))
-    # Where a step begins: all that was there but the last token.
+    # At the start of a step: all tokens but the last one.
     lengths, length = [], 3
     for chunk in chunks:
         lengths.append(length)
         length += len(chunk.token_ids)
     assert length == 23
-    # Layers, keys and values, heads, size of a head, bytes of a float32.
+    # Layers, keys and values, heads, head size, bytes of a float32.
     text = 2 * 2 * 2 * 8 * 4 * sum(lengths) / len(lengths)
     reads = {part.name: part.cache_bytes for part in profiler.profile(chunks).parts}
     assert reads == pytest.approx({"draft": levels * text, "target": text, "judge": 0, "commit": 0, "other": 0})
 
 
-def test_memory_alone_delivers_weights_and_keys_and_values() -> None:
+def test_the_memory_limit_covers_weights_and_kv_cache() -> None:
     subject = engine(tiny("llama", seed=1), "2x1")
-    profiler = Profiler(subject)
+    profiler = StepProfiler(subject)
     found = profiler.profile(list(subject.stream([4, 5, 6, 7], mcsd.SamplingParams(max_new_tokens=20))))
     for part in found.parts[:2]:
         assert part.least == pytest.approx((part.weight_bytes + part.cache_bytes) / found.bandwidth)
 
 
-def test_look_up_reads_nothing() -> None:
+def test_ngram_drafting_reads_nothing() -> None:
     subject = engine("ngram", "2x1")
-    profiler = Profiler(subject)
+    profiler = StepProfiler(subject)
     draft = profiler.profile(list(subject.stream([4, 5], mcsd.SamplingParams(max_new_tokens=4)))).parts[0]
     assert draft.weight_bytes == draft.cache_bytes == draft.least == 0
 
 
-def test_memory_is_read_at_a_rate_a_machine_can_have() -> None:
+def test_memory_bandwidth_is_plausible() -> None:
     assert 1e9 < bandwidth("cpu") < 1e12
 
 
-def test_the_table_is_what_was_measured() -> None:
-    parts = (Part("draft", 0.010, 40_000_000, 10_000_000.0, 0.005), Part("judge", 0.030, 0, 0.0, 0.0))
-    lines = table(Profile(7, 10e9, parts))
-    assert lines[0] == "7 steps of 40.0 ms; memory gives 10.0 GB/s"
+def test_the_table_shows_the_measurements() -> None:
+    parts = (StepPart("draft", 0.010, 40_000_000, 10_000_000.0, 0.005), StepPart("judge", 0.030, 0, 0.0, 0.0))
+    lines = profile_table(StepProfile(7, 10e9, parts, {"target": "float32", "draft": ""}))
+    assert lines.pop(0) == "target: float32"
+    assert lines[0] == "7 steps of 40.0 ms; memory bandwidth 10.0 GB/s"
     assert lines[2].split() == ["draft", "10.00", "25.0%", "40", "MB", "10.0", "MB", "5.0", "ms", "2.0"]
     assert lines[3].split() == ["judge", "30.00", "75.0%"]

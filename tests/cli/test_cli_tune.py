@@ -1,4 +1,4 @@
-"""``mcsd tune``: what it keeps, what it says, and that a run that is killed goes on where it was."""
+"""``mcsd tune``: its profile, its output, and resuming a killed run."""
 
 import json
 import time
@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 import mcsd
-from cli.conftest import Run, assert_one_line_error, start
-from mcsd.catalog import models_folder
-from mcsd.tune import Options, tune
+from mcsd.system import cache_folder
+from mcsd.tune import TuneOptions, tune
+from support.cli import Run, assert_one_line_error, start
 
 
 def logs() -> list[Path]:
-    return list((models_folder().parent / "profiles").glob("*.tuning.jsonl"))
+    return list((cache_folder("profiles")).glob("*.tuning.jsonl"))
 
 
-def test_it_keeps_what_auto_goes_by(run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_it_writes_the_profile_of_auto(run: Run, tiny: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Name a river.\nWrite a poem.\n")
     words = ("tune", "--target", tiny, "--draft", tiny, "--dtype", "float32", "--prompts", prompts)
@@ -24,17 +24,19 @@ def test_it_keeps_what_auto_goes_by(run: Run, tiny: Path, tmp_path: Path) -> Non
     assert (done.code, done.err) == (0, "")
     report = json.loads(done.out)
     kept = json.loads(Path(report["profile"]).read_text())
-    sampled, greedy = report["races"]
+    sampled, greedy = report["comparisons"]
     assert (sampled["temperature"], greedy["temperature"]) == (1.0, 0.0)
-    for race in (sampled, greedy):
-        assert race["contenders"][0]["tree"] == "none"
-        assert race["contenders"][0]["times"] == 1.0
-        assert all(one["measured"] > 0 and one["slowest"] <= one["fastest"] for one in race["contenders"])
-        assert race["prompts"] in (1, 2)
+    for comparison in (sampled, greedy):
+        assert comparison["configurations"][0]["tree"] == "none"
+        assert comparison["configurations"][0]["times"] == 1.0
+        assert all(one["measured"] > 0 and one["slowest"] <= one["fastest"] for one in comparison["configurations"])
+        assert comparison["prompts"] in (1, 2)
     # It is its own draft, not rounded in float32: at temperature 0 everything is accepted.
     assert kept["greedy"][0][0] > 0.75
-    assert kept["findings"]["races"] == report["races"]
-    fastest = max((one for one in sampled["contenders"] if one["scheme"] == "mcss-wor"), key=lambda o: o["measured"])
+    assert kept["findings"]["comparisons"] == report["comparisons"]
+    fastest = max(
+        (one for one in sampled["configurations"] if one["scheme"] == "mcss-wor"), key=lambda o: o["measured"]
+    )
     assert kept["tree"] == list(mcsd.TreeShape.parse(fastest["tree"]).parents)
     assert not logs()
     engine = mcsd.Engine.load(str(tiny), str(tiny), dtype="float32", max_length=100)
@@ -46,7 +48,7 @@ def test_it_keeps_what_auto_goes_by(run: Run, tiny: Path, tmp_path: Path) -> Non
     assert "at temperature 0:" in said.out
 
 
-def test_a_killed_run_can_be_gone_on_with(tiny: Path, tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed(tiny: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"What is {number}?" for number in range(40)))
     words = ("tune", "--target", tiny, "--draft", "ngram", "--prompts", prompts)
@@ -59,13 +61,13 @@ def test_a_killed_run_can_be_gone_on_with(tiny: Path, tmp_path: Path) -> None:
     (log,) = logs()
     before = log.read_text().splitlines()
     with log.open("a") as file:
-        file.write('{"kind": "race", "half')
+        file.write('{"kind": "comparison", "half')
 
     def interrupt(line: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(Options(str(tiny), "ngram"), [f"What is {number}?" for number in range(40)], interrupt)
+        tune(TuneOptions(str(tiny), "ngram"), [f"What is {number}?" for number in range(40)], interrupt)
     assert log.read_text().splitlines() == before
     again = start(*words, "--minutes", 0.01)
     out, err = again.communicate()
@@ -74,9 +76,9 @@ def test_a_killed_run_can_be_gone_on_with(tiny: Path, tmp_path: Path) -> None:
     assert not logs()
 
 
-def test_what_is_done_is_not_done_again(tiny: Path) -> None:
-    """Broken off at every third request; the one in flight is all that is run twice."""
-    prompts, options = ["Name a river.", "Write a poem."], Options(str(tiny), "ngram", minutes=1.0)
+def test_measurements_are_not_repeated(tiny: Path) -> None:
+    """Interrupted at every third request: only the one in flight runs twice."""
+    prompts, options = ["Name a river.", "Write a poem."], TuneOptions(str(tiny), "ngram", minutes=1.0)
     said: list[str] = []
     for _ in range(100):
         before = len(said)
@@ -93,11 +95,11 @@ def test_what_is_done_is_not_done_again(tiny: Path) -> None:
         else:
             break
     assert len(said) == len(set(said)) > 12
-    assert [race.prompts for race in report.races] == [2, 2]
+    assert [comparison.prompts for comparison in report.comparisons] == [2, 2]
     assert not logs()
 
 
-def test_wrong_words(run: Run, tiny: Path) -> None:
+def test_wrong_options(run: Run, tiny: Path) -> None:
     assert_one_line_error(run("tune", "--target", tiny, "--minutes", 0), 2, "minutes=0")
     assert_one_line_error(run("tune", "--target", tiny, "--scheme", "best"), 2, "best")
     assert_one_line_error(run("tune", "--target", "no-such-model"), 2, "no-such-model")

@@ -1,4 +1,4 @@
-"""`mcsd verify` on the command line: exit codes, JSON, the table, words that are wrong."""
+"""`mcsd verify` on the command line: exit codes, JSON, the table, wrong options."""
 
 import json
 from collections.abc import Callable
@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from cli.conftest import Run, assert_one_line_error
-from mcsd.cli.options import EngineOptions
+from mcsd.config import EngineOptions
+from mcsd.cpu.weight_plan import has_bf16_gemm, has_int8_gemm
 from mcsd.engine import Engine
-from mcsd.models.packing import packable
-from mcsd.models.quantization import quantizable
 from mcsd.testing import TabularModel
+from support.cli import Run, assert_one_line_error
 
 
 class Words:
@@ -33,16 +32,16 @@ class Words:
 
 @pytest.fixture
 def tabular(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Engine]:
-    """In place of what is loaded: an engine of two tables, the same one each time."""
+    """Replaces loading: an engine of two tables, the same one each time."""
     generator = torch.Generator().manual_seed(5)
     rows = torch.rand(2, 12, 12, generator=generator) ** 2 + 0.01
     target, draft = map(TabularModel, rows / rows.sum(-1, keepdim=True))
     engine = Engine(target, draft, Words(), tree="2x2", max_batch=256, max_length=64)
-    monkeypatch.setattr(EngineOptions, "load", lambda self, max_batch: engine)
+    monkeypatch.setattr("mcsd.cli.verify.load_engine", lambda options: engine)
     return lambda: engine
 
 
-def test_a_right_engine_passes(run: Run, tabular: Callable[[], Engine]) -> None:
+def test_a_correct_engine_passes(run: Run, tabular: Callable[[], Engine]) -> None:
     result = run("verify", "--samples", 500, "--contexts", 2, "-n", 8)
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
@@ -73,7 +72,7 @@ def test_a_wrong_engine_fails(run: Run, tabular: Callable[[], Engine], monkeypat
     right = target.forward
 
     def wrong(tokens: Any, block: Any, *rest: Any, **named: Any) -> Any:
-        # Only in a tree: the plain forward of the check is left alone.
+        # Only in a tree; the plain forward of the reference is not changed.
         rows = tokens if block.mask.tril().equal(torch.ones_like(block.mask).tril()) else (tokens + 1) % 12
         return right(rows, block, *rest, **named)
 
@@ -93,13 +92,18 @@ def test_a_wrong_engine_fails(run: Run, tabular: Callable[[], Engine], monkeypat
 CPU = torch.device("cpu")
 
 
-@pytest.mark.skipif(not packable(CPU, torch.bfloat16), reason="this CPU has no kernels for packed weights")
+@pytest.mark.skipif(not has_bf16_gemm(CPU, torch.bfloat16), reason="this CPU has no kernels for packed weights")
 @pytest.mark.parametrize(
     "quantize",
-    [(), pytest.param(("--quantize", "int8"), marks=pytest.mark.skipif(not quantizable(CPU), reason="nor for bytes"))],
+    [
+        (),
+        pytest.param(
+            ("--quantize", "int8"), marks=pytest.mark.skipif(not has_int8_gemm(CPU), reason="this CPU has no int8 gemm")
+        ),
+    ],
 )
 def test_a_packed_model_passes(quantize: tuple[str, ...], run: Run, tiny: Path) -> None:
-    """Its fused layers are run as transformers runs them too: without a tree, padded, and without a cache."""
+    """Its packed layers also run as transformers calls them: without a tree, padded, and without a cache."""
     models = ("-m", tiny, "-md", tiny, "--tree", "2x1", "--dtype", "bfloat16", *quantize)
     result = run("verify", *models, "--samples", 500, "--contexts", 1, "-n", 4, "--temperature", 0.5, "--json")
     assert (result.code, result.err) == (0, "")
@@ -119,27 +123,27 @@ def test_a_packed_model_passes(quantize: tuple[str, ...], run: Run, tiny: Path) 
         ("--top-p 2", "top_p=2.0"),
     ],
 )
-def test_wrong_words(words: str, said: str, run: Run, tabular: Callable[[], Engine]) -> None:
+def test_wrong_options(words: str, said: str, run: Run, tabular: Callable[[], Engine]) -> None:
     assert_one_line_error(run("verify", *words.split()), 2, said)
 
 
-def test_an_engine_that_cannot_be(run: Run) -> None:
+def test_an_unknown_target(run: Run) -> None:
     assert_one_line_error(run("verify", "--target", "smollm-135"), 2, "no model 'smollm-135'")
 
 
 @pytest.mark.parametrize(
     ("words", "tree"), [((), "2x2x1"), (("--scheme", "block"), "chain:3"), (("--tree", "none"), "none")]
 )
-def test_where_no_tree_is_named_there_is_one(
+def test_the_default_tree_has_candidates(
     run: Run, tabular: Callable[[], Engine], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], tree: str
 ) -> None:
-    """What auto chooses may be plain decoding, of which there is nothing to check."""
+    """auto may choose plain decoding, which checks nothing."""
     asked = []
 
-    def load(self: EngineOptions, max_batch: int) -> Engine:
-        asked.append(self.tree)
+    def load(options: EngineOptions) -> Engine:
+        asked.append(options.tree)
         return tabular()
 
-    monkeypatch.setattr(EngineOptions, "load", load)
+    monkeypatch.setattr("mcsd.cli.verify.load_engine", load)
     assert run("verify", "--samples", 500, "--contexts", 1, "-n", 4, *words).code == 0
     assert asked == [tree]

@@ -1,4 +1,4 @@
-"""Muon against torch's, which knows bfloat16 alone."""
+"""Muon against torch's, which computes in bfloat16 only."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from mcsd.distill.muon import Muon
 
 
 def trained(dtype: torch.dtype | None, shape: tuple[int, int]) -> torch.Tensor:
-    """A matrix after some steps of ours in a dtype, or of torch's."""
+    """A matrix after some steps of our Muon in a dtype, or of torch's."""
     torch.manual_seed(0)
     matrix, unused = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(shape))
     if dtype is None:

@@ -10,24 +10,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from conftest import VOCABULARY
-from exact import CONTEXT, SEEDS, STATES, close, exact, exact_head, parents, plain, poisoned, random_tokens, run
 from mcsd import SamplingParams, TreeShape
 from mcsd.drafters import Drafter, HeadDrafter, ModelDrafter, NgramDrafter
-from mcsd.errors import InvalidTree
 from mcsd.models import TransformersModel
-from mcsd.models.trimming import trim
-from mcsd.rng import DRAW, Randomness, Stream
-from mcsd.sampling import Settings, SparseDistributions
-from mcsd.schemes import SCHEMES, CandidateTree, Scheme, Verdict
-from mcsd.schemes.candidates import Target
+from mcsd.models.draft_vocabulary import cut_vocabulary
+from mcsd.rng import DRAW, PhiloxStream, Randomness
+from mcsd.sampling import BatchSamplingParams, SparseDistributions
+from mcsd.schemes import SCHEMES, CandidateTree, Scheme, VerificationResult
+from mcsd.schemes.registry import supports
+from mcsd.schemes.types import TargetDistributions
+from support.exact import CONTEXT, SEEDS, STATES, close, exact, exact_head, parents, plain, poisoned, random_tokens, run
+from support.tiny import VOCABULARY
 
-ROWS = 3
+MAX_BATCH = 3
 LARGEST = 6
-# What rows read in one forward is filled up to what the longest has to read: seven tokens, or those left together.
+# Sequences that read together are padded to the longest: seven tokens, or the pending tokens of a lag.
 SLOTS = CONTEXT + 7 + LARGEST
 CPU = torch.device("cpu")
-# One embedding is NaN for a while in some rules; the first model of a kind is the target.
+# The first model of a kind is the target. In some rules one embedding is temporarily NaN.
 DRAFT = 1
 
 LENGTHS = st.one_of(st.integers(1, 4), st.integers(5, 20), st.integers(CONTEXT - 8, CONTEXT - 2))
@@ -37,21 +37,21 @@ PARAMS = [
     SamplingParams(temperature=0.6, top_k=3),
     SamplingParams(temperature=1.5, top_p=0.8),
 ]
-ENDS = st.lists(st.integers(0, 99), min_size=ROWS, max_size=ROWS)
-# Random trees are seldom so broad that a second node has grandchildren.
-BROAD = [[-1, -1, 0, 1, 2, 3], [-1, -1, 1, 0, 2, 3], [-1, -1, 0, 1, 3, 4]]
-SHAPES = parents(LARGEST, smallest=1) | st.sampled_from(BROAD)
+ENDS = st.lists(st.integers(0, 99), min_size=MAX_BATCH, max_size=MAX_BATCH)
+# Random trees are seldom so wide that a second node has grandchildren.
+WIDE = [[-1, -1, 0, 1, 2, 3], [-1, -1, 1, 0, 2, 3], [-1, -1, 0, 1, 3, 4]]
+SHAPES = parents(LARGEST, smallest=1) | st.sampled_from(WIDE)
 
 
 def model_drafter(kind: str, vocab_size: int = VOCABULARY) -> ModelDrafter:
-    return ModelDrafter(TransformersModel(exact(kind, DRAFT)), vocab_size, ROWS, SLOTS)
+    return ModelDrafter(TransformersModel(exact(kind, DRAFT)), vocab_size, MAX_BATCH, SLOTS)
 
 
 @cache
-def trimmed_model() -> TransformersModel:
-    """A draft that proposes every third token."""
+def model_with_draft_vocabulary() -> TransformersModel:
+    """A draft whose vocabulary is every third token."""
     network, vocabulary = deepcopy(exact("qwen2", DRAFT)), torch.arange(0, VOCABULARY, 3)
-    trim(network, vocabulary)
+    cut_vocabulary(network, vocabulary)
     return TransformersModel(network, vocabulary=vocabulary)
 
 
@@ -61,15 +61,15 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "mistral-window": lambda: model_drafter("mistral-window"),
     "gemma3-mixed": lambda: model_drafter("gemma3-mixed"),
     "padded": lambda: model_drafter("opt", VOCABULARY - 7),
-    "trimmed": lambda: ModelDrafter(trimmed_model(), VOCABULARY, ROWS, SLOTS),
-    "head": lambda: HeadDrafter(exact_head("llama"), ROWS, SLOTS),
-    "head-window": lambda: HeadDrafter(exact_head("gemma3-mixed"), ROWS, SLOTS),
+    "draft-vocabulary": lambda: ModelDrafter(model_with_draft_vocabulary(), VOCABULARY, MAX_BATCH, SLOTS),
+    "head": lambda: HeadDrafter(exact_head("llama"), MAX_BATCH, SLOTS),
+    "head-window": lambda: HeadDrafter(exact_head("gemma3-mixed"), MAX_BATCH, SLOTS),
     "ngram": lambda: NgramDrafter(CPU),
 }
 
 
 class Replay(Scheme):
-    """Draws along one path what was drawn before."""
+    """Draws the candidates of one path again."""
 
     name = "replay"
 
@@ -79,20 +79,12 @@ class Replay(Scheme):
     def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         return torch.tensor([[[next(self.choices)]]])
 
-    def _judge(self, target: Target, q: SparseDistributions, random: Randomness) -> Verdict:
+    def _verify(self, target: TargetDistributions, q: SparseDistributions, random: Randomness) -> VerificationResult:
         raise NotImplementedError
 
 
-def judges(scheme: type[Scheme], shape: TreeShape) -> bool:
-    try:
-        scheme.check(shape)
-    except InvalidTree:
-        return False
-    return True
-
-
 class Drafters(RuleBasedStateMachine):
-    """One drafter, and the texts of its rows. The judgement is drawn: any valid path, and any token after it."""
+    """One drafter, and the texts of its sequences. Verification is random: any valid path, and any token after it."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -102,15 +94,15 @@ class Drafters(RuleBasedStateMachine):
         self.params: list[SamplingParams] = []
         self.seeds: list[int] = []
 
-    @initialize(lengths=st.lists(LENGTHS, min_size=2, max_size=ROWS), seed=SEEDS)
+    @initialize(lengths=st.lists(LENGTHS, min_size=2, max_size=MAX_BATCH), seed=SEEDS)
     def take_several(self, lengths: list[int], seed: int) -> None:
-        for row, length in enumerate(lengths):
-            self.take(length, seed + row)
+        for sequence, length in enumerate(lengths):
+            self.take(length, seed + sequence)
 
-    @precondition(lambda self: len(self.texts) < ROWS)
+    @precondition(lambda self: len(self.texts) < MAX_BATCH)
     @rule(length=LENGTHS, seed=SEEDS)
     def take(self, length: int, seed: int) -> None:
-        # Few different tokens, so that look-up finds something.
+        # Few different tokens, so that n-grams repeat.
         few = 4 if self.kind == "ngram" else VOCABULARY
         text = [token % few for token in random_tokens(seed, length)]
         self.drafter.add(list(text), self.states([text])[0])
@@ -118,10 +110,10 @@ class Drafters(RuleBasedStateMachine):
         self.params.append(PARAMS[seed % len(PARAMS)])
         self.seeds.append(seed)
 
-    @precondition(lambda self: len(self.texts) < ROWS - 1)
+    @precondition(lambda self: len(self.texts) < MAX_BATCH - 1)
     @rule(length=LENGTHS, seed=SEEDS)
     def take_twins(self, length: int, seed: int) -> None:
-        """Two rows with one prompt, which need be read only once."""
+        """Two sequences with one prompt, which is read only once."""
         self.take(length, seed)
         self.drafter.add(list(self.texts[-1]), self.states(self.texts[-1:])[0])
         self.texts.append(list(self.texts[-1]))
@@ -136,20 +128,20 @@ class Drafters(RuleBasedStateMachine):
     @precondition(lambda self: self.texts)
     @rule(count=st.integers(1, 6), seed=SEEDS)
     def steps_without_candidates(self, count: int, seed: int) -> None:
-        """Plain decoding; the tokens wait to be read."""
+        """Plain decoding: tokens become pending."""
         for step in range(count):
             if self.texts:
-                self.draft_and_commit(TreeShape([]), 0, [0] * ROWS, seed + step)
+                self.draft_and_commit(TreeShape([]), 0, [0] * MAX_BATCH, seed + step)
 
     @precondition(lambda self: len(self.texts) > 1)
-    @rule(pick=st.integers(0, ROWS - 1))
+    @rule(pick=st.integers(0, MAX_BATCH - 1))
     def remove(self, pick: int) -> None:
         self.free(pick % len(self.texts))
 
-    @precondition(lambda self: len(self.texts) == ROWS)
+    @precondition(lambda self: len(self.texts) == MAX_BATCH)
     @rule(above=SHAPES, scheme=st.integers(0, 99))
-    def break_off(self, above: list[int], scheme: int) -> None:
-        """A step that ends between draft and commit."""
+    def interrupt(self, above: list[int], scheme: int) -> None:
+        """A step that is interrupted between draft and commit."""
         shape = TreeShape(above)
         self.draft(self.drafter, shape, self.scheme(shape, scheme), list(range(len(self.texts))))
         self.drafter.clear()
@@ -158,38 +150,38 @@ class Drafters(RuleBasedStateMachine):
         self.seeds.clear()
 
     @precondition(lambda self: len(self.texts) > 1 and not isinstance(self.drafter, NgramDrafter))
-    @rule(above=SHAPES, scheme=st.integers(0, 99), pick=st.integers(0, ROWS - 1))
+    @rule(above=SHAPES, scheme=st.integers(0, 99), pick=st.integers(0, MAX_BATCH - 1))
     def fail(self, above: list[int], scheme: int, pick: int) -> None:
-        """The draft reads NaN in one row, which is freed. The others must not notice."""
+        """The draft computes NaN in one sequence, which is removed. The others must not change."""
         shape = TreeShape(above)
-        row = pick % len(self.texts)
+        sequence = pick % len(self.texts)
         chosen = self.scheme(shape, scheme)
         expected = self.fresh(shape, chosen)
         used = {*expected.tokens.flatten().tolist(), *(token for text in self.texts for token in text)}
-        # Nor is it 0, which shorter rows are filled up with.
+        # Nor 0, which shorter sequences are padded with.
         poison = next(token for token in range(1, VOCABULARY) if token not in used)
-        self.texts[row][-1] = poison
+        self.texts[sequence][-1] = poison
         with poisoned(self.network(), poison):
             tree = self.draft(self.drafter, shape, chosen, list(range(len(self.texts))))
-        assert tree.failed.tolist() == [other == row for other in range(len(self.texts))]
-        self.compare(tree, expected, [other for other in range(len(self.texts)) if other != row])
-        # As the engine goes on: nothing is accepted where nothing could be judged.
+        assert tree.failed.tolist() == [other == sequence for other in range(len(self.texts))]
+        self.compare(tree, expected, [other for other in range(len(self.texts)) if other != sequence])
+        # As the engine does: nothing is accepted in a failed sequence.
         states = self.states([[*text, 0] for text in self.texts])
         hidden = [None if known is None else known[0, -1:].expand(1 + shape.depth, -1) for known in states]
         nothing = torch.full((len(self.texts), shape.depth), -1)
         self.drafter.commit(nothing, torch.zeros(len(self.texts), dtype=torch.int64), stacked(hidden))
         for text in self.texts:
             text.append(1)
-        self.free(row)
+        self.free(sequence)
         self.end_full_texts()
 
     @invariant()
     def caches_hold_no_more_than_the_texts(self) -> None:
         if isinstance(self.drafter, ModelDrafter | HeadDrafter):
-            cache = self.drafter._cache
+            cache = self.drafter.cache
             lengths = cache.lengths.tolist()
             used = len(self.texts)
-            assert cache.used == used
+            assert cache.batch_size == used
             assert all(held < len(text) for held, text in zip(lengths, self.texts, strict=False))
             assert not any(lengths[used:])
 
@@ -199,14 +191,14 @@ class Drafters(RuleBasedStateMachine):
         tree = self.draft(self.drafter, shape, chosen, every)
         self.compare(tree, self.fresh(shape, chosen), every)
         self.compare_with_chain(tree, seed % len(every), ends[0])
-        paths = [self.path(tree, row, ends[row]) for row in every]
+        paths = [self.path(tree, sequence, ends[sequence]) for sequence in every]
         depth = tree.shape.depth
         before = [len(text) for text in self.texts]
-        for row, path in enumerate(paths):
-            self.texts[row] += [int(tree.tokens[row, node]) for node in path]
+        for sequence, path in enumerate(paths):
+            self.texts[sequence] += [int(tree.tokens[sequence, node]) for node in path]
         hidden = []
         for known, start, path in zip(self.states([[*text, 0] for text in self.texts]), before, paths, strict=True):
-            # Behind the path stand the root's states once more, as the engine hands them over.
+            # The path is padded with the root's hidden states, as in the engine.
             columns = [*range(start - 1, start + len(path)), *[start - 1] * (depth - len(path))]
             hidden.append(None if known is None else known[0, columns])
         padded = torch.tensor([path + [-1] * (depth - len(path)) for path in paths], dtype=torch.int64)
@@ -216,20 +208,20 @@ class Drafters(RuleBasedStateMachine):
             text.append(token % 4 if self.kind == "ngram" else token)
         self.end_full_texts()
 
-    def path(self, tree: CandidateTree, row: int, pick: int) -> list[int]:
-        """A valid path, so short that the text stays in the context."""
-        ends = [-1, *tree.valid[row].nonzero()[:, 0].tolist()]
+    def path(self, tree: CandidateTree, sequence: int, pick: int) -> list[int]:
+        """A valid path, short enough for the text to stay within the context."""
+        ends = [-1, *tree.valid[sequence].nonzero()[:, 0].tolist()]
         node = ends[pick % len(ends)]
         path: list[int] = []
         while node >= 0:
             path.insert(0, node)
             node = tree.shape.parents[node]
-        return path[: CONTEXT - 1 - len(self.texts[row])]
+        return path[: CONTEXT - 1 - len(self.texts[sequence])]
 
     def scheme(self, shape: TreeShape, pick: int) -> Scheme:
-        """One that can judge the tree."""
-        able = [SCHEMES[name] for name in sorted(SCHEMES) if judges(SCHEMES[name], shape)]
-        return able[pick % len(able)]()
+        """A scheme that supports the tree."""
+        supported = [SCHEMES[name] for name in sorted(SCHEMES) if supports(name, shape)]
+        return supported[pick % len(supported)]()
 
     def draft(
         self,
@@ -239,82 +231,84 @@ class Drafters(RuleBasedStateMachine):
         order: list[int],
         params: list[SamplingParams] | None = None,
     ) -> CandidateTree:
-        seeds = torch.tensor([self.seeds[row] for row in order])
-        positions = torch.tensor([len(self.texts[row]) for row in order])
-        settings = Settings.of(params or [self.params[row] for row in order], CPU)
-        texts = [list(self.texts[row]) for row in order]
+        seeds = torch.tensor([self.seeds[sequence] for sequence in order])
+        positions = torch.tensor([len(self.texts[sequence]) for sequence in order])
+        sampling = BatchSamplingParams.of(params or [self.params[sequence] for sequence in order], CPU)
+        texts = [list(self.texts[sequence]) for sequence in order]
         if len(shape):
-            drafter.read(texts)
-        return drafter.draft(texts, shape, scheme, settings, Stream(seeds, positions, DRAW))
+            drafter.catch_up(texts)
+        return drafter.draft(texts, shape, scheme, sampling, PhiloxStream(seeds, positions, DRAW))
 
     def fresh(self, shape: TreeShape, scheme: Scheme) -> CandidateTree:
-        """What a drafter without a history says. Its rows stand the other way round."""
+        """The draft of a fresh drafter, with the sequences in reverse order."""
         drafter = DRAFTERS[self.kind]()
         order = list(range(len(self.texts)))[::-1]
-        for row, states in zip(order, self.states([self.texts[row] for row in order]), strict=True):
-            drafter.add(list(self.texts[row]), states)
+        for sequence, states in zip(order, self.states([self.texts[sequence] for sequence in order]), strict=True):
+            drafter.add(list(self.texts[sequence]), states)
         tree = self.draft(drafter, shape, scheme, order)
-        turned = [part.flip(0) for part in (tree.tokens, tree.valid, tree.choice, tree.failed)]
+        reversed_ = [part.flip(0) for part in (tree.tokens, tree.valid, tree.choice, tree.failed)]
         q = None if tree.q is None else type(tree.q)(tree.q.support.flip(0), tree.q.weights.flip(0))
-        return CandidateTree(tree.shape, turned[0], turned[1], turned[2], q, turned[3])
+        return CandidateTree(tree.shape, reversed_[0], reversed_[1], reversed_[2], q, reversed_[3])
 
-    def compare(self, tree: CandidateTree, fresh: CandidateTree, rows: list[int]) -> None:
+    def compare(self, tree: CandidateTree, fresh: CandidateTree, sequences: list[int]) -> None:
         assert tree.shape == fresh.shape
-        assert torch.equal(tree.valid[rows], fresh.valid[rows])
-        assert torch.equal(tree.tokens[rows], fresh.tokens[rows])
-        assert torch.equal(tree.choice[rows], fresh.choice[rows])
-        assert not tree.failed[rows].any()
+        assert torch.equal(tree.valid[sequences], fresh.valid[sequences])
+        assert torch.equal(tree.tokens[sequences], fresh.tokens[sequences])
+        assert torch.equal(tree.choice[sequences], fresh.choice[sequences])
+        assert not tree.failed[sequences].any()
         assert (tree.q is None) == (fresh.q is None)
         if tree.q is not None and fresh.q is not None:
-            assert torch.equal(tree.q.support[rows], fresh.q.support[rows])
-            torch.testing.assert_close(tree.q.weights[rows], fresh.q.weights[rows], **close(self.kind))
+            assert torch.equal(tree.q.support[sequences], fresh.q.support[sequences])
+            torch.testing.assert_close(tree.q.weights[sequences], fresh.q.weights[sequences], **close(self.kind))
 
-    def compare_with_chain(self, tree: CandidateTree, row: int, pick: int) -> None:
-        """q after an inner node is that after its path, drafted alone as a chain."""
-        inner = [node for node in sorted(set(tree.shape.parents)) if node >= 0 and tree.valid[row, node]]
+    def compare_with_chain(self, tree: CandidateTree, sequence: int, pick: int) -> None:
+        """q after an inner node equals q after its path, drafted alone as a chain."""
+        inner = [node for node in sorted(set(tree.shape.parents)) if node >= 0 and tree.valid[sequence, node]]
         if tree.q is None or not inner:
             return
         node = inner[-1 - pick % len(inner)]
         path = tree.shape.paths[1 + node].tolist()
         path = [on for on in path if on >= 0]
         drafter = DRAFTERS[self.kind]()
-        drafter.add(list(self.texts[row]), self.states([self.texts[row]])[0])
-        scheme = Replay([*tree.choice[row, path].tolist(), 0])
-        # Alone, a greedy row has no q. In company it has that of temperature 1.
-        warm = self.params[row] if self.params[row].temperature else SamplingParams()
-        chain = self.draft(drafter, TreeShape(range(-1, len(path))), scheme, [row], [warm])
+        drafter.add(list(self.texts[sequence]), self.states([self.texts[sequence]])[0])
+        scheme = Replay([*tree.choice[sequence, path].tolist(), 0])
+        # Alone, a greedy sequence has no q. In a batch it has that of temperature 1.
+        params = self.params[sequence] if self.params[sequence].temperature else SamplingParams()
+        chain = self.draft(drafter, TreeShape(range(-1, len(path))), scheme, [sequence], [params])
         assert chain.q is not None
-        assert torch.equal(chain.q.support[0, len(path)], tree.q.support[row, 1 + node])
-        torch.testing.assert_close(chain.q.weights[0, len(path)], tree.q.weights[row, 1 + node], **close(self.kind))
+        assert torch.equal(chain.q.support[0, len(path)], tree.q.support[sequence, 1 + node])
+        torch.testing.assert_close(
+            chain.q.weights[0, len(path)], tree.q.weights[sequence, 1 + node], **close(self.kind)
+        )
 
     def states(self, texts: list[list[int]]) -> list[Tensor | None]:
-        """The target's states ``[1, len(text) - 1, F]`` before each text's last token, if the drafter reads any."""
-        if not self.drafter.hidden:
+        """The target's hidden states ``[1, len(text) - 1, F]`` before each text's last token, if the drafter asks."""
+        if not self.drafter.hidden_layers:
             return [None] * len(texts)
-        assert self.drafter.hidden == STATES
+        assert self.drafter.hidden_layers == STATES
         assert isinstance(self.drafter, HeadDrafter)
-        known = plain(self.drafter.head.target.network, texts)
+        known = plain(self.drafter.model.target.network, texts)
         return [states[None, :-1] if len(text) > 1 else None for text, (_, states) in zip(texts, known, strict=True)]
 
     def network(self) -> torch.nn.Module:
-        """Whose embeddings the draft reads."""
+        """The network whose embeddings the draft reads."""
         if isinstance(self.drafter, HeadDrafter):
-            return self.drafter.head.target.network  # type: ignore[no-any-return]
+            return self.drafter.model.target.network  # type: ignore[no-any-return]
         assert isinstance(self.drafter, ModelDrafter)
         assert isinstance(self.drafter.model, TransformersModel)
         return self.drafter.model.network  # type: ignore[no-any-return]
 
-    def free(self, row: int) -> None:
-        self.drafter.remove(row)
+    def free(self, sequence: int) -> None:
+        self.drafter.remove(sequence)
         for kept in (self.texts, self.params, self.seeds):
-            kept[row] = kept[-1]  # type: ignore[index]
+            kept[sequence] = kept[-1]  # type: ignore[index]
             kept.pop()
 
     def end_full_texts(self) -> None:
-        """As the engine does, from the last row to the first."""
-        for row in range(len(self.texts) - 1, -1, -1):
-            if len(self.texts[row]) == CONTEXT:
-                self.free(row)
+        """As in the engine, from the last sequence to the first."""
+        for sequence in range(len(self.texts) - 1, -1, -1):
+            if len(self.texts[sequence]) == CONTEXT:
+                self.free(sequence)
 
 
 def stacked(hidden: list[Tensor | None]) -> Tensor | None:
@@ -322,11 +316,12 @@ def stacked(hidden: list[Tensor | None]) -> Tensor | None:
     return torch.stack(known) if known else None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", DRAFTERS)
-def test_a_drafter_with_any_history_is_as_a_fresh_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Short prompts in several pieces.
+def test_a_drafter_with_any_history_drafts_as_a_fresh_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Short prompts are read in several chunks.
     monkeypatch.setattr("mcsd.models.prefill.CHUNK", 5)
     monkeypatch.setattr("mcsd.drafters.head.CHUNK", 5)
-    # Rows that lag catch up alone.
-    monkeypatch.setattr("mcsd.drafters.levels.TOGETHER", 4)
+    # Sequences that lag catch up alone.
+    monkeypatch.setattr("mcsd.drafters.level.MAX_LAG", 4)
     run(Drafters, kind, runs=40 if kind == "ngram" else 6, steps=18)

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from mcsd.bench import Experiment, Models, grid
+from mcsd.bench import BenchModels, Experiment, grid
 from mcsd.bench.measure import measure
-from mcsd.models.loading import Loaded, load_draft
+from mcsd.loading.load import LoadedModel, load_draft
 from mcsd.prompts import QUESTIONS
 
 
-def test_the_default_draft(smollm2: Loaded, tmp_path: Path) -> None:
-    models = Models(smollm2.model, smollm2.tokenizer, {"draft": load_draft("smollm2-135m-head", smollm2)})
+def test_the_default_draft(smollm2: LoadedModel, tmp_path: Path) -> None:
+    models = BenchModels(smollm2.model, smollm2.tokenizer, {"draft": load_draft("smollm2-135m-head", smollm2)})
     systems = tuple(grid(["2x1"], ["mcss-wor"], ["single"]))
     experiment = Experiment(systems, (0.0,), max_new_tokens=12)
     results = measure(models, {"questions": list(QUESTIONS[:1])}, experiment, tmp_path, 128)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import compare, reference
 
 import mcsd
-from mcsd.catalog import DRAFTS
+from mcsd.loading.catalog import DRAFTS
+from mcsd.loading.load import LoadedModel, load_draft
 from mcsd.models import BoundHead
-from mcsd.models.loading import Loaded, load_head
+from support.parity import compare, reference
 
 NAME = "smollm2-135m-head"
 QUESTIONS = [
@@ -26,36 +26,38 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def head(smollm2: Loaded) -> BoundHead:
-    return load_head(NAME, smollm2.model)
+def head(smollm2: LoadedModel) -> BoundHead:
+    loaded = load_draft(NAME, smollm2)
+    assert isinstance(loaded, BoundHead)
+    return loaded
 
 
 @pytest.fixture(scope="module")
-def prompts(smollm2: Loaded) -> list[list[int]]:
+def prompts(smollm2: LoadedModel) -> list[list[int]]:
     template = partial(smollm2.tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
     return [list(template([{"role": "user", "content": question}])) for question in QUESTIONS]
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2: Loaded, prompts: list[list[int]]) -> list[list[int]]:
+def expected(smollm2: LoadedModel, prompts: list[list[int]]) -> list[list[int]]:
     return [reference(smollm2.model.network, prompt, 32) for prompt in prompts]
 
 
 @pytest.fixture(scope="module")
-def greedy(smollm2: Loaded, head: BoundHead, prompts: list[list[int]]) -> list[mcsd.Completion]:
+def greedy(smollm2: LoadedModel, head: BoundHead, prompts: list[list[int]]) -> list[mcsd.Completion]:
     """All prompts at once, on a wide tree at temperature 0."""
     engine = mcsd.Engine(smollm2.model, head, smollm2.tokenizer, tree="4x2x2x1", max_batch=8)
     return engine.generate(prompts, mcsd.SamplingParams(temperature=0, max_new_tokens=32))
 
 
 def test_same_text_as_generate(
-    smollm2: Loaded, prompts: list[list[int]], expected: list[list[int]], greedy: list[mcsd.Completion]
+    smollm2: LoadedModel, prompts: list[list[int]], expected: list[list[int]], greedy: list[mcsd.Completion]
 ) -> None:
     assert compare(smollm2.model.network, expected, prompts, greedy) <= 1
 
 
 def test_same_text_as_generate_on_a_chain(
-    smollm2: Loaded, head: BoundHead, prompts: list[list[int]], expected: list[list[int]]
+    smollm2: LoadedModel, head: BoundHead, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
     engine = mcsd.Engine(smollm2.model, head, smollm2.tokenizer, tree="chain:3", max_batch=1)
     done = engine.generate(prompts[:3], mcsd.SamplingParams(temperature=0, max_new_tokens=32))
@@ -76,7 +78,7 @@ def test_acceptance_length_at_temperature_0(greedy: list[mcsd.Completion]) -> No
     assert tokens_a_call(greedy) > 1.7
 
 
-def test_acceptance_length_at_temperature_1(smollm2: Loaded, head: BoundHead, prompts: list[list[int]]) -> None:
+def test_acceptance_length_at_temperature_1(smollm2: LoadedModel, head: BoundHead, prompts: list[list[int]]) -> None:
     engine = mcsd.Engine(smollm2.model, head, smollm2.tokenizer, tree="4x2x2x1")
     done = engine.generate(prompts, mcsd.SamplingParams(temperature=1, max_new_tokens=48, seed=1))
     assert tokens_a_call(done) > 1.5

@@ -4,11 +4,12 @@ import os
 
 import pytest
 import torch
-from memory import peak_growth
-from parity import compare, reference
 
 import mcsd
-from mcsd.models.loading import Loaded, load
+from mcsd.cpu.weight_plan import WeightPlan
+from mcsd.loading.load import LoadedModel, load
+from support.memory import peak_growth
+from support.parity import compare, reference
 
 pytestmark = pytest.mark.large
 
@@ -21,13 +22,15 @@ TASKS = [
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[Loaded, Loaded]:
+def pair() -> tuple[LoadedModel, LoadedModel]:
     torch.set_num_threads(os.cpu_count() or 1)
-    return tuple(load(f"qwen2.5-coder-{size}", torch.device("cpu"), torch.float32) for size in ("1.5b", "0.5b"))
+    return tuple(
+        load(f"qwen2.5-coder-{size}", torch.device("cpu"), WeightPlan(torch.float32)) for size in ("1.5b", "0.5b")
+    )
 
 
 @pytest.mark.parametrize("tree", ["2x2x1", "chain:4"])
-def test_same_text_as_generate(pair: tuple[Loaded, Loaded], tree: str) -> None:
+def test_same_text_as_generate(pair: tuple[LoadedModel, LoadedModel], tree: str) -> None:
     target, draft = pair
     engine = mcsd.Engine(target.model, draft.model, target.tokenizer, tree=tree)
     ids = [engine.chat_tokens([{"role": "user", "content": task}]) for task in TASKS]
@@ -47,6 +50,6 @@ def test_loaded_by_name_in_bfloat16() -> None:
     growth = peak_growth(lambda: results.extend(engine.generate(ids, mcsd.SamplingParams(seed=3, max_new_tokens=48))))
     calls = sum(completion.stats.target_calls for completion in results)
     assert sum(completion.stats.new_tokens for completion in results) / calls > 2.3
-    caches = engine._cache._store.nbytes + engine.drafter._cache._store.nbytes  # type: ignore[attr-defined]
+    caches = engine.cache._store.nbytes + engine.drafter.cache._store.nbytes  # type: ignore[attr-defined]
     weights = 2 * (1.54e9 + 0.49e9)
     assert growth < caches + 0.15 * (weights + caches)

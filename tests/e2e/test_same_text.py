@@ -4,10 +4,10 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from parity import TREES, compare, reference
 
 import mcsd
-from mcsd.models.loading import Loaded
+from mcsd.loading.load import LoadedModel
+from support.parity import TREES, compare, reference
 
 Expected = Callable[[tuple[int, ...], int], list[int]]
 
@@ -30,7 +30,7 @@ def prompts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2: Loaded) -> Expected:
+def expected(smollm2: LoadedModel) -> Expected:
     """What ``model.generate`` says to a prompt: asked once, since that is what takes longest."""
     return cache(lambda prompt, new: reference(smollm2.model.network, list(prompt), new))
 
@@ -42,7 +42,9 @@ SLOW = [pytest.param(tree, batch, 40, 64, marks=pytest.mark.slow) for tree in TR
 
 
 @pytest.mark.parametrize(("tree", "batch", "count", "new"), QUICK + SLOW, ids=str)
-def test_smollm2(smollm2: Loaded, expected: Expected, tree: str | list[int], batch: int, count: int, new: int) -> None:
+def test_smollm2(
+    smollm2: LoadedModel, expected: Expected, tree: str | list[int], batch: int, count: int, new: int
+) -> None:
     """Drafted from the text so far."""
     ids = [smollm2.tokenizer(prompt)["input_ids"] for prompt in prompts()[:: 40 // count]]
     engine = mcsd.Engine(smollm2.model, "ngram", smollm2.tokenizer, tree=tree, max_batch=batch)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from parity import TREES, compare, reference
 
 import mcsd
-from conftest import VOCABULARY, tiny
+from support.parity import TREES, compare, reference
+from support.tiny import VOCABULARY, tiny
 
 
 @cache

@@ -1,35 +1,31 @@
-"""Same law as the target: every scheme on several trees, under several settings, by what the engine says.
+"""The engine's outputs follow the target's law: every scheme on several trees, with several sampling parameters.
 
-A case is a scheme, a tree, a draft and a setting. The settings of a group run mixed in the same batches, and so do rows
-at temperature 0. Held against the law, of 10⁴ blocks of three tokens a case: the blocks, which see what hangs
-together, and the single transitions, which see smaller errors; each case, and each group's cases together.
+A case is a scheme, a tree, a draft and a setting. The settings of a group run mixed in the same batches, together with
+sequences at temperature 0. Of 10⁴ blocks of three tokens a case two things are tested: the blocks, which show dependent
+errors, and the single transitions, which show smaller errors; for each case, and for each group's cases together.
 
-Odds. The level for the family of all these hypotheses is 10⁻³: a correct engine fails this file on one seed in a
-thousand at most, and since the seeds are fixed it fails always or never. A test fails where its p-value is below the
-family's level over the number of hypotheses, which is Holm's first step: whether any falls does not depend on the rest.
+False alarms. The level for the family of all these hypotheses is 10⁻³: a correct engine fails this file on one seed in
+a thousand at most, and since the seeds are fixed it fails always or never. A test fails if its p-value is below the
+family's level over the number of hypotheses: Holm's first step, so whether any fails does not depend on the others.
 
-Power (`test_a_broken_scheme_is_rejected`). Of a judgement wrong by 10 % a group shows p-values below 10⁻²⁰; wrong by
-5 %, of 8·10⁻¹⁵ with one seed and 4·10⁻⁴ with another; wrong by 2 %, of 10⁻⁴ and .06. Smaller errors are for exact
-enumeration to find; what enumeration cannot see, because it takes the place of the random numbers, is found here.
+Power (`test_a_broken_scheme_is_rejected`). With a verification wrong by 10 % the p-values of a group are below 10⁻²⁰;
+by 5 %, 8·10⁻¹⁵ with one seed and 4·10⁻⁴ with another; by 2 %, 10⁻⁴ and .06. Exact enumeration finds smaller errors; the
+random numbers, which enumeration replaces, are tested here.
 """
 
 import os
-from dataclasses import replace
 
 import pytest
 import torch
-from chisquare import block_law, chi_square, engine_of, p_value, runnable, sample, table, transitions, warped
 from torch import Tensor
 
 import mcsd
-from mcsd.rng import Randomness
-from mcsd.sampling import SparseDistributions
 from mcsd.schemes import Scheme
-from mcsd.schemes.candidates import Node
-from mcsd.schemes.recursive import McssWithoutReplacement
+from support.broken_schemes import Broken, NewQ
+from support.chisquare import block_law, chi_square, engine_of, p_value, runnable, sample, table, transitions, warped
 
 SEQUENCES = int(os.environ.get("MCSD_LAW_SEQUENCES", "10000"))
-"""Of a case; ``make laws`` asks for a million."""
+"""Blocks of a case; ``make laws`` runs a million."""
 
 SETTINGS = [
     mcsd.SamplingParams(),
@@ -40,13 +36,13 @@ SETTINGS = [
 ]
 FEWER = SETTINGS[:2]
 
-DRAFTS = {"3x2": "another", "chain:2": "cooler", "2x2x1": "cut"}
-"""The draft that each tree is tried with: see `draft_of`."""
+DRAFTS = {"3x2": "another", "chain:2": "sharper", "2x2x1": "cut"}
+"""The draft for each tree: see `draft_of`."""
 
 GROUPS = runnable(*DRAFTS)
 EXTREMES = ["no overlap", "equal", "one-hot"]
 SMALL = dict(runnable("chain:2", "2x2"))
-"""For each scheme a small tree with branches, if it can judge those."""
+"""For each scheme a small tree, with branches if it supports them."""
 
 _CASES = len(GROUPS) * (len(SETTINGS) + 1) + len(SMALL) * len(EXTREMES) * (len(FEWER) + 1) + 3 + 4
 LEVEL = 1e-3 / (2 * _CASES)
@@ -55,14 +51,14 @@ LEVEL = 1e-3 / (2 * _CASES)
 def draft_of(kind: str, target: Tensor, seed: int) -> Tensor:
     """A draft's table.
 
-    It knows nothing of the target; is the target at temperature 0.6; gives the target's second token no chance; never
-    proposes what the target wants, which is half of the tokens; is the target; is sure of itself.
+    Independent of the target; the target at temperature 0.6; probability 0 for the target's second most probable token;
+    support disjoint from the target's, which is half of the tokens; equal to the target; one-hot.
     """
     size = len(target)
     match kind:
         case "another":
             return table(size, seed + 1000, sharpness=0.5)
-        case "cooler":
+        case "sharper":
             return (target.log() / 0.6).softmax(-1)
         case "cut":
             q = table(size, seed + 1000, sharpness=0.5).scatter(1, target.topk(2, dim=1).indices[:, 1:], 0.0)
@@ -77,12 +73,12 @@ def draft_of(kind: str, target: Tensor, seed: int) -> Tensor:
 
 
 def check(engine: mcsd.Engine, target: Tensor, settings: list[mcsd.SamplingParams], seed: int) -> None:
-    """Hold every setting, and all together, against the target's law."""
+    """Test every setting, and all together, against the target's law."""
     assert min(p_values(engine, target, settings, seed)) > LEVEL
 
 
 def p_values(engine: mcsd.Engine, target: Tensor, settings: list[mcsd.SamplingParams], seed: int) -> list[float]:
-    """Of all settings together and of each, by blocks and then by transitions."""
+    """p-values of all settings together and of each, by blocks and then by transitions."""
     counts = sample(engine, settings, SEQUENCES, seed)
     assert all(one.sum() >= SEQUENCES for one in counts)
     laws = [warped(target, params) for params in settings]
@@ -96,7 +92,7 @@ def test_law(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seed = GROUPS.index((scheme, tree))
     target = table(5, seed)
     if DRAFTS[tree] == "cut":
-        monkeypatch.setattr("mcsd.drafters.levels.SUPPORT", 4)
+        monkeypatch.setattr("mcsd.drafters.level.SUPPORT", 4)
     check(engine_of(target, draft_of(DRAFTS[tree], target, seed), tree, scheme), target, SETTINGS, seed)
 
 
@@ -116,25 +112,11 @@ def test_law_at_a_larger_vocabulary_with_an_irregular_tree(scheme: str) -> None:
     check(engine_of(target, table(8, seed=6), [-1, -1, -1, 0, 0, 1, 3], scheme), target, settings, 77)
 
 
-class Broken(McssWithoutReplacement):
-    """Judges by a q that is 10 % smaller than the one it drew from."""
-
-    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
-        weaker = SparseDistributions(node.q.support, node.q.weights * 0.9)
-        return super().judge_node(replace(node, q=weaker), random)
-
-
-class NewQ(McssWithoutReplacement):
-    """Judges draws without replacement as if they were independent."""
-
-    without_replacement = False
-
-
 @pytest.mark.parametrize("scheme", [Broken(), NewQ()], ids=lambda scheme: type(scheme).__name__)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_broken_scheme_is_rejected(scheme: Scheme, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The power is that on these tables, wherever the laws' seeds are moved.
-    monkeypatch.setattr("chisquare.SEED", 0)
+    # The power is known for these tables, so `SEED` does not apply.
+    monkeypatch.setattr("support.chisquare.SEED", 0)
     target = table(5, seed=3)
     engine = engine_of(target, draft_of("another", target, 3), "3x2", scheme)
     assert min(p_values(engine, target, SETTINGS, seed)) < LEVEL

@@ -1,41 +1,42 @@
 """Exact laws of the whole engine over several steps: caches, masks, positions, commits and ends of texts included.
 
-A tiny network in float64 serves, another one or a head drafts, and every outcome of every random decision of whole
-texts is enumerated (see `enumeration`). The law of the texts comes from transformers alone, and the two agree to 1e-12.
-A fault in the bookkeeping of caches shows only from the second step on, so texts are longer than what a step emits.
+The target is a tiny network in float64, the draft another one or a head, and every outcome of every random decision of
+whole texts is enumerated (see `support.enumeration`). The expected law comes from transformers alone, and the two agree
+to 1e-12. Faults in caches show only from the second step on, so texts are longer than the output of one step.
 """
 
 from collections import defaultdict
 from copy import deepcopy
-from functools import partial
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from chisquare import SEED, runnable
-from enumeration import Book, Enumerated, enumerate_all
 from torch import Tensor
 
 import mcsd
-import mcsd.engine
+import mcsd.core
 from mcsd import kernels
-from mcsd.models import BoundHead, DraftHead, TransformersModel
-from mcsd.models.fusion import fuse
-from mcsd.models.head import HeadConfig
-from mcsd.models.native import Kind, NativeLinear
-from mcsd.models.packing import pack
+from mcsd.cpu.fusion import fuse
+from mcsd.cpu.native_decoder import NativeDecoder
+from mcsd.kernels.gemm import WeightFormat
+from mcsd.models import BoundHead, DraftHead, TokenLayout, TransformersModel
+from mcsd.models.draft_head import HeadConfig
+from support.chisquare import SEED, runnable
+from support.decoders import native_decoder
+from support.enumeration import Decisions, Enumerated, enumerate_all
 
 PROMPT = [0, 1]
-"""Long enough that something of it is read before the first step, and shared by the texts that begin with it."""
+"""Long enough for a prefill, which is shared by all texts that begin with it."""
 
 TOLERANCE = 1e-12
 Law = dict[tuple[int, ...], float]
 
 
 def network(vocabulary: int, seed: int, eos: int | None = None) -> transformers.PreTrainedModel:
-    """A random Llama in float64 whose distributions are far from even and from certain."""
+    """A random Llama in float64 whose distributions are neither uniform nor nearly one-hot."""
     torch.manual_seed(100 * SEED + seed)
     config = transformers.LlamaConfig(
         vocab_size=vocabulary,
@@ -58,10 +59,12 @@ def network(vocabulary: int, seed: int, eos: int | None = None) -> transformers.
 
 
 def head(target: TransformersModel) -> BoundHead:
-    """A random head that knows all tokens but the last."""
+    """A random head whose vocabulary lacks the last token."""
     torch.manual_seed(100 * SEED + 50)
     known = target.vocab_size - 1
-    draft = DraftHead(HeadConfig("random", target.vocab_size, 16, states=(1, -1), layers=1, vocabulary=known))
+    draft = DraftHead(
+        HeadConfig("random", target.vocab_size, 16, hidden_layers=(1, -1), num_layers=1, vocab_size=known)
+    )
     draft.vocabulary.copy_(torch.arange(known))
     for parameter in draft.parameters():
         if parameter.dim() > 1:
@@ -72,11 +75,11 @@ def head(target: TransformersModel) -> BoundHead:
 def engine_law(engine: mcsd.Engine, params: mcsd.SamplingParams, monkeypatch: pytest.MonkeyPatch) -> Law:
     """The law of the texts that an engine gives after `PROMPT`."""
 
-    def run(book: Book, start: Tensor) -> list[list[int]]:
+    def run(decisions: Decisions, start: Tensor) -> list[list[int]]:
         def streams(seeds: Tensor) -> SimpleNamespace:
-            return SimpleNamespace(at=lambda positions, stream: Enumerated(book, seeds))
+            return SimpleNamespace(at=lambda positions, stream: Enumerated(decisions, seeds))
 
-        monkeypatch.setattr(mcsd.engine, "Streams", streams)
+        monkeypatch.setattr(mcsd.core, "PhiloxStreams", streams)
         each = [mcsd.SamplingParams(**{**vars(params), "seed": i}) for i in range(len(start))]
         return [list(done.token_ids) for done in engine.generate([PROMPT] * len(start), each)]
 
@@ -101,6 +104,19 @@ def target_law(model: transformers.PreTrainedModel, length: int, temperature: fl
     return law
 
 
+def as_network(model: NativeDecoder) -> Any:
+    """A native decoder, called as `target_law` calls a network: whole texts, without a tree."""
+
+    def network(ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        cache = model.new_cache(*ids.shape)
+        for _ in ids:
+            cache.add()
+        return SimpleNamespace(logits=model.forward(ids, TokenLayout.chain(ids.shape[1]), cache).logits.double())
+
+    network.config = SimpleNamespace(vocab_size=model.vocab_size)  # type: ignore[attr-defined]
+    return network
+
+
 def check(found: Law, expected: Law, tolerance: float = TOLERANCE, of_sum: float = TOLERANCE) -> None:
     assert sum(found.values()) == pytest.approx(1.0, abs=of_sum)
     assert set(found) == set(expected)
@@ -118,7 +134,7 @@ def test_law_of_texts(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2")])
 def test_law_of_texts_of_fused_layers(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are when an engine has loaded a model by name."""
+    """As in an engine that has loaded a model by name."""
     target, draft = network(2, 1), network(2, 2)
     expected = target_law(target, 3, 0.8)
     fuse(target)
@@ -129,31 +145,29 @@ def test_law_of_texts_of_fused_layers(scheme: str, tree: str, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not kernels.available(), reason="no kernels for this CPU")
-@pytest.mark.parametrize("kind", [Kind.SHORTS, Kind.NIBBLES])
+@pytest.mark.parametrize("kind", [WeightFormat.BFP16, WeightFormat.W4A8])
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2")])
 def test_law_of_texts_of_layers_in_our_kernels(
-    scheme: str, tree: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+    scheme: str, tree: str, kind: WeightFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The target's law is that of its layers as they run, which is near that of transformers' own in float64."""
     target, draft = (network(2, seed).bfloat16() for seed in (1, 2))
     exact = target_law(deepcopy(target).double(), 3, 0.8)
-    for model, made_of in ((target.float(), Kind.SHORTS), (draft.float(), kind)):
-        pack(model, partial(NativeLinear, kind=made_of))
-        assert "forward" in vars(model.model)
+    models = native_decoder(target.float()), native_decoder(draft.float(), kind)
     # Hundreds of rows go through all layers at once too, as a few do; so does a vocabulary of two.
-    monkeypatch.setattr("mcsd.models.native.layers.MOST_TOKENS", 1 << 20)
-    monkeypatch.setattr("mcsd.kernels.distributions._LARGE", 2)
-    engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
+    monkeypatch.setattr("mcsd.cpu.native_layers.MAX_FUSED_TOKENS", 1 << 20)
+    monkeypatch.setattr("mcsd.kernels.distributions.LARGE_VOCABULARY", 2)
+    engine = mcsd.Engine(*models, tree=tree, scheme=scheme, max_batch=512, max_length=16)
     found = engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch)
     # Attention in float32 is rounded otherwise for one text than in a tree, which may bring a state to its next step.
-    check(found, target_law(target, 3, 0.8), 1e-4, 1e-6)
+    check(found, target_law(as_network(models[0]), 3, 0.8), 1e-4, 1e-6)
     # States and weights are rounded by some 1e-4.
     check(found, exact, 1e-3, 1e-6)
 
 
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1")])
 def test_law_of_texts_with_penalties(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Penalties depend on the text, so at a node they count the candidates on the way to it."""
+    """Penalties depend on the text, so at a node they count the candidates on its path."""
     target = network(2, 6)
     engine = mcsd.Engine(target, network(2, 7), tree=tree, scheme=scheme, max_batch=512, max_length=16)
     params = mcsd.SamplingParams(
@@ -185,7 +199,7 @@ def test_law_of_texts_with_a_head(scheme: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1")])
-def test_law_of_texts_that_end_by_themselves(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_law_of_texts_that_end_with_eos(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end-of-sequence token may be drafted, accepted inside a path, or drawn by the target."""
     target = network(2, 4, eos=1)
     engine = mcsd.Engine(target, network(2, 5), tree=tree, scheme=scheme, max_batch=512, max_length=16)
@@ -193,8 +207,8 @@ def test_law_of_texts_that_end_by_themselves(scheme: str, tree: str, monkeypatch
     check(engine_law(engine, params, monkeypatch), target_law(target, 3, 1.0, eos=1))
 
 
-def test_prompts_that_begin_alike_in_one_batch_are_told_apart() -> None:
-    """A prompt of several rows is read once, so rows must copy none but their own: seen in every log-probability."""
+def test_prompts_with_a_common_prefix_are_kept_apart() -> None:
+    """Equal prompts are read once and copied; others must not be: compares every log-probability."""
     target = network(3, 8)
     prompts = [[0, *rest, 1] for rest in product(range(3), repeat=2)]
     prompts = [*prompts, *prompts[::2]]
@@ -207,5 +221,5 @@ def test_prompts_that_begin_alike_in_one_batch_are_told_apart() -> None:
         expected = law.gather(1, ids[0, len(prompt) :, None])[:, 0]
         assert done.logprobs is not None
         found = torch.tensor([entry.logprob for entry in done.logprobs], dtype=torch.float64)
-        # Log-probabilities are told in float32 or better.
+        # Log-probabilities are computed in float32 or better.
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -1,27 +1,28 @@
-"""Exact laws: every outcome of the drafter and the judgement that ship, added up, is the target's law.
+"""Exact laws: the outcomes of the shipped drafter and verification, enumerated, sum to the target's law.
 
 A case is a scheme and a tree; an instance is a random pair of tables. Single nodes with up to 4 candidates among 5
 tokens, chains to depth 3, branching trees of depth 2 among 3 tokens, with zeros, one-hots, ties and p = q. What a step
-emits may have any length up to depth + 1; the target's own law completes it. No odds: the sums agree to 1e-12.
+emits may have any length up to depth + 1; the target's own law completes it. The sums agree to 1e-12.
 """
 
 import os
 
 import pytest
 import torch
-from chisquare import SEED, runnable
-from enumeration import Book, Enumerated, enumerate_all
 from torch import Tensor
 
 import mcsd
 from mcsd.drafters import ModelDrafter
-from mcsd.models import Block
-from mcsd.sampling import Settings
-from mcsd.schemes import CandidateTree, Texts
+from mcsd.models import TokenLayout
+from mcsd.sampling import BatchSamplingParams
+from mcsd.schemes import CandidateTree, TokenHistory
 from mcsd.testing import TabularModel
+from support.chisquare import SEED, runnable
+from support.distributions import distributions
+from support.enumeration import Decisions, Enumerated, enumerate_all
 
 INSTANCES = int(os.environ.get("MCSD_LAW_INSTANCES", "9"))
-"""Of each case; ``make laws`` asks for more."""
+"""Instances of each case; ``make laws`` runs more."""
 
 TREES = {
     **dict.fromkeys(("1", "2", "3", "4"), 5),
@@ -33,30 +34,8 @@ CASES = runnable(*TREES)
 TOLERANCE = 1e-12
 
 
-def distributions(count: int, vocabulary: int, generator: torch.Generator) -> Tensor:
-    """``[count, V]``: ordinary ones, with zeros, one-hot, with ties, nearly one-hot."""
-
-    def random(*size: int) -> Tensor:
-        return torch.rand(*size, generator=generator, dtype=torch.float64)
-
-    kinds = torch.stack(
-        [
-            random(count, vocabulary) + 1e-3,
-            random(count, vocabulary) ** 6 + 1e-9,
-            random(count, vocabulary) * (random(count, vocabulary) < 0.5),
-            torch.nn.functional.one_hot(torch.randint(vocabulary, (count,), generator=generator), vocabulary).double(),
-            torch.randint(1, 3, (count, vocabulary), generator=generator).double(),
-            (random(count, vocabulary) < 0.6).double(),
-        ],
-        dim=1,
-    )
-    chosen = kinds[torch.arange(count), torch.randint(kinds.shape[1], (count,), generator=generator)]
-    chosen[chosen.sum(-1) == 0, 0] = 1.0
-    return chosen / chosen.sum(-1, keepdim=True)
-
-
 def instances(count: int, vocabulary: int, seed: int) -> tuple[Tensor, Tensor]:
-    """``[count, V, V]`` twice: target and draft by last token, now and then the same."""
+    """``[count, V, V]`` twice: target and draft by last token, a tenth of the rows equal."""
     generator = torch.Generator().manual_seed(seed)
     target = distributions(count * vocabulary, vocabulary, generator)
     draft = distributions(count * vocabulary, vocabulary, generator)
@@ -66,35 +45,33 @@ def instances(count: int, vocabulary: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def law_of_a_step(target: Tensor, draft: Tensor, tree: str, scheme: str) -> tuple[Tensor, Tensor]:
-    """One step of every instance.
+    """One step of every instance. Instance i has tokens iV ... iV + V - 1 of one vocabulary: all run in one batch.
 
     Returns:
-        The law of the first depth + 1 tokens ``[count, V, ..., V]``, a step's tokens being completed by the target; and
-        how many tokens the step emits on average ``[count]``.
-
-    Instance i has tokens iV ... iV + V - 1 of one large vocabulary, so all run in the same batches.
+        The law of the first depth + 1 tokens ``[count, V, ..., V]``, where the target completes the tokens of a step;
+        and the mean number of tokens the step emits ``[count]``.
     """
     count, size, _ = target.shape
     models = [TabularModel(torch.block_diag(*tables)) for tables in (target, draft)]
-    shape, judge = mcsd.TreeShape.parse(tree), mcsd.SCHEMES[scheme]()
+    shape, verifier = mcsd.TreeShape.parse(tree), mcsd.SCHEMES[scheme]()
     length = shape.depth + 1
     mass = [torch.zeros(count, *[size] * n, dtype=torch.float64) for n in range(1, length + 1)]
 
-    def run(book: Book, start: Tensor) -> list[list[int]]:
+    def run(decisions: Decisions, start: Tensor) -> list[list[int]]:
         runs = torch.arange(len(start))
         texts = [[int(s) * size] for s in start]
         drafter = ModelDrafter(models[1], count * size, len(start), 2 + length + len(shape))
         for text in texts:
             drafter.add(text, None)
-        random = Enumerated(book, runs)
-        settings = Settings.of([mcsd.SamplingParams()] * len(start), torch.device("cpu"))
-        drawn: CandidateTree = drafter.draft(texts, shape, judge, settings, random)
+        random = Enumerated(decisions, runs)
+        sampling = BatchSamplingParams.of([mcsd.SamplingParams()] * len(start), torch.device("cpu"))
+        drawn: CandidateTree = drafter.draft(texts, shape, verifier, sampling, random)
         columns = torch.cat([start[:, None] * size, drawn.tokens], dim=1)
-        logits = models[0].forward(columns, Block.tree(shape), models[0].new_cache(len(start), 1)).logits
-        verdict = judge.judge(drawn, logits, settings, Texts(texts, [[]] * len(start)), random)
-        assert not verdict.failed.any()
-        path = drawn.tokens.gather(1, verdict.path.clamp(min=0)).tolist()
-        accepted, last = verdict.accepted.tolist(), verdict.token.tolist()
+        logits = models[0].forward(columns, TokenLayout.tree(shape), models[0].new_cache(len(start), 1)).logits
+        result = verifier.verify(drawn, logits, sampling, TokenHistory(texts, [[]] * len(start)), random)
+        assert not result.failed.any()
+        path = drawn.tokens.gather(1, result.path.clamp(min=0)).tolist()
+        accepted, last = result.accepted.tolist(), result.token.tolist()
         return [[*path[i][: accepted[i]], last[i]] for i in range(len(start))]
 
     total = torch.zeros(count, dtype=torch.float64)
@@ -112,7 +89,7 @@ def law_of_a_step(target: Tensor, draft: Tensor, tree: str, scheme: str) -> tupl
 
 
 def target_law(target: Tensor, length: int) -> Tensor:
-    """``[count, V, ..., V]``: of ``length`` tokens after token 0."""
+    """``[count, V, ..., V]``: the target's law of ``length`` tokens after token 0."""
     law = target[:, 0]
     for _ in range(length - 1):
         law = law[..., None] * _after(target, law.dim() - 1)
@@ -128,8 +105,8 @@ def _after(target: Tensor, known: int) -> Tensor:
 @pytest.mark.parametrize(("scheme", "tree"), runnable("1", "2", "4", "chain:2"))
 @pytest.mark.parametrize("support", [2, 3])
 def test_law_with_a_sparse_q(scheme: str, tree: str, support: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The draft knows fewer tokens than there are, and at times fewer than there are candidates."""
-    monkeypatch.setattr("mcsd.drafters.levels.SUPPORT", support)
+    """The draft's support is smaller than the vocabulary, and sometimes than the number of candidates."""
+    monkeypatch.setattr("mcsd.drafters.level.SUPPORT", support)
     target, draft = instances(INSTANCES, TREES[tree], seed=1000 * SEED + 500 + support)
     law, _ = law_of_a_step(target, draft, tree, scheme)
     assert (law - target_law(target, law.dim() - 1)).abs().max() <= TOLERANCE
@@ -143,15 +120,15 @@ def test_law(scheme: str, tree: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("whole", "by_node", "tree"),
+    ("tree_level", "node_level", "tree"),
     [
         *(("block", "mcss", tree) for tree in ("chain:2", "chain:3")),
         *(("traversal", "mcss-wor", tree) for tree in ("chain:3", "2x1", "2x2", "3x1")),
     ],
 )
-def test_judging_a_tree_as_a_whole_accepts_no_less(whole: str, by_node: str, tree: str) -> None:
-    """For every pair of tables, and on some of them clearly more."""
+def test_tree_level_verification_accepts_no_less(tree_level: str, node_level: str, tree: str) -> None:
+    """No less for every pair of tables, and more on average."""
     target, draft = instances(40, 3, seed=1000 * SEED + 700)
-    gain = law_of_a_step(target, draft, tree, whole)[1] - law_of_a_step(target, draft, tree, by_node)[1]
+    gain = law_of_a_step(target, draft, tree, tree_level)[1] - law_of_a_step(target, draft, tree, node_level)[1]
     assert gain.min() >= -TOLERANCE
     assert gain.mean() > 0.005

@@ -1,25 +1,26 @@
-"""The most that a draw allows, and that no scheme accepts more: exactly, by enumeration of draw and judgement."""
+"""The largest acceptance that a draw allows, and that no scheme exceeds it: by enumeration of draw and verification."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
-from enumeration import Book, Enumerated, enumerate_all
 from scipy.optimize import linprog
-from test_exact_law import distributions
 from torch import Tensor
 
 import mcsd
-from mcsd.sampling import Settings, SparseDistributions
-from mcsd.schemes import CandidateTree, Texts
+from mcsd.sampling import BatchSamplingParams, SparseDistributions
+from mcsd.schemes import CandidateTree, TokenHistory
 from mcsd.schemes.optimum import iid_optimum, set_optimum
+from mcsd.schemes.registry import REGISTRY
+from support.distributions import distributions
+from support.enumeration import Decisions, Enumerated, enumerate_all
 
 TOKENS = 5
 PAIRS = 40
 ROUNDING = 1e-10
 INDEPENDENT = ("mcss", "k-seq")
 BEST_OF_THEIR_DRAW = ("greedy-draft", "spechub", "top-k")
-CASES = [(scheme, k) for scheme, kind in sorted(mcsd.SCHEMES.items()) for k in (1, 2, 3, 4) if k <= (kind.widest or k)]
+CASES = [(scheme, k) for scheme, entry in sorted(REGISTRY.items()) for k in (1, 2, 3, 4) if k <= (entry.max_width or k)]
 
 
 def pairs(seed: int, count: int = PAIRS) -> tuple[Tensor, Tensor]:
@@ -30,31 +31,31 @@ def pairs(seed: int, count: int = PAIRS) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Exact:
-    """What a scheme does at one node: its acceptance ``[A]``, and the law of its candidates ``[A, 2^V]``."""
+    """A scheme at one node: its acceptance ``[A]``, and the law of its candidates ``[A, 2^V]``."""
 
     acceptance: Tensor
     sets: Tensor
 
 
 def exact(scheme: str, p: Tensor, q: Tensor, k: int) -> Exact:
-    """Every outcome of draw and judgement, added up."""
-    judge, shape = mcsd.SCHEMES[scheme](), mcsd.TreeShape.parse(str(k))
+    """The sum over every outcome of draw and verification."""
+    verifier, shape = mcsd.SCHEMES[scheme](), mcsd.TreeShape.parse(str(k))
     found = Exact(torch.zeros(len(p), dtype=torch.float64), torch.zeros(len(p), 1 << TOKENS, dtype=torch.float64))
 
-    def run(book: Book, start: Tensor) -> list[list[int]]:
+    def run(decisions: Decisions, start: Tensor) -> list[list[int]]:
         count = len(start)
-        random = Enumerated(book, torch.arange(count))
-        settings = Settings.of([mcsd.SamplingParams()] * count, torch.device("cpu"))
-        drawn = judge.draw(q[start, None], [k], settings.greedy, random)[:, 0]
+        random = Enumerated(decisions, torch.arange(count))
+        sampling = BatchSamplingParams.of([mcsd.SamplingParams()] * count, torch.device("cpu"))
+        drawn = verifier.draw(q[start, None], [k], sampling.greedy, random)[:, 0]
         choice, valid = drawn.clamp(min=0), drawn >= 0
         weights = torch.nn.functional.pad(q[start, None], (0, 0, 0, k))
         sparse = SparseDistributions(torch.arange(TOKENS).expand_as(weights), weights)
         tree = CandidateTree(shape, choice, valid, choice, sparse, torch.zeros(count, dtype=torch.bool))
         logits = p[start].log()[:, None].expand(-1, 1 + k, -1)
-        verdict = judge.judge(tree, logits, settings, Texts([[]] * count, [[]] * count), random)
+        result = verifier.verify(tree, logits, sampling, TokenHistory([[]] * count, [[]] * count), random)
         members = torch.zeros(count, TOKENS + 1).scatter(1, choice.where(valid, TOKENS), 1.0)[:, :TOKENS]
         bits = (members @ 2.0 ** torch.arange(TOKENS)).long()
-        return torch.stack([bits, verdict.accepted], dim=1).tolist()
+        return torch.stack([bits, result.accepted], dim=1).tolist()
 
     for start, outcomes, chance in enumerate_all(len(p), run):
         bits, accepted = torch.tensor(outcomes).T
@@ -65,7 +66,7 @@ def exact(scheme: str, p: Tensor, q: Tensor, k: int) -> Exact:
 
 
 def transport(p: Tensor, law: Tensor) -> float:
-    """The optimum of one row as a linear program: the mass that flows from sets of candidates to tokens in them."""
+    """The optimum of one pair as a linear program: the mass that flows from sets of candidates to their tokens."""
     sets = law.nonzero()[:, 0].tolist()
     edges = [(place, token) for place, bits in enumerate(sets) for token in range(TOKENS) if bits >> token & 1]
     limits = torch.zeros(len(sets) + TOKENS, len(edges))
@@ -126,17 +127,17 @@ def test_two_candidates_of_spechub_and_greedy_draft_are_the_same_sets() -> None:
 def test_known_cases(k: int) -> None:
     p, _ = pairs(seed=40)
     torch.testing.assert_close(iid_optimum(p, p, k), torch.ones(len(p), dtype=p.dtype), rtol=0, atol=ROUNDING)
-    apart = torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.25, 0.75]])
-    assert iid_optimum(*apart, k).item() == 0
-    # q is sure of a token: only that token can be accepted.
-    sure = torch.tensor([[0.3, 0.7]]), torch.tensor([[1.0, 0.0]])
-    assert iid_optimum(*sure, k).item() == pytest.approx(0.3)
-    # Uniform q on two tokens, p sure of one: it is among k draws unless all are the other one.
-    fair = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])
-    assert iid_optimum(*fair, k).item() == pytest.approx(1 - 0.5**k)
+    disjoint = torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.25, 0.75]])
+    assert iid_optimum(*disjoint, k).item() == 0
+    # q is one-hot: only that token can be accepted.
+    one_hot = torch.tensor([[0.3, 0.7]]), torch.tensor([[1.0, 0.0]])
+    assert iid_optimum(*one_hot, k).item() == pytest.approx(0.3)
+    # Uniform q on two tokens, one-hot p: its token is among k draws unless all are the other one.
+    uniform = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])
+    assert iid_optimum(*uniform, k).item() == pytest.approx(1 - 0.5**k)
 
 
-def test_more_draws_never_hurt() -> None:
+def test_the_optimum_does_not_fall_with_more_draws() -> None:
     p, q = pairs(seed=50)
     by_k = torch.stack([iid_optimum(p, q, k) for k in range(1, 9)])
     assert (by_k.diff(dim=0) >= -ROUNDING).all()

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from conftest import VOCABULARY, tiny
 from mcsd import TreeShape
-from mcsd.models import Block, TransformersModel
-from mcsd.models.cache import KeyValueCache
+from mcsd.models import TokenLayout, TransformersModel
+from mcsd.models.kv_cache import KVCache
 from mcsd.models.prefill import CHUNK, prefill
+from support.tiny import VOCABULARY, tiny
 
 # Largest difference of float32 logits of size about 10, summed in another order.
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -21,7 +21,7 @@ def texts(lengths: list[int]) -> list[list[int]]:
     return [torch.randint(VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
 
 
-def started(model: TransformersModel, prompts: list[list[int]], slots: int = 128) -> KeyValueCache:
+def started(model: TransformersModel, prompts: list[list[int]], slots: int = 128) -> KVCache:
     cache = model.new_cache(len(prompts), slots)
     for prompt in prompts:
         prefill(model, cache, cache.add(), prompt)
@@ -48,7 +48,7 @@ def test_tree_logits_equal_path_logits(family: str, tree: str | list[int]) -> No
     model, shape = TransformersModel(tiny(family)), TreeShape.parse(tree)
     prompts = texts(PROMPTS)
     nodes = torch.tensor(texts([1 + len(shape)] * len(prompts)))
-    output = model.forward(nodes, Block.tree(shape), started(model, prompts), hidden=(-1,))
+    output = model.forward(nodes, TokenLayout.tree(shape), started(model, prompts), hidden_layers=(-1,))
     assert output.hidden is not None
     assert output.hidden.shape == (3, 1 + len(shape), 32)
     for row, prompt in enumerate(prompts):
@@ -64,7 +64,7 @@ def test_logits_after_commit_equal_a_fresh_prefill(family: str) -> None:
     for step in range(3):
         nodes = torch.tensor(texts([1 + len(shape)] * 3)) + step
         nodes %= VOCABULARY
-        model.forward(nodes, Block.tree(shape), cache)
+        model.forward(nodes, TokenLayout.tree(shape), cache)
         # Paths of unequal length, none of them the first child's.
         ends = [[-1, 3, len(shape) - 1], [2, len(shape) - 1, -1], [9, -1, 19]][step]
         paths = [[0, *(1 + node for node in path_to(shape, end))] for end in ends]
@@ -77,7 +77,7 @@ def test_logits_after_commit_equal_a_fresh_prefill(family: str) -> None:
             prompts[row] = prompts[row] + nodes[row, path].tolist()
     assert cache.lengths.tolist() == [len(prompt) for prompt in prompts]
     probe = torch.tensor([[5], [6], [7]])
-    logits = model.forward(probe, Block.chain(1), cache).logits
+    logits = model.forward(probe, TokenLayout.chain(1), cache).logits
     for row, prompt in enumerate(prompts):
         torch.testing.assert_close(logits[row, -1], reference(model, prompt + probe[row].tolist()), **CLOSE)
 
@@ -89,8 +89,8 @@ def test_a_level_sees_the_levels_before_it(family: str) -> None:
     cache = started(model, prompts)
     nodes = torch.tensor(texts([6] * 3))
     offsets, mask = shape.offsets[1:] - 1, shape.mask[1:, 1:]
-    model.forward(nodes[:, :2], Block(offsets[:2], mask[:2, :2]), cache)
-    logits = model.forward(nodes[:, 2:], Block(offsets, mask[2:]), cache).logits
+    model.forward(nodes[:, :2], TokenLayout(offsets[:2], mask[:2, :2]), cache)
+    logits = model.forward(nodes[:, 2:], TokenLayout(offsets, mask[2:]), cache).logits
     for row, prompt in enumerate(prompts):
         for leaf in range(2, 6):
             path = nodes[row, path_to(shape, leaf)].tolist()
@@ -108,7 +108,7 @@ def test_rows_are_freed_moved_and_reused(family: str) -> None:
     prefill(model, cache, cache.add(), prompts[2])
     cache.remove(2)
     probe = torch.tensor([[5], [6]])
-    logits = model.forward(probe, Block.chain(1), cache).logits
+    logits = model.forward(probe, TokenLayout.chain(1), cache).logits
     for row in range(2):
         torch.testing.assert_close(logits[row, -1], reference(model, prompts[row] + probe[row].tolist()), **CLOSE)
 
@@ -120,13 +120,13 @@ def test_nan_in_a_freed_row_does_not_survive() -> None:
     cache = started(model, prompts)
     healthy = network.model.embed_tokens.weight.data[1].clone()
     network.model.embed_tokens.weight.data[1] = float("nan")
-    broken = model.forward(torch.tensor([[1, 1], [2, 3]]), Block.chain(2), cache)
+    broken = model.forward(torch.tensor([[1, 1], [2, 3]]), TokenLayout.chain(2), cache)
     network.model.embed_tokens.weight.data[1] = healthy
     assert broken.logits[0].isnan().all()
     assert not broken.logits[1].isnan().any()
     cache.remove(0)
     prefill(model, cache, cache.add(), prompts[0])
-    logits = model.forward(torch.tensor([[5], [6]]), Block.chain(1), cache).logits
+    logits = model.forward(torch.tensor([[5], [6]]), TokenLayout.chain(1), cache).logits
     torch.testing.assert_close(logits[1, -1], reference(model, [*prompts[0], 6]), **CLOSE)
 
 
@@ -134,10 +134,10 @@ def test_long_prompts_are_read_in_pieces() -> None:
     model = TransformersModel(tiny("gpt2"))
     prompt = texts([200])[0] + texts([50])[0]
     cache = model.new_cache(1, CHUNK + 64)
-    hidden = prefill(model, cache, cache.add(), prompt, hidden=(-1,))
+    hidden = prefill(model, cache, cache.add(), prompt, hidden_layers=(-1,))
     assert hidden is not None
     assert hidden.shape == (1, 250, 32)
-    logits = model.forward(torch.tensor([[5]]), Block.chain(1), cache).logits
+    logits = model.forward(torch.tensor([[5]]), TokenLayout.chain(1), cache).logits
     torch.testing.assert_close(logits[0, -1], reference(model, [*prompt, 5]), **CLOSE)
 
 
@@ -145,5 +145,5 @@ def test_the_wrapped_model_is_not_changed() -> None:
     network = tiny("qwen2")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     model = TransformersModel(network)
-    model.forward(torch.tensor([[1, 2]]), Block.chain(2), started(model, texts([4])))
+    model.forward(torch.tensor([[1, 2]]), TokenLayout.chain(2), started(model, texts([4])))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -1,8 +1,8 @@
-"""``make mutants``: plant every fault of `faults`, one at a time, and see which law catches it, with two seeds.
+"""``make mutants``: plant every fault of `faults`, one at a time, and run the laws on it with two seeds.
 
-Each fault is planted in a copy of the source, which the laws then run on, up to the first that fails. The table goes
-into ``docs/mutants.md``; the exit code is 1 if any fault survives any seed. ``--plant NAME`` only makes a copy with
-that fault in it, for looking at it by hand.
+Each fault is planted in a copy of the source. The laws run on the copy, up to the first that fails. The table goes into
+``docs/mutants.md``; the exit code is 1 if any fault survives any seed. ``--plant NAME`` only makes the copy with that
+fault, for inspection.
 """
 
 import argparse
@@ -15,14 +15,14 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from faults import FAULTS, KERNELS, Fault
 from tqdm import tqdm
 
 from mcsd import kernels
+from mutants.faults import FAULTS, KERNELS, Fault
 
 ROOT = Path(__file__).parents[2]
-LAWS = ("test_greedy", "test_exact_law", "test_exact_engine", "test_engine_law", "test_trimmed_law")
-"""From the quickest to the slowest."""
+LAWS = ("test_greedy", "test_exact_law", "test_exact_engine", "test_engine_law", "test_draft_vocabulary_law")
+"""From the fastest to the slowest."""
 
 SEEDS = (1, 2)
 _FAILED = re.compile(r"^FAILED tests/laws/(\S+)(?: - (.*))?$", re.MULTILINE)
@@ -30,23 +30,23 @@ _FAILED = re.compile(r"^FAILED tests/laws/(\S+)(?: - (.*))?$", re.MULTILINE)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plant", help="a fault's name: make the copy, print where it is, run nothing")
-    parser.add_argument("--only", help="faults whose name holds this")
-    parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
+    parser.add_argument("--plant", help="name of a fault: make the copy, print its path, run nothing")
+    parser.add_argument("--only", help="only faults whose name contains this")
+    parser.add_argument("--jobs", type=int, default=2, help="faults that run in parallel")
     args = parser.parse_args()
     if args.plant:
         fault = next(fault for fault in FAULTS if fault.name == args.plant)
         print(planted(fault, Path(tempfile.mkdtemp(prefix="fault-"))))
         return
-    # Where our kernels do not run, nothing can tell that they are wrong.
-    known = [fault for fault in FAULTS if not fault.file.startswith(KERNELS) or kernels.available()]
-    faults = [fault for fault in known if not args.only or args.only in fault.name]
-    tries = [(fault, seed) for fault in faults for seed in SEEDS]
+    # Faults in our kernels can be caught only where the kernels run.
+    runnable = [fault for fault in FAULTS if not fault.file.startswith(KERNELS) or kernels.available()]
+    faults = [fault for fault in runnable if not args.only or args.only in fault.name]
+    runs = [(fault, seed) for fault in faults for seed in SEEDS]
     with ThreadPoolExecutor(args.jobs) as pool:
-        # A law that fails by itself would catch everything.
+        # A law that fails without a fault would catch everything.
         if any(pool.map(lambda seed: caught(None, seed), SEEDS)):
-            sys.exit("the laws fail without a fault: run make test")
-        found = list(tqdm(pool.map(lambda one: caught(*one), tries), total=len(tries)))
+            sys.exit("the laws fail without a fault; run make test")
+        found = list(tqdm(pool.map(lambda one: caught(*one), runs), total=len(runs)))
     seeds = len(SEEDS)
     table = [(fault, found[seeds * i : seeds * (i + 1)]) for i, fault in enumerate(faults)]
     if not args.only:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def planted(fault: Fault | None, folder: Path) -> Path:
-    """A copy of the source, with a fault in it if one is given."""
+    """A copy of the source, with the fault if one is given."""
     copy = folder / "src"
     shutil.copytree(ROOT / "src" / "mcsd", copy / "mcsd", ignore=shutil.ignore_patterns("__pycache__"))
     if fault is None:
@@ -65,13 +65,13 @@ def planted(fault: Fault | None, folder: Path) -> Path:
     path = copy / "mcsd" / fault.file
     text = path.read_text()
     if text.count(fault.old) != 1:
-        raise SystemExit(f"{fault.name}: {fault.old!r} stands {text.count(fault.old)} times in {fault.file}, not once")
+        raise SystemExit(f"{fault.name}: {fault.old!r} occurs {text.count(fault.old)} times in {fault.file}, not once")
     path.write_text(text.replace(fault.old, fault.new))
     return copy
 
 
 def caught(fault: Fault | None, seed: int) -> str | None:
-    """The first law that fails, and how; None if none does."""
+    """The first law that fails, and how; None if all pass."""
     with tempfile.TemporaryDirectory(prefix="fault-") as folder:
         environment = {
             **os.environ,
@@ -80,18 +80,18 @@ def caught(fault: Fault | None, seed: int) -> str | None:
             "MCSD_LAW_SEED": str(seed),
             "MCSD_LAW_INSTANCES": "4",
             "OMP_NUM_THREADS": "1",
-            "COLUMNS": "200",  # pytest cuts what it says of a failure to this width.
+            "COLUMNS": "200",  # pytest truncates failure messages to this width.
         }
         laws = [f"tests/laws/{law}.py" for law in LAWS]
-        words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *laws]
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *laws]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
     failure = _FAILED.search(done.stdout)
     if failure is None:
         raise SystemExit(f"{fault and fault.name}: the laws did not run\n{done.stdout[-2000:]}")
-    said = failure[2] or "assert"
-    return f"`{failure[1]}`" + ("" if "assert" in said.lower() else f" ({said.split(':')[0]:.30})")
+    message = failure[2] or "assert"
+    return f"`{failure[1]}`" + ("" if "assert" in message.lower() else f" ({message.split(':')[0]:.30})")
 
 
 def page(table: list[tuple[Fault, list[str | None]]]) -> str:
@@ -105,8 +105,8 @@ def page(table: list[tuple[Fault, list[str | None]]]) -> str:
             "# Planted faults",
             "",
             "Every fault below was planted in the source, one at a time, and the laws of `tests/laws` were run up to",
-            "the first that fails, with two seeds. An exception in brackets says that the code broke down in that law",
-            "before its numbers were compared. Made by `make mutants`.",
+            "the first that fails, with two seeds. An exception in brackets means that the code raised it in that law",
+            "before its numbers were compared. Generated by `make mutants`.",
             "",
             f"| fault | in | {' | '.join(f'caught by, seed {seed}' for seed in SEEDS)} |",
             "|---|---|---|---|",

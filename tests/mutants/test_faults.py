@@ -1,11 +1,11 @@
-"""Every planted fault still has its place in the source, once, and what it makes of Python is Python."""
+"""The text that each fault replaces occurs once in the source, and faults in Python files still compile."""
 
 from pathlib import Path
 
 import pytest
-from faults import FAULTS, Fault
 
 import mcsd
+from mutants.faults import FAULTS, Fault
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

@@ -7,24 +7,24 @@ import pytest
 import torch
 
 import mcsd
-from conftest import tiny
 from mcsd.errors import InvalidTree
-from mcsd.planning import Calibration, Costs, FixedTree, Outcome, Planner, Profile
-from mcsd.planning.acceptance import DEPTH, RANKS, Acceptance, falling
-from mcsd.planning.calibration import TEMPERATURES, Step, try_trees
-from mcsd.planning.search import best
-from mcsd.schemes import SCHEMES
+from mcsd.planning import FixedTree, Planner, Profile, StepCosts, StepOutcome, TrialPlan
+from mcsd.planning.acceptance import DEPTH, RANKS, AcceptanceEstimate, geometric_rates
+from mcsd.planning.search import best_tree
+from mcsd.planning.trials import TEMPERATURES, TrialStep, run_trials
+from mcsd.schemes.registry import check_tree
 from mcsd.testing import TabularModel
 from mcsd.tree import TreeShape
+from support.tiny import tiny
 
-COSTS = Costs(((1, 1.0), (4, 1.0), (64, 10.0)), ((1, 0.2),), 0.0, 0.0, 0.0, 0.0)
-GOOD, BAD = falling(0.8, 0.1), falling(0.02, 0.01)
+COSTS = StepCosts(((1, 1.0), (4, 1.0), (64, 10.0)), ((1, 0.2),), 0.0, 0.0, 0.0, 0.0)
+GOOD, BAD = geometric_rates(0.8, 0.1), geometric_rates(0.02, 0.01)
 SAMPLED, GREEDY = mcsd.SamplingParams(), mcsd.SamplingParams(temperature=0)
 SECONDS = {"draft": 0.0, "judge": 0.0, "commit": 0.0}
 
 
 def planner(greedy: tuple[tuple[float, ...], ...] = GOOD, sampled: tuple[tuple[float, ...], ...] = GOOD) -> Planner:
-    return Planner(Profile(COSTS, greedy, sampled), SCHEMES["mcss-wor"])
+    return Planner(Profile(COSTS, greedy, sampled), "mcss-wor")
 
 
 def play(plan: Planner, steps: int, chance: float, params: mcsd.SamplingParams = GREEDY, seed: int = 0) -> list[int]:
@@ -38,7 +38,7 @@ def play(plan: Planner, steps: int, chance: float, params: mcsd.SamplingParams =
         while kids and rng.random() < chance:
             path.append(kids[0])
             kids = [node for node, parent in enumerate(shape.parents) if parent == path[-1]]
-        plan.observe(Outcome(shape, [params], [path], SECONDS))
+        plan.observe(StepOutcome(shape, [params], [path], SECONDS))
     return sizes
 
 
@@ -79,20 +79,20 @@ def test_a_seed_pins_the_tree() -> None:
     assert plan.choose([seeded]) == plan.choose([SAMPLED, seeded, GREEDY]) == first
     confirmed = TreeShape.parse("3x1")
     profile = Profile(COSTS, GOOD, GOOD, confirmed)
-    assert Planner(profile, SCHEMES["mcss-wor"]).choose([seeded]) == confirmed
+    assert Planner(profile, "mcss-wor").choose([seeded]) == confirmed
 
 
 @pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
 def test_trees_are_within_what_the_scheme_judges(scheme: str) -> None:
-    plan = Planner(Profile(COSTS, GOOD, falling(0.4, 0.3)), SCHEMES[scheme])
+    plan = Planner(Profile(COSTS, GOOD, geometric_rates(0.4, 0.3)), scheme)
     for params in (SAMPLED, GREEDY, mcsd.SamplingParams(seed=1)):
-        SCHEMES[scheme].check(plan.choose([params]))
-    for shape in Calibration(SCHEMES[scheme], draws=True).shapes:
-        SCHEMES[scheme].check(shape)
+        check_tree(scheme, plan.choose([params]))
+    for shape in TrialPlan(scheme, is_sampled=True).shapes:
+        check_tree(scheme, shape)
 
 
 def test_rates_are_shares_of_what_was_seen() -> None:
-    acceptance = Acceptance(falling(0.5, 0.1), 1e-9, 120.0)
+    acceptance = AcceptanceEstimate(geometric_rates(0.5, 0.1), 1e-9, 120.0)
     shape = TreeShape.parse("2x1")
     for path in ([0, 2], [0], [1, 3], []):
         acceptance.observe(shape, path)
@@ -105,7 +105,7 @@ def test_rates_are_shares_of_what_was_seen() -> None:
 
 
 def test_neighbours_that_rise_are_averaged() -> None:
-    acceptance = Acceptance(falling(0.0, 0.0), 1e-9, 120.0)
+    acceptance = AcceptanceEstimate(geometric_rates(0.0, 0.0), 1e-9, 120.0)
     for _ in range(10):
         acceptance.observe(TreeShape.parse("2"), [1])
     assert acceptance.rates()[0][:2] == pytest.approx((0.5, 0.5))
@@ -114,7 +114,7 @@ def test_neighbours_that_rise_are_averaged() -> None:
 class Whimsical:
     """Chooses by all that it has been told, as no sensible plan would."""
 
-    largest = 14
+    max_nodes = 14
 
     def __init__(self) -> None:
         self._next = 0
@@ -123,7 +123,7 @@ class Whimsical:
     def choose(self, params: object) -> TreeShape:
         return self._trees[self._next % len(self._trees)]
 
-    def observe(self, outcome: Outcome) -> None:
+    def observe(self, outcome: StepOutcome) -> None:
         self._next += 1 + len(outcome.shape) + sum(map(len, outcome.paths)) + sum(map(sum, outcome.paths))
 
 
@@ -141,8 +141,8 @@ def test_no_plan_changes_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     target = torch.softmax(torch.randn(5, 5, dtype=torch.float64), -1)
     draft = torch.softmax(torch.randn(5, 5, dtype=torch.float64), -1)
     # Candidates cost little, so that the planner keeps drafting and only its trees change.
-    cheap = Costs(((1, 1.0), (512, 1.5)), ((1, 0.02),), 0.0, 0.0, 0.0, 0.0)
-    for plan in (Whimsical(), Planner(Profile(cheap, GOOD, GOOD), SCHEMES["mcss-wor"])):
+    cheap = StepCosts(((1, 1.0), (512, 1.5)), ((1, 0.02),), 0.0, 0.0, 0.0, 0.0)
+    for plan in (Whimsical(), Planner(Profile(cheap, GOOD, GOOD), "mcss-wor")):
         engine = mcsd.Engine(TabularModel(target), TabularModel(draft), tree=plan, max_batch=32)
         seen = torch.zeros(5, 5)
         for _ in range(12):
@@ -159,7 +159,7 @@ def test_look_up_that_finds_nothing_is_no_trial() -> None:
     sizes = []
     for _ in range(400):
         sizes.append(len(plan.choose([GREEDY])))
-        plan.observe(Outcome(TreeShape.parse("none"), [GREEDY], [[]], SECONDS))
+        plan.observe(StepOutcome(TreeShape.parse("none"), [GREEDY], [[]], SECONDS))
     # After the first pause it goes on looking, which is free, until something is found.
     assert all(size > 0 for size in sizes[100:])
 
@@ -176,40 +176,40 @@ def test_a_plan_is_held_to_what_can_be_run(tree: str, scheme: str) -> None:
 
 def test_a_calibration_of_few_steps_is_a_profile_all_the_same() -> None:
     target = ((1, 1.0),)
-    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
+    trial = TrialPlan("mcss-wor", is_sampled=True)
     assert trial.profile(target).costs.step(1, 1, [1], 1.0) >= 1.0
-    trial.steps += [Step(True, (), (), 0.0, 0.01), Step(True, (-1,), (0,), 0.3, 0.02)]
+    trial.steps += [TrialStep(True, (), (), 0.0, 0.01), TrialStep(True, (-1,), (0,), 0.3, 0.02)]
     costs = trial.profile(target).costs
     assert costs.step(1, 1, [1], 1.0) == pytest.approx(1.0 + 0.3 + 0.02)
     assert costs.step(1, 0, [], 1.0) == pytest.approx(1.01)
 
 
 def test_calibration_forgets_nothing_and_takes_unseen_levels_for_what_is_above_them() -> None:
-    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
-    accepted, rejected = Step(True, (-1, -1), (0,), 0.1, 0.1), Step(True, (-1, -1), (), 0.1, 0.1)
+    trial = TrialPlan("mcss-wor", is_sampled=True)
+    accepted, rejected = TrialStep(True, (-1, -1), (0,), 0.1, 0.1), TrialStep(True, (-1, -1), (), 0.1, 0.1)
     trial.steps += [accepted] * 300 + [rejected] * 500
     profile = trial.profile(((1, 1.0),))
     for level in profile.greedy:
         assert level[0] == pytest.approx(3 / 8, abs=0.01)
         assert level[1] < 0.01
     assert profile.sampled[0] == profile.sampled[-1]
-    assert profile.sampled[0] == pytest.approx(falling(0.2, 0.08)[0])
+    assert profile.sampled[0] == pytest.approx(geometric_rates(0.2, 0.08)[0])
 
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_draft_of_which_nothing_is_accepted_is_given_up_after_the_fewest_steps(greedy: bool) -> None:
     """Seconds of a head on a target of 1.5 B parameters: a step with one candidate takes a twentieth longer."""
-    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
+    trial = TrialPlan("mcss-wor", is_sampled=True)
     for shape in trial.shapes * 4:
-        trial.steps.append(Step(greedy, shape.parents, (), 0.005 * shape.depth, 0.003 if shape.parents else 0.001))
+        trial.steps.append(TrialStep(greedy, shape.parents, (), 0.005 * shape.depth, 0.003 if shape.parents else 0.001))
     profile = trial.profile(((1, 0.150), (4, 0.156), (8, 0.170), (16, 0.262)))
-    assert not len(best(profile.greedy if greedy else profile.sampled, profile.costs, 1).shape)
+    assert not len(best_tree(profile.greedy if greedy else profile.sampled, profile.costs, 1).shape)
 
 
 class Answerer:
     """Goes on with texts by as many tokens as it is told, a step each, none of them accepting a candidate."""
 
-    def __init__(self, trial: Calibration, length: int) -> None:
+    def __init__(self, trial: TrialPlan, length: int) -> None:
         self._trial = trial
         self._length = length
         self.asked: list[list[int]] = []
@@ -220,7 +220,7 @@ class Answerer:
         self.seeds.append(params.seed)
         for _ in range(self._length):
             shape = self._trial.choose([params])
-            self._trial.observe(Outcome(shape, [params], [[]], SECONDS))
+            self._trial.observe(StepOutcome(shape, [params], [[]], SECONDS))
         return (7,) * self._length
 
 
@@ -229,22 +229,22 @@ def test_calibration_takes_a_bounded_number_of_steps(
     seconds: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each temperature 24 rounds of its six trees, or, where there is no time, 4 and what the last text adds."""
-    monkeypatch.setattr("mcsd.planning.calibration._SECONDS", seconds)
-    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
-    try_trees(trial, [[1], [2, 3]], 512, Answerer(trial, 16))
+    monkeypatch.setattr("mcsd.planning.trials._SECONDS", seconds)
+    trial = TrialPlan("mcss-wor", is_sampled=True)
+    run_trials(trial, [[1], [2, 3]], 512, Answerer(trial, 16))
     assert [sum(step.greedy == cold for step in trial.steps) for cold in (False, True)] == [steps] * len(TEMPERATURES)
 
 
 def test_calibration_goes_on_with_texts_until_they_are_over_or_too_long() -> None:
-    trial = Calibration(SCHEMES["mcss-wor"], draws=True)
+    trial = TrialPlan("mcss-wor", is_sampled=True)
     answer = Answerer(trial, 16)
-    try_trees(trial, [[1], [2] * 30], 50, answer)
+    run_trials(trial, [[1], [2] * 30], 50, answer)
     short, grown = [[1], [1] + [7] * 16, [1] + [7] * 32], [2] * 25
     assert answer.asked[:8] == [short[0], grown, short[1], grown, short[2], grown, short[0], grown]
     half = len(answer.seeds) // 2
     assert len(set(answer.seeds[:half])) == half
     over = Answerer(trial, 5)
-    try_trees(trial, [[1]], 50, over)
+    run_trials(trial, [[1]], 50, over)
     assert over.asked == [[1]] * len(over.asked)
 
 
@@ -262,7 +262,7 @@ def test_a_draft_catches_up_after_plain_steps(pause: int) -> None:
             self._steps += 1
             return TreeShape.parse("none" if self._steps % (pause + 1) else "chain:3")
 
-        def observe(self, outcome: Outcome) -> None:
+        def observe(self, outcome: StepOutcome) -> None:
             if len(outcome.shape):
                 self.paths += map(len, outcome.paths)
 

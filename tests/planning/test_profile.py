@@ -10,31 +10,31 @@ import pytest
 import torch
 
 import mcsd
-from conftest import tiny
 from mcsd.errors import McsdWarning, NonFiniteLogits
+from mcsd.loading.load import LoadedModel
 from mcsd.models import TransformersModel
-from mcsd.models.loading import Loaded
-from mcsd.planning import Costs, Place, Profile, forward_curve, place_of
-from mcsd.planning.acceptance import falling
+from mcsd.planning import Profile, ProfileFile, StepCosts, measure_forwards, profile_file
+from mcsd.planning.acceptance import geometric_rates
 from mcsd.testing import TabularModel
 from mcsd.tree import TreeShape
+from support.tiny import tiny
 
-SCHEME = mcsd.SCHEMES["mcss-wor"]
+SCHEME = "mcss-wor"
 PROFILE = Profile(
-    Costs(((1, 0.1), (8, 0.25)), ((1, 0.01),), 0.001, 0.002, 0.003, 0.0004),
-    falling(0.7, 0.1),
-    falling(0.6, 0.1),
+    StepCosts(((1, 0.1), (8, 0.25)), ((1, 0.01),), 0.001, 0.002, 0.003, 0.0004),
+    geometric_rates(0.7, 0.1),
+    geometric_rates(0.6, 0.1),
     TreeShape.parse("2x1"),
     {"races": []},
 )
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "profiles" / "pair.json", {"target": "a", "draft": "b"})
+def place(tmp_path: Path) -> ProfileFile:
+    return ProfileFile(tmp_path / "profiles" / "pair.json", {"target": "a", "draft": "b"})
 
 
-def test_a_profile_comes_back_as_it_was(place: Place) -> None:
+def test_a_profile_comes_back_as_it_was(place: ProfileFile) -> None:
     assert place.read(SCHEME) is None
     place.write(PROFILE)
     assert place.read(SCHEME) == PROFILE
@@ -43,9 +43,9 @@ def test_a_profile_comes_back_as_it_was(place: Place) -> None:
     assert [file.name for file in place.path.parent.iterdir()] == ["pair.json"]
 
 
-def test_the_profile_of_something_else_is_none(place: Place) -> None:
+def test_the_profile_of_something_else_is_none(place: ProfileFile) -> None:
     place.write(PROFILE)
-    assert Place(place.path, {"target": "a", "draft": "c"}).read(SCHEME) is None
+    assert ProfileFile(place.path, {"target": "a", "draft": "c"}).read(SCHEME) is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_profile_of_something_else_is_none(place: Place) -> None:
         (("costs",), None),
     ],
 )
-def test_what_is_no_profile_is_none(place: Place, path: tuple[Any, ...], value: Any) -> None:
+def test_what_is_no_profile_is_none(place: ProfileFile, path: tuple[Any, ...], value: Any) -> None:
     place.write(PROFILE)
     whole: Any = json.loads(place.path.read_text())
     part = whole
@@ -82,8 +82,8 @@ def test_what_is_no_profile_is_none(place: Place, path: tuple[Any, ...], value: 
 
 def test_where_it_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.warns(McsdWarning, match="measures anew"):
-        Place(tmp_path / "file" / "pair.json", {}).keep(PROFILE)
+    with pytest.warns(McsdWarning, match="calibrates again"):
+        ProfileFile(tmp_path / "file" / "pair.json", {}).try_write(PROFILE)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
@@ -91,31 +91,32 @@ def test_weights_that_are_replaced_are_others(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("MCSD_HOME", str(tmp_path / "home"))
     folder = tmp_path / "model"
     tiny("llama").save_pretrained(folder)
-    model = TransformersModel(tiny("llama"))
+    model = TransformersModel(tiny("llama"), str(folder))
 
-    def place(**settings: Any) -> Path:
-        return place_of(str(folder), "ngram", model, **settings).path
+    def path(scheme: str, target: TransformersModel = model) -> Path:
+        return profile_file(target, "ngram", scheme).path
 
-    first = place(scheme="mcss")
+    first = path("mcss")
     assert first.parent == tmp_path / "home" / "profiles"
-    assert place(scheme="mcss") == first
-    assert place(scheme="mcss-wor") != first
+    assert path("mcss") == first
+    assert path("mcss-wor") != first
+    assert path("mcss", TransformersModel(tiny("llama"), str(folder), precision="int8")) != first
     os.utime(folder / "model.safetensors", (1, 1))
-    assert place(scheme="mcss") != first
+    assert path("mcss") != first
 
 
 def test_forwards_are_timed_within_the_models_context() -> None:
     class Short(TabularModel):
         max_length = 20
 
-    for rows in ((1,), (1, 3)):
-        curve = forward_curve(Short(torch.eye(4)), rows=rows)
+    for batch_sizes in ((1,), (1, 3)):
+        curve = measure_forwards(Short(torch.eye(4)), batch_sizes=batch_sizes)
         assert curve[0][0] == 1
         assert all(seconds > 0 for _, seconds in curve)
-        assert curve[-1][0] <= 10 * max(rows)
+        assert curve[-1][0] <= 10 * max(batch_sizes)
 
 
-def test_the_first_request_measures_and_later_engines_know(place: Place) -> None:
+def test_the_first_request_measures_and_later_engines_know(place: ProfileFile) -> None:
     def engine() -> mcsd.Engine:
         return mcsd.Engine(tiny("llama"), tiny("llama", seed=1), tree="auto", max_length=100, profile=place)
 
@@ -150,7 +151,7 @@ def test_a_short_context_is_enough() -> None:
 
 
 @pytest.mark.parametrize("broken", ["target", "draft"])
-def test_broken_weights_are_named_by_the_request(broken: str, place: Place) -> None:
+def test_broken_weights_are_named_by_the_request(broken: str, place: ProfileFile) -> None:
     models = {"target": tiny("llama"), "draft": tiny("llama")}
     models[broken].model.norm.weight.data.fill_(float("nan"))
     engine = mcsd.Engine(models["target"], models["draft"], tree="auto", max_length=100, profile=place)
@@ -177,7 +178,7 @@ def test_ctrl_c_while_measuring_ends_the_request_and_no_more(monkeypatch: pytest
     assert len(done.token_ids) == 5
 
 
-def test_built_in_prompts_that_are_too_long_are_no_matter(smollm2: Loaded) -> None:
+def test_built_in_prompts_that_are_too_long_are_no_matter(smollm2: LoadedModel) -> None:
     engine = mcsd.Engine(smollm2.model, "ngram", smollm2.tokenizer, tree="auto", max_length=8, max_batch=1)
     waiting = engine.request([5, 6])
     engine.submit(waiting)
@@ -187,7 +188,7 @@ def test_built_in_prompts_that_are_too_long_are_no_matter(smollm2: Loaded) -> No
     assert len(waiting.tokens) == 6
 
 
-def test_a_seed_goes_by_the_tree_that_was_kept(place: Place) -> None:
+def test_a_seed_goes_by_the_tree_that_was_kept(place: ProfileFile) -> None:
     """Whatever else runs and has run, in any engine that reads the profile."""
     place.write(PROFILE)
     params = mcsd.SamplingParams(max_new_tokens=30, seed=4)
@@ -202,9 +203,9 @@ def test_a_seed_goes_by_the_tree_that_was_kept(place: Place) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "tree"), [("block", [-1, -1, -1]), ("mcss-wor", [-1] * 200)])
-def test_a_tree_that_cannot_be_run_is_not_believed(place: Place, scheme: str, tree: list[int]) -> None:
+def test_a_tree_that_cannot_be_run_is_not_believed(place: ProfileFile, scheme: str, tree: list[int]) -> None:
     place.write(replace(PROFILE, tree=TreeShape(tree)))
-    assert place.read(mcsd.SCHEMES[scheme]) is None
+    assert place.read(scheme) is None
 
 
 def test_a_draft_that_no_tree_needs_is_not_looked_for(tmp_path: Path) -> None:

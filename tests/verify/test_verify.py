@@ -1,9 +1,9 @@
-"""`mcsd.verify` passes what is right, scheme by scheme, and fails what is not, in each way that it looks.
+"""`mcsd.verify` passes correct engines with every scheme, and fails broken ones in each of its checks.
 
-Odds. Seeds are fixed, so each test passes always or never. A right engine fails the sampled part on one seed in a
-thousand, so a test that expects it to pass was made with an even smaller chance of having to look for a seed.
+False alarms: seeds are fixed, so each test passes always or never. A correct engine fails the sampled part with one
+seed in a thousand.
 
-Power. The broken engines below are wrong by more than 0.1 in total variation, where 0.07 would be found.
+Power: the broken engines below are off by more than 0.1 in total variation, where 0.07 would be detected.
 """
 
 import time
@@ -17,12 +17,13 @@ from torch import Tensor
 
 import mcsd
 from mcsd.errors import EmptyPrompt, InvalidOption, InvalidParameter, PromptTooLong
-from mcsd.models import Block, Output, TransformersModel
+from mcsd.models import ModelOutput, TokenLayout, TransformersModel
 from mcsd.rng import Randomness
-from mcsd.schemes.candidates import Node
 from mcsd.schemes.recursive import McssWithoutReplacement
+from mcsd.schemes.registry import REGISTRY
+from mcsd.schemes.types import Node
 from mcsd.testing import TabularModel
-from mcsd.verify import Options, Report, verify
+from mcsd.verify import VerificationReport, VerifyOptions, verify
 
 VOCABULARY = 12
 # A prompt of one token needs no prefill, which would take most of the time.
@@ -31,7 +32,7 @@ GREEDY_LENGTH = mcsd.SamplingParams(max_new_tokens=12)
 
 
 def network(seed: int) -> Any:
-    """A random Llama with several likely tokens everywhere; seeds differ by a little noise."""
+    """A random Llama with several probable tokens everywhere; other seeds add a little noise."""
     torch.manual_seed(3)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     plain = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -57,12 +58,12 @@ def tables() -> tuple[TabularModel, TabularModel]:
     return TabularModel(target), TabularModel(draft)
 
 
-def check(subject: mcsd.Engine, samples: int = 2000, params: mcsd.SamplingParams = GREEDY_LENGTH) -> Report:
-    return verify(subject, PROMPTS, params, Options(contexts=4, samples=samples))
+def check(subject: mcsd.Engine, samples: int = 2000, params: mcsd.SamplingParams = GREEDY_LENGTH) -> VerificationReport:
+    return verify(subject, PROMPTS, params, VerifyOptions(contexts=4, samples=samples))
 
 
 def tree_of(scheme: str) -> str:
-    return {1: "chain:3", 2: "2x2"}.get(mcsd.SCHEMES[scheme].widest or 0, "3x2")
+    return {1: "chain:3", 2: "2x2"}.get(REGISTRY[scheme].max_width or 0, "3x2")
 
 
 @pytest.mark.parametrize("scheme", sorted(mcsd.SCHEMES))
@@ -97,36 +98,36 @@ def test_every_scheme_passes_on_tables(scheme: str) -> None:
     ],
     ids=["T-k", "p-min", "penalties"],
 )
-def test_the_law_is_the_one_that_was_asked_for(params: mcsd.SamplingParams) -> None:
+def test_the_distribution_follows_the_sampling_parameters(params: mcsd.SamplingParams) -> None:
     report = check(engine(), samples=500, params=params)
     assert report.passed, report
     assert sum(one.forbidden for one in report.sampled.contexts) == 0
 
 
 class Broken(McssWithoutReplacement):
-    """Judges by half of the q that it drew from, so that it accepts too often."""
+    """Verifies with half of the q that it drew from, and so accepts too often."""
 
-    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
+    def verify_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
         weaker = type(node.q)(node.q.support, node.q.weights * 0.5)
-        return super().judge_node(
-            Node(node.p, node.tokens, node.valid, node.count, node.choice, weaker, node.rows), random
+        return super().verify_node(
+            Node(node.p, node.tokens, node.valid, node.count, node.choice, weaker, node.sequences), random
         )
 
 
 class Credulous(McssWithoutReplacement):
-    """Takes the first candidate now and then, likely or not: at temperature 0, and where the law forbids it."""
+    """Accepts the first candidate now and then, probable or not: at temperature 0, and with probability 0."""
 
-    def judge(self, tree: Any, logits: Tensor, *rest: Any) -> Any:
+    def verify(self, tree: Any, logits: Tensor, *rest: Any) -> Any:
         logits = logits.clone()
         logits[::7, 0].scatter_(1, tree.tokens[::7, :1], 30.0)
-        return super().judge(tree, logits, *rest)
+        return super().verify(tree, logits, *rest)
 
 
 class Misplaced(TransformersModel):
-    """A tree's candidates stand one position too far."""
+    """The position ids of a tree's candidates are too large by one."""
 
-    def forward(self, tokens: Tensor, block: Block, *rest: Any, **named: Any) -> Output:
-        return super().forward(tokens, Block(block.offsets + (block.offsets > 0), block.mask), *rest, **named)
+    def forward(self, tokens: Tensor, block: TokenLayout, *rest: Any, **named: Any) -> ModelOutput:
+        return super().forward(tokens, TokenLayout(block.offsets + (block.offsets > 0), block.mask), *rest, **named)
 
 
 def scheme_that(kind: Callable[[], Any]) -> mcsd.Engine:
@@ -135,7 +136,7 @@ def scheme_that(kind: Callable[[], Any]) -> mcsd.Engine:
     return subject
 
 
-def test_a_biased_judgement_fails_the_samples_and_only_those() -> None:
+def test_biased_verification_fails_the_samples_only() -> None:
     report = check(scheme_that(Broken))
     assert report.greedy.passed
     assert not report.sampled.passed
@@ -145,7 +146,7 @@ def test_a_biased_judgement_fails_the_samples_and_only_those() -> None:
         assert one.total_variation > one.plain[2]
 
 
-def test_tokens_that_the_law_forbids_fail_both() -> None:
+def test_tokens_of_probability_zero_fail_both_parts() -> None:
     params = mcsd.SamplingParams(top_k=3, max_new_tokens=12)
     report = check(scheme_that(Credulous), params=params)
     assert not report.greedy.passed
@@ -153,7 +154,7 @@ def test_tokens_that_the_law_forbids_fail_both() -> None:
     assert sum(one.forbidden for one in report.sampled.contexts) > 20
 
 
-def test_wrong_positions_fail_both_and_do_not_pass_for_rounding() -> None:
+def test_wrong_positions_fail_both_parts_and_do_not_count_as_rounding() -> None:
     report = check(engine(Misplaced(network(0)), tree="3x3"))
     assert not report.greedy.passed
     assert report.greedy.rounding < 1e-4
@@ -163,7 +164,7 @@ def test_wrong_positions_fail_both_and_do_not_pass_for_rounding() -> None:
 
 def test_a_stale_cache_fails_greedy_texts() -> None:
     subject = engine(tree="3x2")
-    subject._cache._keep = lambda columns, counts, rows: None  # type: ignore[method-assign]
+    subject.cache._keep = lambda columns, counts, sequences: None  # type: ignore[method-assign]
     report = check(subject, samples=500)
     assert not report.greedy.passed
     worst = max(one.gap for one in report.greedy.failures)
@@ -171,7 +172,7 @@ def test_a_stale_cache_fails_greedy_texts() -> None:
 
 
 def test_in_bfloat16_rounding_is_measured_and_allowed_for() -> None:
-    options = Options(contexts=2, samples=500)
+    options = VerifyOptions(contexts=2, samples=500)
     report = verify(engine(network(0).bfloat16()), [[1, 2, 3, 4, 5, 6, 7], [4, 8, 9, 1, 2]], GREEDY_LENGTH, options)
     assert report.passed, report
     assert report.dtype == "bfloat16"
@@ -179,30 +180,32 @@ def test_in_bfloat16_rounding_is_measured_and_allowed_for() -> None:
     assert max(one.rounding for one in report.sampled.contexts) > 1e-4
 
 
-def test_contexts_go_on_where_prompts_end() -> None:
+def test_prompts_are_continued_to_further_contexts() -> None:
     subject = engine()
-    report = verify(subject, [[1, 2, 3], [4]], mcsd.SamplingParams(max_new_tokens=6), Options(contexts=4, samples=500))
+    report = verify(
+        subject, [[1, 2, 3], [4]], mcsd.SamplingParams(max_new_tokens=6), VerifyOptions(contexts=4, samples=500)
+    )
     seen = [(one.prompt, one.continued, one.tokens) for one in report.sampled.contexts]
     assert seen == [(0, 0, 3), (1, 0, 1), (0, 5, 8), (1, 5, 6)]
 
 
-def test_a_small_budget_does_less_and_says_so() -> None:
+def test_a_short_time_limit_checks_less_and_reports_it() -> None:
     prompts: list[Any] = [[i % 12] for i in range(40)]
     begun = time.monotonic()
-    report = verify(engine(), prompts, GREEDY_LENGTH, Options(contexts=40, samples=100_000, minutes=0.05))
-    # Three seconds where the machine is idle. How much was sampled is up to the clock, so the samples may be any.
+    report = verify(engine(), prompts, GREEDY_LENGTH, VerifyOptions(contexts=40, samples=100_000, minutes=0.05))
+    # Three seconds on an idle machine. The number of samples depends on the clock.
     assert time.monotonic() - begun < 90
     assert report.greedy.passed, report
     assert 8 <= report.greedy.texts <= report.greedy.asked == 40
     assert 1 <= len(report.sampled.contexts) <= report.sampled.asked == 40
     assert len({one.samples for one in report.sampled.contexts}) == 1
     assert 500 <= report.sampled.contexts[0].samples < report.sampled.asked_samples
-    least = verify(engine(), prompts, GREEDY_LENGTH, Options(contexts=40, samples=100_000, minutes=1e-6))
+    least = verify(engine(), prompts, GREEDY_LENGTH, VerifyOptions(contexts=40, samples=100_000, minutes=1e-6))
     assert (least.greedy.texts, len(least.sampled.contexts)) == (8, 1)
     assert 500 <= least.sampled.contexts[0].samples < 1000
 
 
-def test_the_same_seed_finds_the_same() -> None:
+def test_the_same_seed_gives_the_same_result() -> None:
     first, again = (check(engine(), samples=500).sampled for _ in range(2))
     other = check(engine(), samples=500, params=mcsd.SamplingParams(max_new_tokens=12, seed=7)).sampled
     assert first == again
@@ -222,7 +225,7 @@ def test_the_same_seed_finds_the_same() -> None:
 )
 def test_options_outside_their_range(name: str, value: float) -> None:
     with pytest.raises(InvalidOption, match=f"{name}={value}"):
-        Options(**{name: value})  # type: ignore[arg-type]
+        VerifyOptions(**{name: value})  # type: ignore[arg-type]
 
 
 def test_bad_input() -> None:
@@ -232,5 +235,5 @@ def test_bad_input() -> None:
         verify(engine())
     with pytest.raises(EmptyPrompt, match="empty"):
         verify(engine(), [])
-    with pytest.raises(PromptTooLong, match="no prompt leaves room"):
-        verify(engine(), [[1] * 31], GREEDY_LENGTH, Options(samples=500))
+    with pytest.raises(PromptTooLong, match="no prompt leaves space"):
+        verify(engine(), [[1] * 31], GREEDY_LENGTH, VerifyOptions(samples=500))

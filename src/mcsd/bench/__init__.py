@@ -1,10 +1,29 @@
-"""Measuring acceptance and speed: systems that answer the same prompts in turn, a log that survives, a report."""
+"""Benchmarks of acceptance and speed: interleaved systems, a resumable log, confidence intervals, a report."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mcsd.bench.experiment import Experiment, System
 from mcsd.bench.grid import grid
 from mcsd.bench.paper import paper
-from mcsd.bench.results import Results
-from mcsd.bench.run import bench
-from mcsd.bench.weights import Models, Weights
 
-__all__ = ["Experiment", "Models", "Results", "System", "Weights", "bench", "grid", "paper"]
+if TYPE_CHECKING:
+    from mcsd.bench.bench_models import BenchModelOptions, BenchModels
+    from mcsd.bench.benchmark import bench
+    from mcsd.bench.results import Results
+
+__all__ = ["BenchModelOptions", "BenchModels", "Experiment", "Results", "System", "bench", "grid", "paper"]
+
+_LAZY = {
+    "BenchModelOptions": "mcsd.bench.bench_models",
+    "BenchModels": "mcsd.bench.bench_models",
+    "Results": "mcsd.bench.results",
+    "bench": "mcsd.bench.benchmark",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first used."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

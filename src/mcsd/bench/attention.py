@@ -1,7 +1,7 @@
-"""Two ways to verify the same candidates: one row with a tree mask, or a row for each path from root to leaf.
+"""Two ways to verify the same candidates: one sequence with a tree mask, or a batch with a sequence for each path.
 
-The second is what the paper sets tree attention against: tokens that paths share are read once for each path, and each
-row has the whole text in its cache. Copying the text there is not timed, only the forwards.
+The second is the paper's baseline for tree attention: tokens that paths share are read once for each path, and each
+sequence has the whole text in its cache. Copying the text there is not timed, only the forwards.
 """
 
 import time
@@ -9,21 +9,20 @@ import time
 import torch
 from torch import Tensor
 
-from mcsd.bench.journal import Verified
-from mcsd.models import Block, Cache, LanguageModel
+from mcsd.bench.records import AttentionRecord
+from mcsd.models import Cache, LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.tree import TreeShape
 
-ROUNDS = 8
+REPEATS = 8
+
+MAX_PATHS = 64
+"""Each path takes a sequence of a cache."""
 
 
-MOST_PATHS = 64
-"""Each path takes a row of a cache."""
-
-
-def comparable(shape: TreeShape) -> bool:
-    """Whether a tree has more than one path, and no more than `MOST_PATHS`."""
-    return 1 < len(shape) - len(set(shape.parents) - {-1}) <= MOST_PATHS
+def has_paths_to_compare(shape: TreeShape) -> bool:
+    """Whether a tree has more than one path, and no more than `MAX_PATHS`."""
+    return 1 < len(shape) - len(set(shape.parents) - {-1}) <= MAX_PATHS
 
 
 def leaf_paths(shape: TreeShape) -> Tensor:
@@ -33,50 +32,51 @@ def leaf_paths(shape: TreeShape) -> Tensor:
     return columns.cummax(dim=1).values
 
 
-class Verification:
-    """Reads a text once, and then trees after it, again and again.
+class AttentionBenchmark:
+    """Times forwards over a tree after a text, which is read once.
 
     Args:
-        target: that reads.
+        target: the model.
         text: token ids; the last one is the root.
-        shape: the tree, which is `comparable`. Its candidates are tokens of the text: which they are costs nothing.
+        shape: the tree, for which `has_paths_to_compare` holds. Its candidates are tokens of the text: which ones they
+            are does not change the time.
     """
 
     def __init__(self, target: LanguageModel, text: list[int], shape: TreeShape) -> None:
         self._target, self._shape = target, shape
         self._paths = leaf_paths(shape)
-        self._one = target.new_cache(1, len(text) + len(shape))
-        self._many = target.new_cache(len(self._paths), len(text) + shape.depth)
-        for cache in (self._one, self._many):
+        self._tree_cache = target.new_cache(1, len(text) + len(shape))
+        self._batch_cache = target.new_cache(len(self._paths), len(text) + shape.depth)
+        for cache in (self._tree_cache, self._batch_cache):
             prefill(target, cache, cache.add(), text[:-1])
         for _ in self._paths[1:]:
-            self._many.add(0)
+            self._batch_cache.add(0)
         columns = [text[-1], *(text[node % len(text)] for node in range(len(shape)))]
         self._tokens = torch.tensor([columns], device=target.device)
 
     def as_tree(self) -> Tensor:
         """Logits ``[1, 1 + n, V]`` of one forward with a tree mask."""
-        return self._read(self._tokens, Block.tree(self._shape), self._one)
+        return self._forward(self._tokens, TokenLayout.tree(self._shape), self._tree_cache)
 
     def as_batch(self) -> Tensor:
         """Logits ``[paths, 1 + depth, V]`` of one forward over all paths."""
         tokens = self._tokens[0, self._paths.to(self._tokens.device)]
-        return self._read(tokens, Block.chain(tokens.shape[1]), self._many)
+        return self._forward(tokens, TokenLayout.chain(tokens.shape[1]), self._batch_cache)
 
-    def measure(self, name: str, round: int) -> Verified:
-        """Time both, in an order that changes from round to round; ``name`` is what the tree is called."""
+    def measure(self, tree: str, repeat: int) -> AttentionRecord:
+        """Time both, in an order that alternates between repeats; ``tree`` is the name of the shape."""
         seconds = {}
-        for forward in (self.as_tree, self.as_batch)[:: -1 if round % 2 else 1]:
+        for forward in (self.as_tree, self.as_batch)[:: -1 if repeat % 2 else 1]:
             start = time.perf_counter()
             forward()[0, 0, 0].item()
             seconds[forward.__name__] = time.perf_counter() - start
         shape = self._shape
-        return Verified(
-            *(name, len(shape), len(self._paths), shape.depth, round),
+        return AttentionRecord(
+            *(tree, len(shape), len(self._paths), shape.depth, repeat),
             *(seconds["as_tree"], seconds["as_batch"]),
         )
 
     @torch.no_grad()
-    def _read(self, tokens: Tensor, block: Block, cache: Cache) -> Tensor:
-        # Nothing is committed, so the next forward finds the cache as this one did.
-        return self._target.forward(tokens, block, cache).logits
+    def _forward(self, tokens: Tensor, layout: TokenLayout, cache: Cache) -> Tensor:
+        # Nothing is committed, so the next forward finds the same cache.
+        return self._target.forward(tokens, layout, cache).logits

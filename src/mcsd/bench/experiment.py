@@ -1,45 +1,59 @@
-"""What is measured: systems, and under which conditions each of them answers."""
+"""What is measured: systems, and the conditions under which each of them answers."""
 
 from dataclasses import dataclass
 from math import isfinite
 
-from mcsd.errors import InvalidOption
-from mcsd.options import check_options
+from mcsd.config import parse_tree
+from mcsd.errors import InvalidOption, check_int
 
-PLAIN, SINGLE, NAIVE, ASSISTED = "plain", "single", "naive", "assisted"
-BASELINES = (PLAIN, SINGLE, NAIVE, ASSISTED)
-"""Plain decoding, speculative sampling with one candidate, naive verification of several, transformers' own."""
+PLAIN, SINGLE, NAIVE = "plain", "single", "naive"
+"""Baselines in the engine: plain decoding, one candidate a step, and naive verification of several."""
+
+GENERATE, LOOKUP, ASSISTED = TRANSFORMERS = ("generate", "lookup", "assisted")
+"""Baselines of transformers: ``model.generate``, the same with prompt look-up, and with an assistant model."""
+
+BASELINES = (PLAIN, SINGLE, NAIVE, *TRANSFORMERS)
+
+PEER = "peer"
+"""The role of another program: see `mcsd.bench.peers`."""
 
 MULTI = "multi"
 """The role of a system that is no baseline."""
 
 DRAFT, TUNED = "draft", "tuned"
-"""Which draft: the one that was named, and one to compare with it, such as the same after fine-tuning."""
+"""Which draft: the first one, or one to compare with it, such as the same after fine-tuning."""
 
-_MOST = {"max_new_tokens": 1 << 20, "repeats": 1000, "seed": 1 << 32}
+_MAXIMUM = {"max_new_tokens": 1 << 20, "repeats": 1000, "seed": 1 << 32}
 
 
 @dataclass(frozen=True)
 class System:
-    """One way to answer, called by what was asked for.
+    """One system under comparison.
 
     Attributes:
-        role: a name in `BASELINES`, or `MULTI`.
-        draft: `DRAFT` or `TUNED`; "" for plain decoding.
-        tree, scheme: as `mcsd.Engine` takes them; "" for transformers' assisted generation.
+        role: a name in `BASELINES`, `PEER` or `MULTI`.
+        draft: `DRAFT` or `TUNED`; "" for plain decoding and peers.
+        tree, scheme: as `mcsd.Engine` takes them; "" outside the engine.
+        peer: the name of a peer.
     """
 
     role: str
     draft: str = DRAFT
     tree: str = ""
     scheme: str = ""
+    peer: str = ""
 
     @property
     def name(self) -> str:
-        """How tables call it."""
-        if self.role in (PLAIN, ASSISTED):
-            return self.role
+        """As tables show it."""
+        if not self.in_engine or self.role == PLAIN:
+            return self.peer or self.role
         return f"{self.tree} {self.scheme}" + (" tuned" if self.draft == TUNED else "")
+
+    @property
+    def in_engine(self) -> bool:
+        """Whether `mcsd.Engine` runs it; the others answer one prompt at a time and report tokens and time only."""
+        return self.role != PEER and self.role not in TRANSFORMERS
 
 
 @dataclass(frozen=True)
@@ -47,16 +61,16 @@ class Experiment:
     """Systems and conditions.
 
     Attributes:
-        systems: which, plain decoding among them: speed-ups are to it.
+        systems: all of them, plain decoding included: speed-ups are relative to it.
         temperatures: 0 to 10⁴ each.
         batch_sizes: prompts that are answered together, 1 to 256 each.
         max_new_tokens: of a text.
-        repeats: how often each prompt is answered, each time with another seed.
+        repeats: how often each prompt is answered, each time with another seed; the median repeat gives the speed.
         seed: another seed is another experiment; 0 to 2³².
 
     Raises:
-        InvalidOption: a value outside its range, twice the same, or no plain decoding.
-        InvalidTree, UnknownScheme: a system that cannot be.
+        InvalidOption: a value outside its range, a duplicate, or no plain decoding.
+        InvalidTree, UnknownScheme: a system whose tree or scheme does not exist or cannot be combined.
     """
 
     systems: tuple[System, ...]
@@ -67,36 +81,32 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, most in _MOST.items():
-            value = getattr(self, name)
-            least = 0 if name == "seed" else 1
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise InvalidOption(
-                    f"{name}={value!r:.40} is not a whole number from {least} to {most}", f"give such a {name}"
-                )
+        for name, high in _MAXIMUM.items():
+            check_int(name, getattr(self, name), 0 if name == "seed" else 1, high)
         if not all(isfinite(value) and 0 <= value <= 1e4 for value in self.temperatures):
             raise InvalidOption(f"temperatures={self.temperatures!r:.60}: not all from 0 to 10000", "0 is greedy")
         if not all(isinstance(size, int) and 1 <= size <= 256 for size in self.batch_sizes):
             raise InvalidOption(f"batch_sizes={self.batch_sizes!r:.60}: not all from 1 to 256", "1 is a prompt alone")
+        names = tuple(system.name for system in self.systems)
         for name in ("systems", "temperatures", "batch_sizes"):
-            values = getattr(self, name)
+            values = names if name == "systems" else getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InvalidOption(f"{name}={values!r:.80}: none, or one twice", "give each once")
         if PLAIN not in {system.role for system in self.systems}:
-            raise InvalidOption("no plain decoding among the systems", "add it: speed-ups are to it")
+            raise InvalidOption("no plain decoding among the systems", "add it: speed-ups are relative to it")
         for system in self.systems:
-            if system.role != ASSISTED:
-                check_options(system.scheme, system.tree, 1, 1)
+            if system.in_engine:
+                parse_tree(system.scheme, system.tree)
 
     def systems_at(self, temperature: float, batch: int) -> list[System]:
-        """Those that answer there.
+        """The systems that answer under these conditions.
 
-        At temperature 0 candidates are the likeliest ones whatever the scheme, so of systems with the same draft and
-        tree the first one stands for all. Transformers' assisted generation answers one prompt at a time.
+        At temperature 0 candidates are the most probable tokens whatever the scheme, so systems with the same draft
+        and tree run once. Systems outside the engine answer batches of one.
         """
-        chosen: dict[tuple[object, ...], System] = {}
-        for number, system in enumerate(self.systems):
-            if system.role != ASSISTED or batch == 1:
-                same = (system.draft, system.tree) if temperature == 0 and system.role != ASSISTED else (number,)
-                chosen.setdefault(same, system)
+        chosen: dict[tuple[str, ...], System] = {}
+        for system in self.systems:
+            if system.in_engine or batch == 1:
+                greedy = temperature == 0 and system.in_engine
+                chosen.setdefault((system.draft, system.tree) if greedy else (system.name,), system)
         return list(chosen.values())

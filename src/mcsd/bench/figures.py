@@ -1,4 +1,4 @@
-"""The figures of a report, as SVG that stands in a page: no fonts, no scripts, in the page's own colours."""
+"""The figures of a report as inline SVG: no fonts, no scripts, in the page's own colours."""
 
 import io
 import re
@@ -6,21 +6,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mcsd.bench.experiment import MULTI, PLAIN, TUNED
-from mcsd.bench.results import ALL, STEP, Acceptance, Attention, Speed, overall
+from mcsd.bench.results import ALL_PROMPTS, STEP_PARTS, AcceptanceRow, AttentionRow, SpeedRow, overall
 from mcsd.errors import MissingPackage
 
 _INK = "#010203"
-"""Drawn with, and then replaced by the colour of the page's text, which is light on dark pages."""
+"""Placeholder colour, replaced by the page's text colour, which is light on dark pages."""
 
 _SERIES = ("#3b82c4", "#e07b39", "#3fa06b", "#b65fb0", "#8a8f98", "#c9a227")
 _COLOURS = {
     "mcss-wor": _SERIES[0], "top-k": _SERIES[5], "mcss": _SERIES[1], "naive": _SERIES[2],
     "draft": _SERIES[1], "target": _SERIES[0], "judge": _SERIES[2], "commit": _SERIES[3], "other": _SERIES[4],
 }  # fmt: skip
-_WORDS = {"mcss-wor": "without replacement", "mcss": "with replacement", "naive": "naive", "top-k": "the likeliest"}
+_LABELS = {
+    "mcss-wor": "without replacement",
+    "mcss": "with replacement",
+    "naive": "naive",
+    "top-k": "the most probable",
+}
 
-_LONGEST = 28
-"""Letters of a name that are shown."""
+_MAX_NAME = 28
+"""Characters of a name that are shown."""
 
 _STYLE = {
     "svg.fonttype": "path",
@@ -44,10 +49,10 @@ _STYLE = {
 
 
 def check_matplotlib() -> None:
-    """Whether figures can be drawn.
+    """Check that figures can be drawn.
 
     Raises:
-        MissingPackage: matplotlib is not there.
+        MissingPackage: matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401
@@ -58,15 +63,15 @@ def check_matplotlib() -> None:
 
 
 Draw = Callable[[], Any]
-"""Makes a figure of matplotlib."""
+"""Returns a figure of matplotlib."""
 
 
 def svg(name: str, draw: Draw) -> str:
     """A figure as an ``<svg>`` element.
 
     Args:
-        name: tells the ids within it from those of other figures.
-        draw: makes it.
+        name: makes the ids within it differ from those of other figures.
+        draw: draws it.
     """
     import matplotlib
 
@@ -80,15 +85,15 @@ def svg(name: str, draw: Draw) -> str:
         pyplot.close(figure)
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # A narrow page makes it smaller; the drawing keeps its shape.
+    # A narrow page scales the figure down; it keeps its aspect ratio.
     text = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", text, count=1)
     return text.replace(_INK, "currentColor")
 
 
-def acceptance(rows: Sequence[Acceptance]) -> Any:
-    """Acceptance against k: a panel a set of prompts and temperature, a line a scheme and draft."""
+def acceptance(rows: Sequence[AcceptanceRow]) -> Any:
+    """Acceptance against k: a panel a prompt set and temperature, a line a scheme and draft."""
     temperatures = sorted({row.temperature for row in rows})
-    sets = list(dict.fromkeys(row.prompts for row in rows if row.prompts != ALL))
+    sets = list(dict.fromkeys(row.prompts for row in rows if row.prompts != ALL_PROMPTS))
     figure, panels = _panels(len(temperatures), len(sets), (3.6 if len(sets) > 1 else 5.4, 2.9), sharey=True)
     for line, temperature in enumerate(temperatures):
         for column, prompts in enumerate(sets):
@@ -102,23 +107,23 @@ def acceptance(rows: Sequence[Acceptance]) -> Any:
         panels[line][0].set_ylabel("one of k is accepted")
     for panel in panels[-1]:
         panel.set_xlabel("candidates k")
-    # The bands of a few texts are wide: they may be cut off.
+    # With few texts the bands are wide; they may be cut off.
     values = [interval.value for row in rows if row.prompts in sets for interval in row.within]
     panels[0][0].set_ylim(max(min(values) - 0.05, 0), min(max(values) + 0.05, 1.01))
     lines = {line.get_label(): line for panel in panels.flat for line in panel.get_lines()}
-    # Inches that a label needs, so that the legend is no wider than the figure.
+    # Inches of a label: the legend must not be wider than the figure.
     label = 2.6 if any(row.draft == TUNED for row in rows) else 1.8
     columns = max(1, int(figure.get_figwidth() / label))
     figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=columns)
     return figure
 
 
-def _curve(panel: Any, row: Acceptance) -> None:
+def _curve(panel: Any, row: AcceptanceRow) -> None:
     widths = range(1, 1 + len(row.within))
     values = [interval.value for interval in row.within]
     tuned = row.draft == TUNED
     style = {"color": _COLOURS[row.scheme], "linestyle": "--" if tuned else "-", "marker": "s" if tuned else "o"}
-    label = _WORDS[row.scheme] + (", tuned draft" if tuned else "")
+    label = _LABELS[row.scheme] + (", tuned draft" if tuned else "")
     panel.plot(widths, values, label=label, markersize=3.5, linewidth=1.5, **style)
     low, high = (
         [value if end is None else end for end, value in zip(ends, values, strict=True)]
@@ -127,13 +132,13 @@ def _curve(panel: Any, row: Acceptance) -> None:
     panel.fill_between(widths, low, high, color=_COLOURS[row.scheme], alpha=0.12, linewidth=0)
 
 
-def speedup(rows: Sequence[Speed]) -> Any:
-    """Times as fast as plain decoding: a panel a temperature and batch size, a bar a system."""
+def speedup(rows: Sequence[SpeedRow]) -> Any:
+    """Speed-up over plain decoding: a panel a temperature and batch size, a bar a system."""
     rows = overall(rows)
     names = list(dict.fromkeys(row.system for row in rows))
     figure, panels = _conditions(rows, 0.9 + 0.27 * len(names))
-    # The intervals of a few prompts are wide: they may be cut off.
-    most = 1.6 * max(row.speedup.value for row in rows)
+    # With few prompts the intervals are wide; they may be cut off.
+    maximum = 1.6 * max(row.speedup.value for row in rows)
     for axis, shown in panels:
         for row in shown:
             place, value = names.index(row.system), row.speedup
@@ -141,7 +146,7 @@ def speedup(rows: Sequence[Speed]) -> Any:
             axis.barh(place, value.value, color=colour, height=0.68)
             end = value.value
             if value.low is not None and value.high is not None:
-                end = min(max(end, value.high), most)
+                end = min(max(end, value.high), maximum)
                 axis.plot([value.low, end], [place, place], color=_INK, linewidth=1.2)
             _note(axis, end, place, f"{value.value:.2f}")
         _bars(axis, names, "times as fast as plain decoding")
@@ -149,7 +154,7 @@ def speedup(rows: Sequence[Speed]) -> Any:
     return figure
 
 
-def steps(rows: Sequence[Speed]) -> Any:
+def steps(rows: Sequence[SpeedRow]) -> Any:
     """Where an average step's time goes: stacked bars, a panel a temperature and batch size."""
     rows = [row for row in overall(rows) if row.step]
     names = list(dict.fromkeys(row.system for row in rows))
@@ -157,7 +162,7 @@ def steps(rows: Sequence[Speed]) -> Any:
     for axis, shown in panels:
         places = [names.index(row.system) for row in shown]
         left = [0.0] * len(shown)
-        for part in STEP:
+        for part in STEP_PARTS:
             widths = [row.step[part] for row in shown]
             axis.barh(places, widths, left=left, color=_COLOURS[part], height=0.68, label=part)
             left = [start + width for start, width in zip(left, widths, strict=True)]
@@ -167,25 +172,25 @@ def steps(rows: Sequence[Speed]) -> Any:
         _bars(axis, names, "milliseconds a step")
         axis.margins(x=0.3)
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(STEP))
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(STEP_PARTS))
     return figure
 
 
-def attention(rows: Sequence[Attention]) -> Any:
+def attention(rows: Sequence[AttentionRow]) -> Any:
     """One forward of the target: as a tree, and as a batch of the tree's paths."""
     figure, axes = _panels(1, 1, (6.4, 1.2 + 0.42 * len(rows)))
     axis = axes[0][0]
     for place, row in enumerate(rows):
         tree = axis.barh(place - 0.19, row.tree_ms, color=_SERIES[0], height=0.36)
         batch = axis.barh(place + 0.19, row.batch_ms, color=_SERIES[4], height=0.36)
-        for bars, note in ((tree, ""), (batch, f"{row.paths} rows of {1 + row.depth}")):
+        for bars, note in ((tree, ""), (batch, f"{row.paths} sequences of {1 + row.depth}")):
             axis.bar_label(bars, [note], padding=4, fontsize=8)
     _bars(axis, [row.tree for row in rows], "milliseconds a forward of the target")
     figure.legend([tree, batch], ["tree mask", "batch of paths"], loc="outside upper center", ncols=2)
     return figure
 
 
-def _conditions(rows: Sequence[Speed], height: float) -> tuple[Any, list[tuple[Any, list[Speed]]]]:
+def _conditions(rows: Sequence[SpeedRow], height: float) -> tuple[Any, list[tuple[Any, list[SpeedRow]]]]:
     """A figure, and a titled panel with its rows for each temperature and batch size, two side by side."""
     several = len({row.batch for row in rows}) > 1
     conditions = sorted({(row.temperature, row.batch) for row in rows})
@@ -211,7 +216,7 @@ def _panels(lines: int, columns: int, size: tuple[float, float], **options: Any)
 
 
 def _bars(axis: Any, names: Sequence[str], label: str) -> None:
-    """What bars from above to below have in common."""
+    """Axis settings of horizontal bars."""
     axis.set_yticks(range(len(names)), [_short(name) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.tick_params(labelbottom=True)
@@ -220,10 +225,10 @@ def _bars(axis: Any, names: Sequence[str], label: str) -> None:
 
 
 def _note(axis: Any, end: float, place: float, text: str) -> None:
-    """A few words behind a bar."""
+    """A short text at the end of a bar."""
     axis.annotate(text, (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _short(name: str) -> str:
-    """A tree may be a long list of parents."""
-    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+    """Cut a name: a tree may be a long list of parents."""
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"

@@ -1,20 +1,26 @@
-"""The systems of ``mcsd bench``: every tree with every scheme, and the baselines beside them."""
+"""The systems of ``mcsd bench``: every tree with every scheme, and the baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from mcsd.bench.experiment import ASSISTED, BASELINES, DRAFT, MULTI, NAIVE, PLAIN, SINGLE, TUNED, System
+from mcsd.bench.experiment import BASELINES, DRAFT, MULTI, NAIVE, PEER, PLAIN, SINGLE, TRANSFORMERS, TUNED, System
+from mcsd.config import parse_tree
 from mcsd.errors import InvalidOption
-from mcsd.options import check_options
 
-LOSSLESS = "mcss-wor"
+DEFAULT_SCHEME = "mcss-wor"
 
-PLAINLY = System(PLAIN, "", "none", LOSSLESS)
+PLAIN_SYSTEM = System(PLAIN, "", "none", DEFAULT_SCHEME)
 
 _CHAIN = 3
-"""Depth of the one-candidate baseline where no tree says another."""
+"""Depth of the one-candidate baseline where no tree gives a depth."""
 
 
-def grid(trees: Sequence[str], schemes: Sequence[str], baselines: Sequence[str], tuned: bool = False) -> list[System]:
+def grid(
+    trees: Sequence[str],
+    schemes: Sequence[str],
+    baselines: Sequence[str],
+    tuned: bool = False,
+    peers: Collection[str] = (),
+) -> list[System]:
     """Systems in the order of their rows in a table.
 
     Args:
@@ -22,27 +28,39 @@ def grid(trees: Sequence[str], schemes: Sequence[str], baselines: Sequence[str],
         schemes: names in `mcsd.SCHEMES`.
         baselines: names in `BASELINES`. The one-candidate baseline is a chain as deep as the deepest tree.
         tuned: whether a second draft runs every tree too.
+        peers: names of other programs.
 
     Raises:
-        InvalidOption: a baseline that is none.
-        InvalidTree, UnknownScheme: a tree or scheme that is none, or a scheme that cannot run a tree.
+        InvalidOption: an unknown baseline, or a peer with the name of another system.
+        InvalidTree, UnknownScheme: an unknown tree or scheme, or a scheme that does not support a tree.
     """
     for baseline in baselines:
         if baseline not in BASELINES:
             raise InvalidOption(f"baseline {baseline!r:.40} is unknown", f"some of {', '.join(BASELINES)}")
     trees = [tree for tree in trees if tree != "none"]
-    shapes = [check_options(scheme, tree, 1, 1) for tree in trees for scheme in schemes]
-    systems = [PLAINLY]
-    if ASSISTED in baselines:
-        systems.append(System(ASSISTED))
+    shapes = [parse_tree(scheme, tree) for tree in trees for scheme in schemes]
+    systems = [PLAIN_SYSTEM]
+    systems += [System(baseline) for baseline in TRANSFORMERS if baseline in baselines]
     if SINGLE in baselines:
         depth = max((shape.depth for shape in shapes if shape is not None), default=_CHAIN)
-        systems.append(System(SINGLE, DRAFT, f"chain:{depth}", LOSSLESS))
+        systems.append(System(SINGLE, DRAFT, f"chain:{depth}", DEFAULT_SCHEME))
     for draft in (DRAFT, TUNED) if tuned else (DRAFT,):
         systems += [System(MULTI, draft, tree, scheme) for tree in trees for scheme in schemes]
     if NAIVE in baselines:
         systems += [System(NAIVE, DRAFT, tree, "naive") for tree in trees]
-    return distinct(systems)
+    return [*distinct(systems), *peer_systems(peers, systems)]
+
+
+def peer_systems(peers: Collection[str], systems: Sequence[System]) -> list[System]:
+    """Other programs, to run beside some systems.
+
+    Raises:
+        InvalidOption: a peer has the name of another system, or none.
+    """
+    for name in peers:
+        if not name or name in {*BASELINES, *(system.name for system in systems)}:
+            raise InvalidOption(f"peer {name!r:.40} has the name of another system, or none", "give it another name")
+    return [System(PEER, "", peer=name) for name in peers]
 
 
 def distinct(systems: Sequence[System]) -> list[System]:

@@ -1,4 +1,4 @@
-"""What figures depend on: versions, machine, weights, settings. No names of hosts or people."""
+"""The manifest: versions, machine and weights that measurements depend on. It names no hosts or people."""
 
 import hashlib
 import os
@@ -11,24 +11,24 @@ from typing import Any
 import torch
 
 from mcsd.errors import WeightsCorrupt
-from mcsd.machine import processor
+from mcsd.system import processor
 
 _PACKAGES = ("mcsd", "torch", "transformers", "safetensors", "gguf", "numpy")
-_TELLING = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-"""What of a processor's flags decides how fast products are."""
+_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+"""Processor flags that decide how fast matrix products are."""
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that compute."""
+    """Versions of Python and of the packages that compute."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, memory, system; and the accelerator, if that is where models are."""
+    """Processor, cores, threads, memory and system; and the accelerator, if the models are on one."""
     model, flags = processor()
     found: dict[str, Any] = {
         "processor": model,
-        "instructions": [flag for flag in _TELLING if flag in flags],
+        "instructions": [flag for flag in _INSTRUCTION_SETS if flag in flags],
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -40,10 +40,10 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def digests(files: Mapping[str, Iterable[Path]]) -> dict[str, dict[str, str]]:
-    """The SHA-256 of weight files: by whose they are, then by name.
+    """The SHA-256 of weight files, by label, then by file name.
 
     Raises:
-        WeightsCorrupt: one cannot be read.
+        WeightsCorrupt: a file cannot be read.
     """
     return {label: {path.name: _digest(path) for path in paths} for label, paths in files.items()}
 
@@ -57,6 +57,6 @@ def _digest(path: Path) -> str:
 
 
 def without_home(text: str) -> str:
-    """A path, with the user's own folder written ``~``."""
+    """A text with ``~`` in place of the user's home folder."""
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text

@@ -1,4 +1,4 @@
-"""An experiment from its beginning, or from where it was broken off, to its figures."""
+"""Runs an experiment, or resumes one, and computes its results."""
 
 import hashlib
 import json
@@ -7,148 +7,165 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mcsd.bench.acceptance import COMPARED, DRAWS, WIDEST, accepted_within, read
-from mcsd.bench.attention import ROUNDS, Verification, comparable
-from mcsd.bench.contestants import Contestants
+from mcsd.bench.acceptance import COMPARED_SCHEMES, DRAWS, MAX_CANDIDATES, count_accepted, score_answer
+from mcsd.bench.attention import REPEATS, AttentionBenchmark, has_paths_to_compare
+from mcsd.bench.bench_models import BenchModels
 from mcsd.bench.experiment import DRAFT, MULTI, PLAIN, TUNED, Experiment, System
-from mcsd.bench.grid import LOSSLESS
-from mcsd.bench.journal import Accepted, Answered, Journal, Verified
+from mcsd.bench.grid import DEFAULT_SCHEME
 from mcsd.bench.manifest import machine, versions
-from mcsd.bench.plan import plan
-from mcsd.bench.prompts import encoded
-from mcsd.bench.results import Results, acceptances, attentions, speeds
-from mcsd.bench.weights import Models
-from mcsd.encoding import Encoder
+from mcsd.bench.records import AcceptanceRecord, AttentionRecord, RequestRecord
+from mcsd.bench.results import Results, acceptance_rows, attention_rows, speed_rows
+from mcsd.bench.runners import JobRunner
+from mcsd.bench.schedule import schedule_jobs
+from mcsd.config import parse_tree
 from mcsd.engine import Engine
 from mcsd.errors import InvalidOption
-from mcsd.files import alone, same_settings
-from mcsd.options import check_options
+from mcsd.files import VERSION, JsonlLog, check_settings, exclusive_lock
 from mcsd.params import SamplingParams
+from mcsd.prompts import encode_prompt_sets
+from mcsd.tokenization import PromptEncoder
 
 MANIFEST, REQUESTS, ACCEPTANCE, ATTENTION = "manifest.json", "requests.jsonl", "acceptance.jsonl", "attention.jsonl"
 
-_CONTEXT = 128
-"""Tokens that stand before a tree when its forward is timed."""
+_FORMAT = 2
+"""Of the files in the folder. Folders of another format are refused."""
 
-Show = Callable[[str], None]
+_CONTEXT = 128
+"""Tokens before the tree when its forward is timed."""
+
+Progress = Callable[[str], None]
 Prompts = Mapping[str, Sequence[str | list[int]]]
-Encoded = Mapping[str, Sequence[list[int]]]
+PromptTokens = Mapping[str, Sequence[list[int]]]
 
 
 def measure(
-    models: Models,
+    models: BenchModels,
     prompts: Prompts,
     experiment: Experiment,
     out: Path,
     max_length: int,
-    about: Mapping[str, Any] | None = None,
-    show: Show = lambda line: None,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Progress = lambda line: None,
 ) -> Results:
-    """Measure, or go on measuring; see `mcsd.bench.bench`, which also writes what people read."""
+    """Run an experiment, or resume it; see `mcsd.bench.bench`, which also writes tables and the report."""
     ids = _encode(models, prompts, experiment.max_new_tokens, max_length)
-    jobs = plan(experiment, {name: len(texts) for name, texts in ids.items()})
-    manifest = _manifest(models, ids, experiment, about or {})
-    same_settings(out / MANIFEST, manifest)
-    with alone(out / MANIFEST):
-        answered, accepted = Journal(out / REQUESTS, Answered), Journal(out / ACCEPTANCE, Accepted)
-        verified = Journal(out / ATTENTION, Verified)
-        contestants = Contestants(models, ids, experiment.max_new_tokens, max(experiment.batch_sizes))
-        for number, job in enumerate(jobs):
-            if job.key not in answered:
-                show(f"request {number + 1} of {len(jobs)}: {job.system.name} at temperature {job.temperature:g}")
-                answered.append(contestants.run(job))
-        _accept(contestants, models, ids, answered.entries, accepted, show)
-        _verify(models, ids, experiment, verified, show)
+    jobs = schedule_jobs(experiment, {name: len(texts) for name, texts in ids.items()})
+    manifest = _manifest(models, ids, experiment, provenance or {})
+    check_settings(out / MANIFEST, manifest)
+    with exclusive_lock(out / MANIFEST):
+        requests = JsonlLog(out / REQUESTS, lambda value: RequestRecord(**value))
+        acceptance = JsonlLog(out / ACCEPTANCE, lambda value: AcceptanceRecord(**value))
+        attention = JsonlLog(out / ATTENTION, lambda value: AttentionRecord(**value))
+        done = {record.key for record in requests.records}
+        runner = JobRunner(models, ids, experiment.max_new_tokens, max(experiment.batch_sizes))
+        for number, job in enumerate(jobs, 1):
+            if job.key not in done:
+                progress(f"request {number} of {len(jobs)}: {job.system.name} at temperature {job.temperature:g}")
+                requests.append(runner.run(job))
+        _measure_acceptance(runner, models, ids, requests.records, acceptance, progress)
+        _measure_attention(models, ids, experiment, attention, progress)
     return Results(
-        tuple(speeds(answered.entries)),
-        tuple(acceptances(accepted.entries)),
-        tuple(attentions(verified.entries)),
+        tuple(speed_rows(requests.records)),
+        tuple(acceptance_rows(acceptance.records)),
+        tuple(attention_rows(attention.records)),
         manifest,
     )
 
 
-def _encode(models: Models, prompts: Prompts, new: int, max_length: int) -> dict[str, list[list[int]]]:
+def _encode(models: BenchModels, prompts: Prompts, max_new_tokens: int, max_length: int) -> dict[str, list[list[int]]]:
     target = models.target
-    room = min(max_length, target.max_length or max_length) - new
-    if room < 1:
-        raise InvalidOption(f"no room for a prompt and {new} new tokens", "raise max_length, or lower max_new_tokens")
-    encoder = Encoder(models.tokenizer, target.name, target.vocab_size, room + 1)
-    return encoded(prompts, encoder)
+    max_prompt = min(max_length, target.max_length or max_length) - max_new_tokens
+    if max_prompt < 1:
+        raise InvalidOption(
+            f"max_length leaves no prompt beside {max_new_tokens} new tokens",
+            "raise max_length, or lower max_new_tokens",
+        )
+    encoder = PromptEncoder(models.tokenizer, target.name, target.vocab_size, max_prompt + 1)
+    return encode_prompt_sets(prompts, encoder)
 
 
-def _manifest(models: Models, ids: Encoded, experiment: Experiment, about: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(
+    models: BenchModels, ids: PromptTokens, experiment: Experiment, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
     asked = {
         name: {"count": len(texts), "sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
         for name, texts in ids.items()
     }
     manifest = {
+        VERSION: _FORMAT,
         "experiment": asdict(experiment),
         "prompts": asked,
         "versions": versions(),
         "machine": machine(models.target.device),
-        **about,
+        **provenance,
     }
-    # As it will be read again: lists for tuples.
+    # JSON has lists in place of tuples: it must equal the manifest on disk.
     return dict(json.loads(json.dumps(manifest)))
 
 
-def _accept(
-    contestants: Contestants,
-    models: Models,
-    ids: Encoded,
-    answered: Sequence[Answered],
-    accepted: Journal[Accepted],
-    show: Show,
+def _measure_acceptance(
+    runner: JobRunner,
+    models: BenchModels,
+    ids: PromptTokens,
+    requests: Sequence[RequestRecord],
+    log: JsonlLog[AcceptanceRecord],
+    progress: Progress,
 ) -> None:
-    """Acceptance along the texts of plain decoding, those of the smallest batch and the first repeat."""
-    plain = [entry for entry in answered if entry.role == PLAIN and entry.repeat == 0]
-    smallest = min(len(entry.numbers) for entry in plain)
+    """Acceptance along the texts of plain decoding, of the smallest batch and the first repeat."""
+    plain = [record for record in requests if record.role == PLAIN and record.repeat == 0]
+    smallest = min(len(record.numbers) for record in plain)
     texts = [
-        (entry, number, tokens)
-        for entry in plain
-        if len(entry.numbers) == smallest
-        for number, tokens in zip(entry.numbers, entry.token_ids, strict=True)
+        (record, number, tokens)
+        for record in plain
+        if len(record.numbers) == smallest
+        for number, tokens in zip(record.numbers, record.token_ids, strict=True)
     ]
     for draft in (label for label in (DRAFT, TUNED) if label in models.drafts):
-        engine = contestants.engine(System(MULTI, draft, str(WIDEST), LOSSLESS), DRAWS)
-        for place, (entry, number, tokens) in enumerate(texts):
-            show(f"acceptance of the {draft}: text {place + 1} of {len(texts)}")
-            prompt = ids[entry.prompts][number]
-            _accept_text(engine, prompt, list(tokens), (draft, entry.prompts, number, entry.temperature), accepted)
+        engine = runner.engine(System(MULTI, draft, str(MAX_CANDIDATES), DEFAULT_SCHEME), DRAWS)
+        for index, (record, number, tokens) in enumerate(texts, 1):
+            progress(f"acceptance of the {draft}: text {index} of {len(texts)}")
+            prompt = ids[record.prompts][number]
+            _measure_text(engine, prompt, list(tokens), (draft, record.prompts, number, record.temperature), log)
 
 
-def _accept_text(
+def _measure_text(
     engine: Engine,
     prompt: list[int],
-    tokens: list[int],
+    answer: list[int],
     where: tuple[str, str, int, float],
-    accepted: Journal[Accepted],
+    log: JsonlLog[AcceptanceRecord],
 ) -> None:
     draft, prompts, number, temperature = where
-    drawn = engine.drafter.draws and temperature > 0
-    schemes = COMPARED if drawn else ("top-k",)
-    missing = [scheme for scheme in schemes if (draft, scheme, prompts, number, temperature) not in accepted]
+    is_sampled = engine.drafter.is_sampled and temperature > 0
+    schemes = COMPARED_SCHEMES if is_sampled else ("top-k",)
+    done = {record.key for record in log.records}
+    missing = [scheme for scheme in schemes if (draft, scheme, prompts, number, temperature) not in done]
     if not missing:
         return
-    answer, draws = read(engine, prompt, tokens), DRAWS if drawn else 1
+    text, draws = score_answer(engine, prompt, answer), DRAWS if is_sampled else 1
     for scheme in missing:
-        within = accepted_within(engine, answer, SamplingParams(temperature=temperature), scheme, draws)
-        accepted.append(Accepted(draft, scheme, prompts, number, temperature, draws * len(tokens), within))
+        within = count_accepted(engine, text, SamplingParams(temperature=temperature), scheme, draws)
+        log.append(AcceptanceRecord(draft, scheme, prompts, number, temperature, draws * len(answer), within))
 
 
-def _verify(models: Models, ids: Encoded, experiment: Experiment, verified: Journal[Verified], show: Show) -> None:
-    """Tree attention against a batch of paths, for every tree with branches that an experiment has."""
-    shapes = {
-        system.tree: check_options(system.scheme, system.tree, 1, 1) for system in experiment.systems if system.tree
-    }
+def _measure_attention(
+    models: BenchModels,
+    ids: PromptTokens,
+    experiment: Experiment,
+    log: JsonlLog[AttentionRecord],
+    progress: Progress,
+) -> None:
+    """Tree attention against a batch of paths, for every tree with branches of an experiment."""
+    shapes = {system.tree: parse_tree(system.scheme, system.tree) for system in experiment.systems if system.tree}
     prompt = next(iter(ids.values()))[0]
     text = (prompt * _CONTEXT)[: min(_CONTEXT, models.target.max_length or _CONTEXT)]
+    done = {record.key for record in log.records}
     for tree, shape in shapes.items():
-        missing = [round for round in range(ROUNDS) if (tree, round) not in verified]
-        if shape is None or not comparable(shape) or not missing:
+        missing = [repeat for repeat in range(REPEATS) if (tree, repeat) not in done]
+        if shape is None or not has_paths_to_compare(shape) or not missing:
             continue
-        show(f"tree attention: {tree}")
-        verification = Verification(models.target, text, shape)
-        verification.measure(tree, 0)
-        for round in missing:
-            verified.append(verification.measure(tree, round))
+        progress(f"tree attention: {tree}")
+        benchmark = AttentionBenchmark(models.target, text, shape)
+        benchmark.measure(tree, 0)
+        for repeat in missing:
+            log.append(benchmark.measure(tree, repeat))

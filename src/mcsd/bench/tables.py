@@ -1,17 +1,17 @@
-"""Figures as words: the rows that terminals and reports show."""
+"""Results as text: the tables that terminals and reports show."""
 
 from collections.abc import Sequence
 
 from mcsd.bench.experiment import PLAIN, TUNED
 from mcsd.bench.intervals import Interval
-from mcsd.bench.results import Acceptance, Attention, Results, Speed
+from mcsd.bench.results import AcceptanceRow, AttentionRow, Results, SpeedRow
 
 Table = list[tuple[str, ...]]
-"""The head, then the rows."""
+"""The header, then the rows."""
 
 
-def verdict(results: Results) -> list[str]:
-    """What won, in a line for each temperature and batch size."""
+def conclusions(results: Results) -> list[str]:
+    """The fastest system, in a line for each temperature and batch size."""
     several = len({row.batch for row in results.speeds}) > 1
     lines = []
     for row in results.best():
@@ -20,27 +20,27 @@ def verdict(results: Results) -> list[str]:
             lines.append(f"{where}: nothing beats plain decoding")
         else:
             lines.append(
-                f"{where}: fastest is {row.system}, {_interval(row.speedup)} times plain decoding{_doubt(row)}"
+                f"{where}: fastest is {row.system}, {_interval(row.speedup)} times plain decoding{_reservation(row)}"
             )
     return lines
 
 
-def _doubt(row: Speed) -> str:
+def _reservation(row: SpeedRow) -> str:
     if row.speedup.low is None:
         return ", on too few prompts to tell"
     return ", too close to tell them apart" if row.speedup.low <= 1 else ""
 
 
-def speed_table(rows: Sequence[Speed]) -> Table:
-    """One row a system, set of prompts and condition."""
+def speed_table(rows: Sequence[SpeedRow]) -> Table:
+    """One row a system, prompt set and condition."""
     head = (
         *("PROMPTS", "T", "BATCH", "SYSTEM", "ROLE", "TEXTS", "TOKENS", "TOKENS/S", "SPEED-UP", "95 %"),
-        *("BLOCK EFFICIENCY", "95 %", "LENGTH", "CANDIDATES", "ACCEPTED"),
+        *("BLOCK EFFICIENCY", "95 %", "LENGTH", "CANDIDATES", "ACCEPTED", "OVERHEAD"),
     )
     return [head, *map(_speed, rows)]
 
 
-def _speed(row: Speed) -> tuple[str, ...]:
+def _speed(row: SpeedRow) -> tuple[str, ...]:
     block = row.block_efficiency
     return (
         *(row.prompts, f"{row.temperature:g}", str(row.batch), row.system, row.role),
@@ -49,12 +49,13 @@ def _speed(row: Speed) -> tuple[str, ...]:
         *(("-", "-") if block is None else (f"{block.value:.2f}", _range(block))),
         _number(row.mean_acceptance_length),
         "-" if row.candidates is None else f"{row.candidates:.1f}",
-        "-" if row.draft_acceptance_rate is None else f"{row.draft_acceptance_rate:.1%}",
+        _percentage(row.draft_acceptance_rate),
+        _percentage(row.overhead),
     )
 
 
-def acceptance_table(rows: Sequence[Acceptance]) -> Table:
-    """One row a draft, scheme, set of prompts and temperature; a column a number of candidates."""
+def acceptance_table(rows: Sequence[AcceptanceRow]) -> Table:
+    """One row a draft, scheme, prompt set and temperature; one column a number of candidates."""
     widths = len(rows[0].within) if rows else 0
     head = ("PROMPTS", "T", "DRAFT", "SCHEME", "TEXTS", *(f"K={k}" for k in range(1, widths + 1)))
     return [
@@ -70,7 +71,7 @@ def acceptance_table(rows: Sequence[Acceptance]) -> Table:
     ]
 
 
-def attention_table(rows: Sequence[Attention]) -> Table:
+def attention_table(rows: Sequence[AttentionRow]) -> Table:
     """One row a tree."""
     head = ("TREE", "CANDIDATES", "PATHS", "TREE MS", "BATCH MS", "TIMES", "95 %")
     return [
@@ -97,3 +98,7 @@ def _range(interval: Interval) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _percentage(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,4 +1,4 @@
-"""The command line: the engine seen through a terminal or a pipe. One file a command; results go to stdout."""
+"""The command line, one file per command. Results go to stdout, everything else to stderr."""
 
 from mcsd.cli.app import app, main
 

@@ -1,4 +1,4 @@
-"""The application: its commands, and what the process ends with. 0 done, 1 the work failed, 2 the words were wrong."""
+"""The application: its commands and exit codes. 0 done, 1 the work failed, 2 the command line was wrong."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from mcsd.cli.chat import chat
 from mcsd.cli.distill import distill
 from mcsd.cli.generate import generate
 from mcsd.cli.models import models
-from mcsd.cli.output import debugging, report
+from mcsd.cli.output import debug_enabled, print_error
 from mcsd.cli.pull import pull
 from mcsd.cli.tune import tune
 from mcsd.cli.verify import verify
@@ -22,7 +22,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="mcsd",
-    help="Multi-candidate speculative decoding: faster generation with exactly the target model's distribution.",
+    help="Multi-candidate speculative decoding: faster LLM inference with an unchanged output distribution.",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
@@ -46,24 +46,24 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = (
-        False
-    ),
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = (False),
 ) -> None:
     pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return the exit code; whatever goes wrong is said in one line and a hint.
+    """Run one command line and return the exit code. Errors are printed as one line and a hint.
 
     Args:
-        arguments: the words after ``mcsd``; by default the process's own.
+        arguments: those after ``mcsd``; None takes the process's own.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = get_command(app)
-    debugging.set(False)
+    debug_enabled.set(False)
     try:
-        # Not app(): it would print errors and Ctrl-C in its own way.
+        # Not app(), which prints errors and handles Ctrl-C in its own way.
         with command.make_context("mcsd", words or ["--help"]) as context:
             command.invoke(context)
         sys.stdout.flush()
@@ -73,17 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (such as `head`) has seen enough.
-        _forget_output()
+        # The reader, such as `head`, has closed the pipe.
+        _discard_output()
     except Exception as error:
         if isinstance(error, OSError):
-            _forget_output()
-        return report(error)
+            _discard_output()
+        return print_error(error)
     return 0
 
 
-def _forget_output() -> None:
-    """Let what stdout could not take go nowhere, or Python would try, and complain, again at its end."""
+def _discard_output() -> None:
+    """Discard unwritten output; else Python tries to write it, and fails, again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,110 +1,139 @@
-"""``mcsd bench``: acceptance and speed on the user's own pair, against baselines."""
+"""``mcsd bench``: acceptance and speed of a pair of models, against baselines and other programs."""
 
 import functools
 import shlex
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mcsd.cli.options import Json, MaxLength, PairOptions, command
-from mcsd.cli.output import Gauge, columns, fetch_missing, print_json, working
-from mcsd.errors import InvalidOption
+from mcsd.bench import Experiment, System, grid, paper
+from mcsd.bench.grid import peer_systems
+from mcsd.bench.schedule import schedule_jobs
+from mcsd.cli.options import Json, command
+from mcsd.cli.output import ProgressDisplay, columns, fetch_missing, print_json, spinner
+from mcsd.config import EngineOptions, LoadOptions, same_option
+from mcsd.errors import InvalidOption, check_int
+from mcsd.prompts import benchmark_prompts, evenly_spaced, load_prompts
 
 if TYPE_CHECKING:
-    from mcsd.bench import Results, System, Weights
+    from mcsd.bench import BenchModelOptions, Results
 
 TREES, SCHEMES, TEMPERATURES, BATCH_SIZES = "2x1,2x2x1,4x2x2x1", "mcss-wor", "0,1", "1"
 BASELINES = "single,naive"
 EACH, PAPER_EACH = 4, 6
-LENGTH, PAPER_LENGTH = 64, 48
-"""Of `mcsd bench`, and of ``--paper``."""
+NEW_TOKENS, PAPER_NEW_TOKENS = 64, 48
+"""Defaults without and with ``--paper``."""
 
-_what = functools.partial(typer.Option, rich_help_panel="Measurement")
+_measurement = functools.partial(typer.Option, rich_help_panel="Measurement")
 
-Tuned = Annotated[str | None, typer.Option("--tuned-draft", help="Another draft, to compare with the first.")]
-Out = Annotated[Path, typer.Option("--out", help="The folder for it all; run again to go on after a break.")]
-Paper = Annotated[bool, _what("--paper", help="The experiments of the paper, with trees of their own.")]
-Trees = Annotated[list[str] | None, _what("--trees", help="Comma-separated, or repeated.", show_default=TREES)]
-Schemes = Annotated[list[str] | None, _what("--schemes", help="The same.", show_default=SCHEMES)]
-Baselines = Annotated[
-    list[str] | None, _what("--baselines", help="plain, single, naive, assisted.", show_default=f"plain,{BASELINES}")
+Tuned = Annotated[str | None, typer.Option("--tuned-draft", help="A second draft, to compare with the first.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results. Run again to resume after an interruption.")]
+Paper = Annotated[bool, _measurement("--paper", help="The experiments of the paper, with their own trees.")]
+Trees = Annotated[list[str] | None, _measurement("--trees", help="Comma-separated, or repeated.", show_default=TREES)]
+Schemes = Annotated[
+    list[str] | None, _measurement("--schemes", help="Verification schemes, likewise.", show_default=SCHEMES)
 ]
-Temperatures = Annotated[list[str] | None, _what("--temperatures", help="Of the texts.", show_default=TEMPERATURES)]
-BatchSizes = Annotated[list[str] | None, _what("--batch-sizes", help="Prompts together.", show_default=BATCH_SIZES)]
+Baselines = Annotated[
+    list[str] | None,
+    _measurement(
+        "--baselines", help="plain, single, naive; generate, lookup, assisted.", show_default=f"plain,{BASELINES}"
+    ),
+]
+Peers = Annotated[
+    list[str] | None,
+    _measurement("--peer", help="NAME=COMMAND: another program, see docs/bench.md. Repeatable.", show_default="none"),
+]
+Temperatures = Annotated[
+    list[str] | None, _measurement("--temperatures", help="Comma-separated; 0 is greedy.", show_default=TEMPERATURES)
+]
+BatchSizes = Annotated[
+    list[str] | None,
+    _measurement("--batch-sizes", help="Prompts answered together, comma-separated.", show_default=BATCH_SIZES),
+]
 Prompts = Annotated[
     list[str] | None,
-    _what("--prompts", help="FILE or NAME=FILE: a prompt a line, or JSONL. Repeatable.", show_default="built-in ones"),
+    _measurement(
+        "--prompts", help="FILE or NAME=FILE: one prompt a line, or JSONL. Repeatable.", show_default="built-in ones"
+    ),
 ]
 Each = Annotated[
-    int | None, _what("--each", help="Prompts of each file.", show_default=f"{EACH}; {PAPER_EACH} with --paper")
+    int | None, _measurement("--each", help="Prompts of each file.", show_default=f"{EACH}; {PAPER_EACH} with --paper")
 ]
-Length = Annotated[
+NewTokens = Annotated[
     int | None,
-    _what("--max-new-tokens", "-n", help="Of a text, at most.", show_default=f"{LENGTH}; {PAPER_LENGTH} with --paper"),
+    _measurement(
+        "--max-new-tokens",
+        "-n",
+        help="At most this many new tokens a text.",
+        show_default=f"{NEW_TOKENS}; {PAPER_NEW_TOKENS} with --paper",
+    ),
 ]
-Repeats = Annotated[int, _what("--repeats", help="Times that each prompt is answered.")]
-Seed = Annotated[int, _what("--seed", help="Another seed is another experiment.")]
+Repeats = Annotated[int, _measurement("--repeats", help="Requests a prompt; the median gives its speed.")]
+Seed = Annotated[int, _measurement("--seed", help="Each prompt's seed derives from it.")]
 
 
 @dataclass(frozen=True)
-class WeightOptions(PairOptions):
-    """The arguments of `mcsd.bench.Weights`."""
+class BenchModelArguments(LoadOptions):
+    """The arguments of `mcsd.bench.BenchModelOptions`."""
 
     tuned: Tuned = None
 
 
 @dataclass(frozen=True)
-class ExperimentOptions:
-    """What makes a `mcsd.bench.Experiment`, as words."""
+class ExperimentArguments:
+    """A `mcsd.bench.Experiment`, as the command line gives it."""
 
     paper: Paper = False
     trees: Trees = None
     schemes: Schemes = None
     baselines: Baselines = None
+    peer: Peers = None
     temperatures: Temperatures = None
     batch_sizes: BatchSizes = None
     prompts: Prompts = None
     each: Each = None
-    max_new_tokens: Length = None
+    max_new_tokens: NewTokens = None
     repeats: Repeats = 1
     seed: Seed = 0
-    max_length: MaxLength = 2048
+    max_length: int = same_option(EngineOptions, "max_length")
 
 
 @command
-def bench(*, out: Out, weights: WeightOptions, options: ExperimentOptions, json: Json = False) -> None:
-    """Measure acceptance and speed over trees, schemes, temperatures, batch sizes and baselines."""
-    with working("starting"):
-        from mcsd.bench import Experiment, Weights, bench
-        from mcsd.bench.figures import check_matplotlib
-        from mcsd.bench.plan import plan
-
-    # What is wrong is told before weights are fetched and read.
-    check_matplotlib()
-    wanted = Weights(**vars(weights))
+def bench(*, out: Out, models: BenchModelArguments, options: ExperimentArguments, json: Json = False) -> None:
+    """Measure acceptance and speed over trees, schemes, temperatures and batch sizes, against baselines."""
+    # Errors are reported before anything large is imported, fetched or read.
     prompts = _prompts(options)
-    length = PAPER_LENGTH if options.paper else LENGTH
-    systems = _systems(options, wanted)
+    new_tokens = PAPER_NEW_TOKENS if options.paper else NEW_TOKENS
+    commands = _peers(options)
+    systems = _systems(options, models, commands)
     experiment = Experiment(
         tuple(systems),
         tuple(_numbers("temperatures", options.temperatures, TEMPERATURES, float)),
         tuple(_numbers("batch_sizes", options.batch_sizes, BATCH_SIZES, int)),
-        length if options.max_new_tokens is None else options.max_new_tokens,
+        new_tokens if options.max_new_tokens is None else options.max_new_tokens,
         options.repeats,
         options.seed,
     )
-    plan(experiment, {name: len(texts) for name, texts in prompts.items()})
-    fetch_missing(wanted.target, *wanted.drafts().values())
+    schedule_jobs(experiment, {name: len(texts) for name, texts in prompts.items()})
+    fetch_missing(models.target, models.draft, models.tuned)
+    with spinner("starting"):
+        from mcsd.bench import BenchModelOptions, bench
+        from mcsd.bench.figures import check_matplotlib
+        from mcsd.bench.peers import running_peers
+
+    check_matplotlib()
+    wanted = BenchModelOptions(**vars(models))
+    fetch_missing(*wanted.drafts().values())
     wanted.check()
-    gauge = Gauge()
-    with gauge.running():
-        gauge.show("reading weights")
-        models = wanted.load(any(system.role == "assisted" for system in systems))
-        results = bench(
-            models, prompts, experiment, out, options.max_length, _about(wanted, weights, options), gauge.show
-        )
+    display = ProgressDisplay()
+    with display.running(), running_peers(commands) as peers:
+        display.update("loading models")
+        loaded = wanted.load(systems, peers)
+        provenance = _provenance(wanted, models, options)
+        results = bench(loaded, prompts, experiment, out, options.max_length, provenance, display.update)
     if json:
         print_json(as_object(results, out))
     else:
@@ -112,66 +141,77 @@ def bench(*, out: Out, weights: WeightOptions, options: ExperimentOptions, json:
 
 
 def as_object(results: "Results", out: Path) -> dict[str, Any]:
-    """Results as ``--json`` prints them; the names are those of the CSV tables."""
-    from mcsd.bench.results import flat
-    from mcsd.bench.run import REPORT
-    from mcsd.bench.tables import verdict
+    """Results as ``--json`` prints them; the keys are the columns of the CSV tables."""
+    from mcsd.bench.benchmark import REPORT
+    from mcsd.bench.results import flatten
+    from mcsd.bench.tables import conclusions
 
     return {
-        "verdict": verdict(results),
-        "speeds": [flat(row) for row in results.speeds],
-        "acceptances": [flat(row) for row in results.acceptances],
-        "attentions": [flat(row) for row in results.attentions],
+        "verdict": conclusions(results),
+        "speeds": [flatten(row) for row in results.speeds],
+        "acceptances": [flatten(row) for row in results.acceptances],
+        "attentions": [flatten(row) for row in results.attentions],
         "report": str(out / REPORT),
     }
 
 
 def lines(results: "Results", out: Path) -> list[str]:
-    """Results as people read them, a line an entry: over all prompts; the report has more."""
+    """Results over all prompts as lines of text; the report has more."""
+    from mcsd.bench.benchmark import REPORT
     from mcsd.bench.results import overall
-    from mcsd.bench.run import REPORT
-    from mcsd.bench.tables import acceptance_table, attention_table, speed_table, verdict
+    from mcsd.bench.tables import acceptance_table, attention_table, conclusions, speed_table
 
-    found = ["acceptance of the first k candidates", *columns(acceptance_table(overall(results.acceptances)))]
-    found += ["", "speed", *columns(speed_table(overall(results.speeds)))]
+    text = ["acceptance of the first k candidates", *columns(acceptance_table(overall(results.acceptances)))]
+    text += ["", "speed", *columns(speed_table(overall(results.speeds)))]
     if results.attentions:
-        found += ["", "a forward of the target", *columns(attention_table(results.attentions))]
-    return [*found, "", *verdict(results), str(out / REPORT)]
+        text += ["", "a forward of the target", *columns(attention_table(results.attentions))]
+    return [*text, "", *conclusions(results), str(out / REPORT)]
 
 
-def _prompts(options: ExperimentOptions) -> dict[str, list[str | list[int]]]:
-    from mcsd.bench.prompts import built_in, spaced
-    from mcsd.distill.sources import load_prompts
-
+def _prompts(options: ExperimentArguments) -> dict[str, list[str | list[int]]]:
     each = (PAPER_EACH if options.paper else EACH) if options.each is None else options.each
-    if not 1 <= each <= 4096:
-        raise InvalidOption(f"each={each} is not from 1 to 4096", "give such a number of prompts")
-    texts = built_in() if options.prompts is None else {}
+    check_int("each", each, 1, 4096)
+    texts = benchmark_prompts() if options.prompts is None else {}
     for word in options.prompts or ():
-        # A path may hold the sign itself.
+        # A path may contain "=" itself.
         name, _, file = ("", "", word) if Path(word).exists() or "=" not in word else word.partition("=")
         name = name or Path(file).stem
         if name in texts:
             raise InvalidOption(f"prompts {name!r:.60} are given twice", "name them: --prompts NAME=FILE")
         texts[name] = load_prompts(Path(file))
-    return {name: list(spaced(prompts, each)) for name, prompts in texts.items()}
+    return {name: list(evenly_spaced(prompts, each)) for name, prompts in texts.items()}
 
 
-def _systems(options: ExperimentOptions, weights: "Weights") -> list["System"]:
-    from mcsd.bench import grid, paper
+def _peers(options: ExperimentArguments) -> dict[str, str]:
+    """Commands of other programs, by name."""
+    commands: dict[str, str] = {}
+    for word in options.peer or ():
+        name, _, command = word.partition("=")
+        if name in commands or not (name and command.strip()):
+            raise InvalidOption(
+                f"peer {word!r:.60}: given twice, or not NAME=COMMAND",
+                'such as --peer "llama.cpp=python llamacpp.py FILE"',
+            )
+        commands[name] = command
+    return commands
 
-    tuned = weights.tuned is not None
+
+def _systems(options: ExperimentArguments, models: BenchModelArguments, peers: Collection[str]) -> list[System]:
+    tuned = models.tuned is not None
     if not options.paper:
         trees, schemes = _words(options.trees, TREES), _words(options.schemes, SCHEMES)
-        return grid(trees, schemes, _words(options.baselines, BASELINES), tuned)
+        return grid(trees, schemes, _words(options.baselines, BASELINES), tuned, peers)
     for name in ("trees", "schemes", "baselines"):
         if getattr(options, name) is not None:
             raise InvalidOption(f"--paper brings its own {name}", f"leave --{name} or --paper out")
-    return paper(tuned, weights.can_assist())
+    from mcsd.bench import BenchModelOptions
+
+    systems = paper(tuned, BenchModelOptions(**vars(models)).can_assist())
+    return [*systems, *peer_systems(peers, systems)]
 
 
 def _words(given: list[str] | None, default: str) -> list[str]:
-    """Single words, of options that take several; a list of parents has commas of its own."""
+    """The comma-separated values of an option that may be repeated; a list of parents has commas of its own."""
     words = [
         word for text in given or [default] for word in ([text] if text.startswith("parents:") else text.split(","))
     ]
@@ -185,23 +225,25 @@ def _numbers(name: str, given: list[str] | None, default: str, kind: type[float]
         raise InvalidOption(f"{name}={','.join(given or []):.60}: not all are numbers", f"such as {default}") from error
 
 
-def _about(wanted: "Weights", weights: WeightOptions, options: ExperimentOptions) -> dict[str, Any]:
-    """What else must be the same for a folder to go on: once loaded, weights are on this machine and can be read."""
+def _provenance(
+    wanted: "BenchModelOptions", models: BenchModelArguments, options: ExperimentArguments
+) -> dict[str, Any]:
+    """What else must be the same to resume: models and the command. Called when weights are on this machine."""
     from mcsd.bench.manifest import digests, without_home
 
     names = {
         name: without_home(value) if isinstance(value, str) else value
         for name, value in {**vars(wanted), **wanted.drafts()}.items()
     }
-    command = without_home(_command(weights, options))
+    command = without_home(_command(models, options))
     return {"weights": names, "digests": digests(wanted.files()), "command": command}
 
 
-def _command(weights: WeightOptions, options: ExperimentOptions) -> str:
-    """The command line that asks for the same, in whatever folder."""
+def _command(models: BenchModelArguments, options: ExperimentArguments) -> str:
+    """The command line that repeats an experiment, without ``--out``."""
     words = ["mcsd", "bench"]
-    given = {**asdict(weights), **asdict(options)}
-    defaults = {**asdict(WeightOptions()), **asdict(ExperimentOptions())}
+    given = {**asdict(models), **asdict(options)}
+    defaults = {**asdict(BenchModelArguments()), **asdict(ExperimentArguments())}
     given["tuned_draft"], defaults["tuned_draft"] = given.pop("tuned"), defaults.pop("tuned")
     for name, value in given.items():
         if value != defaults[name]:

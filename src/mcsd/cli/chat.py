@@ -1,14 +1,16 @@
-"""``mcsd chat``: a conversation in the terminal, or line by line from a pipe."""
+"""``mcsd chat``: a conversation in the terminal, or with one message per line from a pipe."""
 
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mcsd.cli.options import Color, EngineOptions, Json, SamplingOptions, command
-from mcsd.cli.output import as_object, legend, print_json, report, show, summary
+from mcsd.cli.options import Color, Json, SamplingArguments, command, load_engine
+from mcsd.cli.output import completion_json, print_color_legend, print_error, print_json, summary, write_stream
+from mcsd.config import EngineOptions
 from mcsd.errors import InvalidParameter, RequestError
 from mcsd.params import SamplingParams
 
@@ -20,23 +22,23 @@ if TYPE_CHECKING:
 def chat(
     *,
     engine: EngineOptions,
-    sampling: SamplingOptions,
+    sampling: SamplingArguments,
     color: Color = False,
     json: Json = False,
 ) -> None:
-    """Talk with a model. /reset forgets the conversation; /exit or Ctrl-D ends it; Ctrl-C stops an answer.
+    """Chat with a model. /reset starts a new conversation; /exit or Ctrl-D quits; Ctrl-C stops an answer.
 
-    With piped input each line is a message. With --json each answer is one object on a line of its own.
+    With piped input each line is a message. With --json each answer is one JSON object on one line.
     """
     params = sampling.params()
-    loaded = engine.load()
+    loaded = load_engine(replace(engine, max_batch=1))
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
-        print("/reset forgets the conversation, /exit ends it", file=sys.stderr)
+        print("/reset starts a new conversation, /exit quits", file=sys.stderr)
         with suppress(ImportError):
             import readline  # noqa: F401  (gives input() its line editing)
     if color and not json:
-        legend()
+        print_color_legend()
     history: list[dict[str, str]] = []
     for message in _messages(interactive):
         if message == "/exit":
@@ -50,14 +52,14 @@ def chat(
             except RequestError as error:
                 if not interactive:
                     raise
-                report(error)
+                print_error(error)
                 history.pop()
             else:
                 history.append({"role": "assistant", "content": answer})
 
 
 def _messages(interactive: bool) -> Iterator[str]:
-    """What the user types, until Ctrl-D, Ctrl-C or the end of the pipe."""
+    """The user's messages, until Ctrl-D, Ctrl-C or the end of the pipe."""
     try:
         while True:
             line = input("> ") + "\n" if interactive else sys.stdin.readline()
@@ -72,16 +74,16 @@ def _messages(interactive: bool) -> Iterator[str]:
 
 
 def _answer(engine: "Engine", history: list[dict[str, str]], params: SamplingParams, color: bool, json: bool) -> str:
-    """Answer on stdout and return the text, as far as it came."""
+    """Write the answer to stdout and return its text, which may be incomplete after Ctrl-C."""
     text, done = "", None
     with _interruptible() as interrupted:
         chunks = engine.stream_chat(history, params)
-        for chunk in chunks if json else show(chunks, color):
+        for chunk in chunks if json else write_stream(chunks, color):
             text, done = text + chunk.text, chunk.completion
             if interrupted:
                 break
     if done and json:
-        print_json(as_object(engine, done))
+        print_json(completion_json(engine, done))
     elif done:
         print(summary(engine, done), file=sys.stderr)
     return text
@@ -89,7 +91,7 @@ def _answer(engine: "Engine", history: list[dict[str, str]], params: SamplingPar
 
 @contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Let Ctrl-C fill a list, so that the engine finishes its step; pressed again, it interrupts as ever."""
+    """Record the first Ctrl-C in a list, so that the engine finishes its step; the second one interrupts."""
     pressed: list[int] = []
 
     def press(number: int, frame: FrameType | None) -> None:

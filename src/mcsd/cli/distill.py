@@ -1,4 +1,4 @@
-"""``mcsd distill``: make a draft for a target."""
+"""``mcsd distill``: train a draft for a target."""
 
 import functools
 from dataclasses import asdict, dataclass
@@ -7,38 +7,48 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcsd.cli.options import Device, Json, Target, command
-from mcsd.cli.output import Gauge, fetch_missing, print_json, working
+from mcsd.cli.options import Json, command
+from mcsd.cli.output import ProgressDisplay, fetch_missing, print_json, spinner
+from mcsd.config import LoadOptions, same_option
+from mcsd.distill import DistillOptions
 
 if TYPE_CHECKING:
-    from mcsd.distill.trainer import Report
+    from mcsd.distill.trainer import TrainingReport
 
 _draft = functools.partial(typer.Option, rich_help_panel="Draft")
 _text = functools.partial(typer.Option, rich_help_panel="Text")
 
-Out = Annotated[Path, typer.Option("--out", help="The folder to put it in; run again to go on after a break.")]
-Kind = Annotated[str, _draft("--kind", help="head: on the target's states. model: a small model.")]
-Layers = Annotated[int | None, _draft("--layers", help="Of the draft.", show_default="1, all of --init, or an eighth")]
-Init = Annotated[str | None, _draft("--init", help="A model to begin with, for --kind model.")]
-Vocab = Annotated[
-    int | None, _draft("--vocab", help="Tokens that it can propose.", show_default="8192 for a head, all for a model")
+Out = Annotated[Path, typer.Option("--out", help="Output folder; run the command again to resume.")]
+Kind = Annotated[str, _draft("--kind", help="head: reads the target's hidden states. model: a small model of its own.")]
+Layers = Annotated[
+    int | None, _draft("--layers", help="Layers of the draft.", show_default="1, all of --init, or an eighth")
 ]
-Loss = Annotated[str, _draft("--loss", help="kl, reverse-kl or tv.")]
-Minutes = Annotated[float, typer.Option("--minutes", help="For text and training; at most two fifths go into text.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Of training, in place of --minutes.")]
-Tokens = Annotated[int, _text("--tokens", help="Of text, at most.")]
-Prompts = Annotated[Path | None, _text("--prompts", help="Answer these: a prompt a line, or JSONL.")]
-Data = Annotated[Path | None, _text("--data", help="Read this text file, or take the text of an earlier --out.")]
-Batch = Annotated[int, _text("--batch", help="Texts that are written together.")]
-Seed = Annotated[int, typer.Option("--seed", help="With --steps, the same seed gives the same draft.")]
+Init = Annotated[str | None, _draft("--init", help="Model to start from, with --kind model.")]
+Vocab = Annotated[
+    int | None, _draft("--vocab", help="Size of the draft vocabulary.", show_default="8192 for a head, all for a model")
+]
+Loss = Annotated[str, _draft("--loss", help="Training loss: kl, reverse-kl or tv.")]
+Minutes = Annotated[
+    float, typer.Option("--minutes", help="Time limit for text and training; at most 40 % goes into text.")
+]
+Steps = Annotated[int | None, typer.Option("--steps", help="Training steps, instead of --minutes.")]
+Tokens = Annotated[int, _text("--tokens", help="Maximum number of tokens of training text.")]
+Prompts = Annotated[
+    Path | None, _text("--prompts", help="Train on answers to these prompts: a text file with one per line, or JSONL.")
+]
+Data = Annotated[
+    Path | None, _text("--data", help="Train on this text file, or on the text of an earlier --out folder.")
+]
+Batch = Annotated[int, _text("--batch", help="Batch size of text generation.")]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed; with --steps, the same seed gives the same draft.")]
 
 
 @dataclass(frozen=True)
-class DistillOptions:
-    """The arguments of `mcsd.distill.Options`."""
+class DistillArguments:
+    """The arguments of `mcsd.distill.DistillOptions`."""
 
     out: Out
-    target: Target = "smollm2-135m"
+    target: str = same_option(LoadOptions, "target")
     kind: Kind = "head"
     layers: Layers = None
     init: Init = None
@@ -51,32 +61,31 @@ class DistillOptions:
     loss: Loss = "kl"
     batch: Batch = 96
     seed: Seed = 0
-    device: Device = "auto"
+    device: str = same_option(LoadOptions, "device")
 
 
 @command
-def distill(*, options: DistillOptions, json: Json = False) -> None:
-    """Make a draft for a target, from text that the target writes."""
-    with working("starting"):
-        from mcsd.distill import Events, Options, distill
-
-    wanted = Options(**vars(options))
+def distill(*, options: DistillArguments, json: Json = False) -> None:
+    """Train a draft for a target on text that the target generates."""
+    config = DistillOptions(**vars(options))
     fetch_missing(options.target, options.init)
-    gauge = Gauge()
+    with spinner("starting"):
+        from mcsd.distill import Callbacks, distill
+    display = ProgressDisplay()
 
-    def trained(report: "Report") -> None:
-        gauge.show(f"training: {report.share:.0%}")
-        gauge.say(_line(report))
+    def trained(report: "TrainingReport") -> None:
+        display.update(f"training: {report.share:.0%}")
+        display.log(_line(report))
 
-    with gauge.running():
-        report = distill(wanted, Events(lambda tokens: gauge.show(f"writing: {tokens} tokens"), trained))
+    with display.running():
+        report = distill(config, Callbacks(lambda tokens: display.update(f"writing: {tokens} tokens"), trained))
     if json:
         print_json({"draft": str(options.out), **asdict(report)})
     else:
         print(options.out)
 
 
-def _line(report: "Report") -> str:
+def _line(report: "TrainingReport") -> str:
     steps = " ".join(f"{value:.3f}" for value in report.acceptance.sampled)
     greedy = " ".join(f"{value:.3f}" for value in report.acceptance.greedy)
     loss = "" if report.loss is None else f"  loss {report.loss:.3f}"

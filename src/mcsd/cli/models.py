@@ -1,17 +1,18 @@
-"""``mcsd models``: what the catalog has, and what of it is on disk."""
+"""``mcsd models``: the models of the catalog, and which are on disk."""
 
 from dataclasses import asdict
 
-from mcsd.catalog import CATALOG, is_pulled, models_folder, path_of
 from mcsd.cli.options import Json, command
 from mcsd.cli.output import columns, print_json
+from mcsd.loading.catalog import CATALOG, is_pulled, path_of
+from mcsd.system import cache_folder
 
 
 @command
 def models(json: Json = False) -> None:
-    """List the models that can be named, and where they are."""
+    """List the known models, and whether they are on disk."""
     if json:
-        print_json({"folder": str(models_folder()), "models": [_as_object(name) for name in CATALOG]})
+        print_json({"folder": str(cache_folder("models")), "models": [_entry_json(name) for name in CATALOG]})
         return
     rows = [("NAME", "SIZE", "ON DISK", "DRAFT", "DESCRIPTION")]
     for name, entry in CATALOG.items():
@@ -20,7 +21,7 @@ def models(json: Json = False) -> None:
     print("\n".join(columns(rows)))
 
 
-def _as_object(name: str) -> dict[str, object]:
+def _entry_json(name: str) -> dict[str, object]:
     entry = asdict(CATALOG[name])
     kept = {key: entry[key] for key in ("name", "size", "sha256", "draft", "description")}
     return kept | {"on_disk": is_pulled(name), "path": str(path_of(name))}

@@ -1,6 +1,6 @@
-"""The options that commands share. They have the names and the defaults that they have in Python.
+"""The options that commands share, with the names and defaults of the Python API.
 
-A command takes a whole group of them as one parameter (`EngineOptions`, `SamplingOptions`) or picks single ones.
+A command takes a group of them as one parameter (`mcsd.config.EngineOptions`, `SamplingArguments`) or single ones.
 """
 
 import functools
@@ -8,105 +8,72 @@ import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
 
-from mcsd.catalog import default_draft
-from mcsd.cli.output import debugging, fetch_missing, silenced, working
+from mcsd.cli.output import debug_enabled, fetch_missing, quiet_libraries, spinner
+from mcsd.config import EngineOptions
+from mcsd.loading.catalog import default_draft
 from mcsd.params import SamplingParams
 
 if TYPE_CHECKING:
     from mcsd.engine import Engine
 
-_engine = functools.partial(typer.Option, rich_help_panel="Engine")
 _sampling = functools.partial(typer.Option, rich_help_panel="Sampling")
 
-Target = Annotated[str, _engine("--target", "-m", help="A name (see mcsd models), folder, GGUF file or hub id.")]
-Draft = Annotated[
-    str | None, _engine("--draft", "-md", help="The same, or ngram.", show_default="the target's own, else ngram")
+Temperature = Annotated[float, _sampling("--temperature", help="Sampling temperature; 0 is greedy.")]
+TopK = Annotated[int, _sampling("--top-k", help="Keep the k most probable tokens; 0 keeps all.")]
+TopP = Annotated[float, _sampling("--top-p", help="Keep the most probable tokens up to this total probability.")]
+MinP = Annotated[float, _sampling("--min-p", help="Drop tokens below this fraction of the highest probability.")]
+MaxNewTokens = Annotated[int, _sampling("--max-new-tokens", "-n", help="Maximum number of new tokens.")]
+Seed = Annotated[
+    int | None, _sampling("--seed", help="Random seed; makes the text reproducible.", show_default="random")
 ]
-Tree = Annotated[str, _engine("--tree", help="Candidates: 4x2x2x1, chain:4, none, auto or a JSON file.")]
-Scheme = Annotated[str, _engine("--scheme", help="How candidates are drawn and judged.")]
-Device = Annotated[str, _engine("--device", help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, _engine("--dtype", help="auto, float32, bfloat16 or float16.")]
-Quantize = Annotated[str | None, _engine("--quantize", help="Quantize the weights.", show_default="as they are")]
-Compile = Annotated[bool, _engine("--compile", help="Compile the models: a slow start, then faster.")]
-MaxLength = Annotated[int, _engine("--max-length", help="The most tokens of prompt and text together.")]
-
-Temperature = Annotated[float, _sampling("--temperature", help="0 takes the likeliest token.")]
-TopK = Annotated[int, _sampling("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")]
-TopP = Annotated[float, _sampling("--top-p", help="Keep the likeliest tokens that hold this mass.")]
-MinP = Annotated[float, _sampling("--min-p", help="Drop tokens below this share of the likeliest.")]
-MaxNewTokens = Annotated[int, _sampling("--max-new-tokens", "-n", help="At most this many new tokens.")]
-Seed = Annotated[int | None, _sampling("--seed", help="Makes the text repeatable.", show_default="a fresh one")]
-Stop = Annotated[list[str] | None, _sampling("--stop", help="End the text before this string. Repeatable.")]
-RepetitionPenalty = Annotated[float, _sampling("--repetition-penalty", help="Above 1 discourages used tokens.")]
-PresencePenalty = Annotated[float, _sampling("--presence-penalty", help="Taken once from each used token's logit.")]
-FrequencyPenalty = Annotated[float, _sampling("--frequency-penalty", help="Taken for each time a token was used.")]
-IgnoreEos = Annotated[bool, _sampling("--ignore-eos", help="Go on after an end-of-sequence token.")]
+Stop = Annotated[list[str] | None, _sampling("--stop", help="End the text before this string. Can be repeated.")]
+RepetitionPenalty = Annotated[
+    float, _sampling("--repetition-penalty", help="Above 1 penalizes tokens that already occurred.")
+]
+PresencePenalty = Annotated[
+    float, _sampling("--presence-penalty", help="Subtracted from the logit of each token that already occurred.")
+]
+FrequencyPenalty = Annotated[
+    float, _sampling("--frequency-penalty", help="Subtracted from a token's logit for each occurrence so far.")
+]
+IgnoreEos = Annotated[bool, _sampling("--ignore-eos", help="Continue after an end-of-sequence token.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Color = Annotated[bool, typer.Option("--color/--no-color", help="Show which tokens were drafted.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks, and what the libraries say.")]
+Color = Annotated[bool, typer.Option("--color/--no-color", help="Color the drafted tokens.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the messages of libraries.")]
 
 _PARAMS = SamplingParams()
 
 
-@dataclass(frozen=True)
-class PairOptions:
-    """Which weights, and how they are loaded, for commands that bring trees of their own."""
+def load_engine(options: EngineOptions) -> "Engine":
+    """Download missing weights, with a progress bar, load the engine and calibrate it.
 
-    target: Target = "smollm2-135m"
-    draft: Draft = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    quantize: Quantize = None
-    compile: Compile = False
+    Raises:
+        ModelError, OptionError: see `mcsd.Engine.load`.
+    """
+    fetch_pair(options.target, options.draft if options.tree != "none" else options.target)
+    with spinner(f"loading {options.target}"):
+        from mcsd.engine import Engine
 
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """The arguments of `mcsd.Engine.load`, in its order."""
-
-    target: Target = "smollm2-135m"
-    draft: Draft = None
-    tree: Tree = "auto"
-    scheme: Scheme = "mcss-wor"
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    quantize: Quantize = None
-    compile: Compile = False
-    max_length: MaxLength = 2048
-
-    def load(self, max_batch: int = 1) -> "Engine":
-        """Fetch the weights that are missing, with a progress bar, and make the engine.
-
-        Raises:
-            ModelError, OptionError: see `mcsd.Engine.load`.
-        """
-        with working(f"loading {self.target}"):
-            from mcsd.engine import Engine
-            from mcsd.options import check_options
-
-        # A wrong word is told before a gigabyte is fetched for it.
-        check_options(self.scheme, self.tree, max_batch, self.max_length)
-        fetch_pair(self.target, self.draft if self.tree != "none" else self.target)
-        with working(f"loading {self.target}"):
-            engine = Engine.load(**vars(self), max_batch=max_batch)
-        with working(f"measuring {self.target} and its draft, once"):
-            engine.prepare()
-        return engine
+        engine = Engine.from_options(options)
+    with spinner(f"calibrating {options.target} and its draft, once"):
+        engine.calibrate()
+    return engine
 
 
-def fetch_pair(target: str, draft: str | None) -> None:
-    """Fetch the weights of target and draft that are missing."""
-    fetch_missing(target, draft or default_draft(target))
+def fetch_pair(target: str | Path, draft: str | Path | None) -> None:
+    """Download missing weights of target and draft."""
+    fetch_missing(target, default_draft(target) if draft is None else draft)
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """The arguments of `mcsd.SamplingParams` that a command line can say."""
+class SamplingArguments:
+    """The arguments of `mcsd.SamplingParams` that have an option."""
 
     temperature: Temperature = _PARAMS.temperature
     top_k: TopK = _PARAMS.top_k
@@ -121,7 +88,7 @@ class SamplingOptions:
     ignore_eos: IgnoreEos = _PARAMS.ignore_eos
 
     def params(self) -> SamplingParams:
-        """Check the values and put them together.
+        """The sampling parameters.
 
         Raises:
             InvalidParameter: a value outside its range.
@@ -130,27 +97,30 @@ class SamplingOptions:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function a command: its groups become single options, and ``--debug`` comes on top.
+    """Turn a function into a command: its groups become single options, and ``--debug`` is added.
 
     Args:
-        function: parameters are annotated for typer, or with a dataclass whose fields are.
+        function: its parameters are annotated for typer, or with a dataclass whose fields are, or which
+            `mcsd.config.option` made. Other fields of a dataclass keep their defaults.
     """
     parameters: list[inspect.Parameter] = []
-    groups: dict[str, Any] = {}
+    groups: dict[str, tuple[Any, list[str]]] = {}
     for parameter in inspect.signature(function).parameters.values():
-        if is_dataclass(parameter.annotation):
-            groups[parameter.name] = parameter.annotation
-            parameters += [_option(f.name, f.type, _default(f)) for f in fields(parameter.annotation)]
+        group = parameter.annotation
+        if is_dataclass(group):
+            options = [f for f in fields(group) if f.metadata or get_origin(f.type) is Annotated]
+            groups[parameter.name] = group, [f.name for f in options]
+            parameters += [_option(f.name, _annotation(f), _default(f)) for f in options]
         else:
-            parameters.append(_option(parameter.name, parameter.annotation, parameter.default))
+            parameters.append(_option(parameter.name, group, parameter.default))
     parameters.append(_option("debug", Debug, False))
 
     @functools.wraps(function)
     def run(debug: bool, **values: Any) -> None:
-        debugging.set(debug)
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        with nullcontext() if debug else silenced():
+        debug_enabled.set(debug)
+        with nullcontext() if debug else quiet_libraries():
+            for name, (group, names) in groups.items():
+                values[name] = group(**{field: values.pop(field) for field in names})
             function(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -160,6 +130,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _annotation(field: Field[Any]) -> Any:
+    """The typer annotation of a field."""
+    if not field.metadata:
+        return field.type
+    of = field.metadata
+    info = typer.Option(*of["flags"], help=of["help"], show_default=of["shown"], rich_help_panel=of["panel"])
+    return Annotated[of["type"], info]
 
 
 def _default(field: Field[Any]) -> Any:

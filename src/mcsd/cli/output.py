@@ -1,4 +1,4 @@
-"""What the user sees: text as it comes, a summary, JSON, errors, progress. Results on stdout, all else on stderr."""
+"""Output: streamed text, summaries, JSON, errors, progress. Results go to stdout, everything else to stderr."""
 
 import io
 import json
@@ -14,39 +14,39 @@ from typing import TYPE_CHECKING, Any
 
 from typer import TyperException
 
-from mcsd.catalog import CATALOG, is_pulled, path_of, pull
 from mcsd.errors import McsdError, McsdWarning
+from mcsd.loading.catalog import CATALOG, is_pulled, locate, path_of, pull
 from mcsd.params import Chunk, Completion
 
 if TYPE_CHECKING:
     from mcsd.engine import Engine
 
-debugging: ContextVar[bool] = ContextVar("debugging", default=False)
-"""Whether the user wants to see tracebacks, and what the libraries say."""
+debug_enabled: ContextVar[bool] = ContextVar("debug_enabled", default=False)
+"""Whether tracebacks and messages of libraries are shown."""
 
 _GREEN, _BOLD, _PLAIN = "\x1b[32m", "\x1b[1m", "\x1b[0m"
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
-def harmless(text: str) -> str:
-    """Spell out control characters, with which a text could move the cursor or reprogram the terminal."""
+def escape_control_characters(text: str) -> str:
+    """Escape control characters, which could move the cursor or reprogram the terminal."""
     return text.translate(_CONTROLS)
 
 
-def show(chunks: Iterable[Chunk], color: bool) -> Iterator[Chunk]:
-    """Write a text to stdout as it comes, and pass its chunks on.
+def write_stream(chunks: Iterable[Chunk], color: bool) -> Iterator[Chunk]:
+    """Write the chunks of one request to stdout and yield them.
 
     Args:
         chunks: of one request.
-        color: accepted candidates in green, the target's own tokens in bold.
+        color: whether to print accepted candidates in green and the target's own tokens in bold.
     """
     terminal, started = sys.stdout.isatty(), False
     try:
         for chunk in chunks:
             started = True
-            pieces = [harmless(piece) if terminal else piece for piece in chunk.pieces]
+            pieces = [escape_control_characters(piece) if terminal else piece for piece in chunk.pieces]
             if color:
-                pieces = [_painted(piece, i < chunk.accepted) for i, piece in enumerate(pieces)]
+                pieces = [_colored(piece, i < chunk.accepted) for i, piece in enumerate(pieces)]
             sys.stdout.write("".join(pieces))
             sys.stdout.flush()
             yield chunk
@@ -55,13 +55,13 @@ def show(chunks: Iterable[Chunk], color: bool) -> Iterator[Chunk]:
             print(flush=True)
 
 
-def _painted(piece: str, drafted: bool) -> str:
+def _colored(piece: str, drafted: bool) -> str:
     return f"{_GREEN if drafted else _BOLD}{piece}{_PLAIN}" if piece else ""
 
 
-def legend() -> None:
-    """Say on stderr what the colours mean."""
-    print(f"{_painted('accepted candidates', True)} · {_painted('from the target', False)}", file=sys.stderr)
+def print_color_legend() -> None:
+    """Print the meaning of the colors to stderr."""
+    print(f"{_colored('accepted candidates', True)} · {_colored('from the target', False)}", file=sys.stderr)
 
 
 def summary(engine: "Engine", done: Completion) -> str:
@@ -76,8 +76,8 @@ def summary(engine: "Engine", done: Completion) -> str:
     return " · ".join([*parts, f"{engine.scheme_name} {engine.tree}"])
 
 
-def as_object(engine: "Engine", done: Completion) -> dict[str, Any]:
-    """A completion as ``--json`` prints it, with the names that vLLM and OpenAI use."""
+def completion_json(engine: "Engine", done: Completion) -> dict[str, Any]:
+    """A completion as ``--json`` prints it, with the names used by vLLM and OpenAI."""
     stats = done.stats
     return {
         "text": done.text,
@@ -107,23 +107,23 @@ def as_object(engine: "Engine", done: Completion) -> dict[str, Any]:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table, a line a row. Not one of rich: lines stay whole, however narrow the terminal, and can be cut by awk."""
+    """A table with one line per row. Unlike rich's, its lines never wrap, so that awk can split them."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object, on one line of ASCII: it reads the same in any terminal and encoding."""
+    """Print an object on one line of ASCII, safe in any terminal and encoding."""
     print(json.dumps(value), flush=True)
 
 
-def report(error: Exception) -> int:
-    """Print an error as one line and a hint on stderr, after its traceback if the user wants that.
+def print_error(error: Exception) -> int:
+    """Print an error to stderr as one line and a hint, after its traceback with ``--debug``.
 
     Returns:
-        The exit code it calls for.
+        The exit code.
     """
-    if debugging.get():
+    if debug_enabled.get():
         traceback.print_exception(error)
     code = 1
     if isinstance(error, McsdError):
@@ -133,17 +133,17 @@ def report(error: Exception) -> int:
         message, code = error.format_message(), error.exit_code
         hint = f"see {context.command_path if context else 'mcsd'} --help"
     else:
-        message, hint = f"{type(error).__name__}: {error}", "add --debug to see where it comes from"
+        message, hint = f"{type(error).__name__}: {error}", "add --debug to see the traceback"
     print(f"error: {_line(message)}\nhint: {_line(hint)}", file=sys.stderr)
     return code
 
 
 def _line(text: str) -> str:
-    return harmless(" ".join(text.split()))
+    return escape_control_characters(" ".join(text.split()))
 
 
 def fetch(name: str) -> Path:
-    """Do what `mcsd.catalog.pull` does, with a progress bar on stderr if that is a terminal."""
+    """Download a model with `mcsd.loading.catalog.pull`, with a progress bar on stderr if that is a terminal."""
     if is_pulled(name):
         return path_of(name)
     from rich.console import Console
@@ -156,15 +156,21 @@ def fetch(name: str) -> Path:
         return pull(name, lambda written, size: bar.update(task, completed=written))
 
 
-def fetch_missing(*names: str | None) -> None:
-    """`fetch` what is in the catalogue, of names that may be folders, files, hub ids or None."""
+def fetch_missing(*names: str | Path | None) -> None:
+    """`fetch` the names that are in the catalog, and check that the others exist; None and "ngram" are no models.
+
+    Raises:
+        UnknownModel: there is no such model.
+    """
     for name in names:
         if name in CATALOG:
             fetch(str(name))
+        elif name is not None and name != "ngram":
+            locate(name)
 
 
-class Gauge:
-    """How long work stands, on stderr: a line that changes, if that is a terminal, and lines that stay."""
+class ProgressDisplay:
+    """Progress on stderr: a status line, if that is a terminal, and permanent lines."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -172,28 +178,28 @@ class Gauge:
         self._console = Console(file=sys.stderr, highlight=False)
         self._status = self._console.status("starting")
 
-    def show(self, line: str) -> None:
-        """Change the line that changes."""
+    def update(self, line: str) -> None:
+        """Replace the status line."""
         self._status.update(line)
 
-    def say(self, line: str) -> None:
-        """Add a line that stays."""
+    def log(self, line: str) -> None:
+        """Print a permanent line."""
         self._console.print(line, soft_wrap=True, markup=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While the work goes on; the libraries' own bars are kept off the terminal."""
+        """Show the status line during the block; progress bars of libraries are hidden."""
         status = self._status if self._console.is_terminal else nullcontext()
-        with status, nullcontext() if debugging.get() else redirect_stderr(io.StringIO()):
+        with status, nullcontext() if debug_enabled.get() else redirect_stderr(io.StringIO()):
             yield
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show on stderr, if that is a terminal, that something takes its time, in place of the libraries' own bars."""
+def spinner(what: str) -> Iterator[None]:
+    """Show a spinner on stderr, if that is a terminal, instead of the progress bars of libraries."""
     from rich.console import Console
 
-    if debugging.get():
+    if debug_enabled.get():
         yield
         return
     console = Console(file=sys.stderr)
@@ -202,12 +208,12 @@ def working(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Keep the libraries' warnings off the terminal; those of mcsd are a line each."""
+def quiet_libraries() -> Iterator[None]:
+    """Hide warnings of libraries; print warnings of mcsd as one line each."""
     stderr = sys.stderr
 
     def one_line(message: Warning | str, *_: Any) -> None:
-        print(f"warning: {harmless(str(message))}", file=stderr)
+        print(f"warning: {escape_control_characters(str(message))}", file=stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,10 +1,10 @@
-"""Where the time of a step goes, and how far its forwards are from what memory allows."""
+"""``--profile``: the time of each part of a step, compared with the limit set by memory bandwidth."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mcsd.cli.output import columns
 from mcsd.params import Chunk
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from mcsd.engine import Engine
 
 _BYTES = 1 << 28
-"""Summed to see how fast memory is read: more than any cache of a processor holds."""
+"""Size of the buffer that measures memory bandwidth; larger than CPU caches."""
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """One part of an average step.
 
     Attributes:
         name: draft, target, judge, commit or other.
         seconds: of wall time.
-        weight_bytes: weights that its forwards cannot do without; 0 where there are none.
-        cache_bytes: keys and values of the text before the step, which they read too.
-        least: seconds in which memory delivers both.
+        weight_bytes: bytes of weights that its forwards read.
+        cache_bytes: bytes of the KV cache, as of the start of the step, that they read.
+        least: seconds to read both at the memory's bandwidth.
     """
 
     name: str
@@ -38,51 +38,64 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Profile:
+class StepProfile:
     """An average step.
 
     Attributes:
-        steps: how many were measured.
-        bandwidth: of memory, bytes a second.
+        steps: number of steps measured.
+        bandwidth: of memory, in bytes per second.
         parts: of the step.
+        precision: weight format and kernels of target and draft.
     """
 
     steps: int
     bandwidth: float
-    parts: tuple[Part, ...]
+    parts: tuple[StepPart, ...]
+    precision: dict[str, str]
 
 
-class Profiler:
-    """Measures an engine's steps from its making on.
+class StepProfiler:
+    """Measures the steps of an engine that run after its construction.
 
     Args:
-        engine: that nothing else uses meanwhile.
+        engine: not used by anything else meanwhile.
     """
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
-        self._before, self._levels = engine.seconds, engine.levels
+        self._before, self._levels = engine.seconds, engine.draft_levels
 
-    def profile(self, chunks: Sequence[Chunk]) -> Profile:
-        """The steps of the one request that has run since, of which these are all chunks."""
+    def profile(self, chunks: Sequence[Chunk]) -> StepProfile:
+        """The average step of the one request that has run since, given all its chunks."""
         engine, steps = self._engine, len(chunks)
         after, rate = engine.seconds, bandwidth(engine.target.device)
-        tokens = _tokens_before(chunks)
-        # A draft reads its weights, and what it keeps of the text, once for each level of the tree.
-        levels = (engine.levels - self._levels) / steps
-        weights = getattr(engine.target, "weight_bytes", 0)
+        tokens = _mean_cached_tokens(chunks)
+        # The draft reads its weights and KV cache once per level of the tree.
+        levels = (engine.draft_levels - self._levels) / steps
         reads = dict.fromkeys(("draft", "target", "judge", "commit", "other"), (0.0, 0.0))
-        reads["draft"] = levels * engine.drafter.weight_bytes, levels * engine.drafter.token_bytes * tokens
-        reads["target"] = weights, engine.token_bytes * tokens
+        draft, cache = (getattr(engine.drafter, name, None) for name in ("model", "cache"))
+        reads["draft"] = levels * weight_bytes(draft), levels * (cache.bytes_per_token if cache else 0) * tokens
+        reads["target"] = weight_bytes(engine.target), engine.cache.bytes_per_token * tokens
         parts = [
-            Part(name, (after[name] - self._before[name]) / steps, *both, sum(both) / rate)
+            StepPart(name, (after[name] - self._before[name]) / steps, *both, sum(both) / rate)
             for name, both in reads.items()
         ]
-        return Profile(steps, rate, tuple(parts))
+        precision = {"target": getattr(engine.target, "precision", ""), "draft": getattr(draft, "precision", "")}
+        return StepProfile(steps, rate, tuple(parts), precision)
 
 
-def _tokens_before(chunks: Sequence[Chunk]) -> float:
-    """Tokens that caches hold when a step begins, on average: all of the text but the last one."""
+def weight_bytes(model: Any) -> int:
+    """Bytes of weights that a forward of a few tokens reads: all but the embeddings, of which it reads a few rows."""
+    from torch import nn
+
+    modules = getattr(model, "weights", nn.Module()).modules()
+    read = [module for module in modules if not isinstance(module, nn.Embedding)]
+    tensors = [tensor for module in read for tensor in (*module._parameters.values(), *module._buffers.values())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def _mean_cached_tokens(chunks: Sequence[Chunk]) -> float:
+    """Average number of tokens in the KV cache at the start of a step: all but the last one."""
     done = chunks[-1].completion
     assert done is not None
     lengths = accumulate((len(chunk.token_ids) for chunk in chunks[:-1]), initial=done.stats.prompt_tokens - 1)
@@ -90,32 +103,33 @@ def _tokens_before(chunks: Sequence[Chunk]) -> float:
 
 
 def bandwidth(device: "torch.device | str") -> float:
-    """Bytes a second that a plain sum reads, the best of several."""
+    """Bytes per second read by a sum, the best of five measurements."""
     import torch
 
-    block = torch.ones(_BYTES // 4, dtype=torch.float32, device=device)
+    buffer = torch.ones(_BYTES // 4, dtype=torch.float32, device=device)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        block.sum().item()
+        buffer.sum().item()
         seconds.append(time.perf_counter() - start)
     return _BYTES / min(seconds)
 
 
-def table(profile: Profile) -> list[str]:
-    """A profile as people read it, a line an entry."""
+def profile_table(profile: StepProfile) -> list[str]:
+    """A profile as a readable table, line by line."""
     total = sum(part.seconds for part in profile.parts)
     rows = [
-        ("PART", "MS", "SHARE", "WEIGHTS", "KEYS AND VALUES", "MEMORY ALONE", "TIMES THAT"),
+        ("PART", "MS", "SHARE", "WEIGHTS", "KV CACHE", "MEMORY LIMIT", "TIMES LIMIT"),
         *(_row(part, total) for part in profile.parts),
     ]
     return [
-        f"{profile.steps} steps of {1e3 * total:.1f} ms; memory gives {profile.bandwidth / 1e9:.1f} GB/s",
+        *(f"{model}: {precision}" for model, precision in profile.precision.items() if precision),
+        f"{profile.steps} steps of {1e3 * total:.1f} ms; memory bandwidth {profile.bandwidth / 1e9:.1f} GB/s",
         *(f"  {line}" for line in columns(rows)),
     ]
 
 
-def _row(part: Part, total: float) -> tuple[str, ...]:
+def _row(part: StepPart, total: float) -> tuple[str, ...]:
     share = part.seconds / total if total else 0.0
     memory = ("", "", "", "")
     if part.least:

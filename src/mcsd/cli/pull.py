@@ -1,4 +1,4 @@
-"""``mcsd pull``: fetch the weights of a model."""
+"""``mcsd pull``: download the weights of a model."""
 
 from typing import Annotated
 
@@ -10,10 +10,10 @@ from mcsd.cli.output import fetch, print_json
 
 @command
 def pull(
-    name: Annotated[str, typer.Argument(help="A name that mcsd models lists.")],
+    name: Annotated[str, typer.Argument(help="A model name from mcsd models.")],
     json: Json = False,
 ) -> None:
-    """Fetch the weights of a model, unless they are on disk, and print where they are."""
+    """Download the weights of a model if they are missing, and print their path."""
     path = fetch(name)
     if json:
         print_json({"name": name, "path": str(path), "size": path.stat().st_size})

@@ -1,4 +1,4 @@
-"""``mcsd verify``: check that an engine says what its target says."""
+"""``mcsd verify``: check that an engine's output follows its target."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mcsd.cli.options import (
-    EngineOptions,
     FrequencyPenalty,
     Json,
-    MaxLength,
     MinP,
     PresencePenalty,
     RepetitionPenalty,
@@ -21,48 +19,47 @@ from mcsd.cli.options import (
     TopK,
     TopP,
     command,
+    load_engine,
 )
-from mcsd.cli.output import Gauge, columns, harmless, print_json, working
+from mcsd.cli.output import ProgressDisplay, columns, escape_control_characters, print_json, spinner
+from mcsd.config import EngineOptions, Tree, option
 from mcsd.params import SamplingParams
+from mcsd.prompts import load_prompts
+from mcsd.verify import VerifyOptions, check_params, default_tree
 
 if TYPE_CHECKING:
-    from mcsd.verify.report import Context, Divergence, Report
-
-_ROWS = 32
-"""Sequences that the engine runs together: samples are many and short."""
+    from mcsd.verify.report import ContextReport, Divergence, VerificationReport
 
 _SHOWN = 10
-"""Divergences in the table, the widest first."""
+"""Divergences shown in the table, those with the largest gaps."""
 
-_how = functools.partial(typer.Option, rich_help_panel="Verification")
+_verification = functools.partial(typer.Option, rich_help_panel="Verification")
 
-CheckedTree = Annotated[
-    str,
-    typer.Option(
-        "--tree", help="Candidates to check: 4x2x2x1, chain:4, ...", show_default="2x2x1", rich_help_panel="Engine"
+Prompts = Annotated[
+    Path | None,
+    _verification(
+        "--prompts", help="Text file with one prompt per line, or JSONL.", show_default="eight built-in ones"
     ),
 ]
-Prompts = Annotated[
-    Path | None, _how("--prompts", help="A prompt a line, or JSONL.", show_default="eight built-in ones")
-]
-Contexts = Annotated[int, _how("--contexts", help="Places in a text where samples are drawn.")]
-Samples = Annotated[int, _how("--samples", help="Pairs of tokens that are drawn at each.")]
-Minutes = Annotated[float, _how("--minutes", help="For all of it; where they are too few, less is done.")]
-Length = Annotated[int, _how("--max-new-tokens", "-n", help="Of a greedy text, at most.")]
-Seed = Annotated[int, _how("--seed", help="Another seed is another sample.")]
+Contexts = Annotated[int, _verification("--contexts", help="Number of contexts to sample at.")]
+Samples = Annotated[int, _verification("--samples", help="Pairs of tokens to sample per context.")]
+Minutes = Annotated[float, _verification("--minutes", help="Time limit; if it is too short, less is checked.")]
+Length = Annotated[int, _verification("--max-new-tokens", "-n", help="Maximum length of a greedy text.")]
+Seed = Annotated[int, _verification("--seed", help="Random seed of the samples.")]
 
 
 @dataclass(frozen=True)
-class SmallEngineOptions(EngineOptions):
-    """As for the other commands, but many short sequences run together, and auto is a tree with candidates."""
+class VerifyEngineOptions(EngineOptions):
+    """As for the other commands, but for many short sequences, and with a tree that always has candidates."""
 
-    tree: CheckedTree = "auto"
-    max_length: MaxLength = 512
+    tree: Tree = option("auto", "--tree", help="Tree of candidates: 4x2x2x1, chain:4, ...", shown="2x2x1")
+    max_batch: int = 32
+    max_length: int = option(512, "--max-length", help="Maximum number of tokens, prompt included.", type=int)
 
 
 @dataclass(frozen=True)
-class LawOptions:
-    """What of `mcsd.SamplingParams` makes the law."""
+class DistributionArguments:
+    """The arguments of `mcsd.SamplingParams` that define the distribution to test."""
 
     temperature: Temperature = 1.0
     top_k: TopK = 0
@@ -78,42 +75,40 @@ class LawOptions:
 @command
 def verify(
     *,
-    engine: SmallEngineOptions,
-    sampling: LawOptions,
+    engine: VerifyEngineOptions,
+    sampling: DistributionArguments,
     prompts: Prompts = None,
     contexts: Contexts = 8,
     samples: Samples = 2000,
     minutes: Minutes = 10.0,
     json: Json = False,
 ) -> None:
-    """Check that an engine says what its target says: greedy texts, and samples against the exact law."""
+    """Check that an engine's output follows its target: greedy texts token by token, samples by a chi-square test."""
     params = SamplingParams(**vars(sampling))
-    with working("starting"):
-        from mcsd.distill.sources import load_prompts
-        from mcsd.verify import Options, check_params, tree_for, verify
-
-    options = Options(contexts, samples, minutes)
+    options = VerifyOptions(contexts, samples, minutes)
     check_params(params)
     given = None if prompts is None else load_prompts(prompts)
     if engine.tree == "auto":
-        engine = replace(engine, tree=tree_for(engine.scheme))
-    loaded = engine.load(_ROWS)
-    gauge = Gauge()
-    with gauge.running():
-        report = verify(loaded, given, params, options, gauge.show)
+        engine = replace(engine, tree=default_tree(engine.scheme))
+    loaded = load_engine(engine)
+    with spinner("starting"):
+        from mcsd.verify import verify
+    display = ProgressDisplay()
+    with display.running():
+        report = verify(loaded, given, params, options, display.update)
     try:
         if json:
-            print_json(as_object(report))
+            print_json(report_json(report))
         else:
-            print("\n".join(lines(report, loaded.tokenizer.decode if loaded.tokenizer else str)))
+            print("\n".join(report_lines(report, loaded.tokenizer.decode if loaded.tokenizer else str)))
     finally:
-        # Whether or not anybody still reads the report.
+        # Also if writing the report fails, as into a closed pipe.
         if not report.passed:
             raise typer.Exit(1)
 
 
-def as_object(report: "Report") -> dict[str, Any]:
-    """A report as ``--json`` prints it. Infinite gaps, of impossible tokens, are null."""
+def report_json(report: "VerificationReport") -> dict[str, Any]:
+    """A report as ``--json`` prints it. Infinite gaps, of tokens with probability 0, are null."""
     value = asdict(report) | {"passed": report.passed}
     for part in ("greedy", "sampled"):
         value[part]["passed"] = getattr(report, part).passed
@@ -123,11 +118,11 @@ def as_object(report: "Report") -> dict[str, Any]:
     return value
 
 
-def lines(report: "Report", decode: Callable[[list[int]], str]) -> list[str]:
-    """A report as people read it, a line an entry.
+def report_lines(report: "VerificationReport", decode: Callable[[list[int]], str]) -> list[str]:
+    """A report as a readable text, line by line.
 
     Args:
-        report: what was found.
+        report: the result.
         decode: token ids to text.
     """
     head = f"target {report.target} ({report.dtype}), draft {report.draft}, tree {report.tree}, scheme {report.scheme}"
@@ -135,63 +130,63 @@ def lines(report: "Report", decode: Callable[[list[int]], str]) -> list[str]:
     return [head, "", *_greedy(report, decode), "", *_sampled(report), "", f"{passed} in {report.seconds:.0f} s"]
 
 
-def _greedy(report: "Report", decode: Callable[[list[int]], str]) -> list[str]:
+def _greedy(report: "VerificationReport", decode: Callable[[list[int]], str]) -> list[str]:
     greedy = report.greedy
     failed, diverged = len(greedy.failures), len(greedy.divergences)
     out = [
         f"greedy: {'passed' if greedy.passed else 'FAILED'}. {greedy.texts} of {greedy.asked} texts, {greedy.tokens} "
-        f"tokens: {diverged - failed} ties with the target's likeliest token, {failed} other differences",
-        f"  the gap of two logits moved by up to {greedy.rounding:.2g} with the shape of a forward: "
-        "the likeliest token ties with those that are as near",
+        f"tokens: {diverged - failed} ties with the target's most probable token, {failed} other differences",
+        f"  the gap of two logits changed by up to {greedy.rounding:.2g} with the shape of a forward: "
+        "tokens with a gap up to this tie with the most probable one",
     ]
     if diverged:
         head = ("PROMPT", "TOKEN", "ENGINE", "TARGET", "GAP", "")
-        widest = sorted(greedy.divergences, key=lambda one: one.gap, reverse=True)[:_SHOWN]
-        out += _table([head, *(_divergence(one, greedy.rounding, decode) for one in widest)])
+        largest = sorted(greedy.divergences, key=lambda one: one.gap, reverse=True)[:_SHOWN]
+        out += _table([head, *(_divergence_row(one, greedy.rounding, decode) for one in largest)])
     if diverged > _SHOWN:
         out.append(f"  and {diverged - _SHOWN} with smaller gaps")
     return out
 
 
-def _divergence(one: "Divergence", tie: float, decode: Callable[[list[int]], str]) -> tuple[str, ...]:
-    said, best = (harmless(repr(decode([token]))) for token in (one.token, one.best))
-    verdict = "tie" if one.gap <= tie else "DIFFERENT"
-    return str(one.prompt + 1), str(one.position + 1), said, best, f"{one.gap:.3g}", verdict
+def _divergence_row(one: "Divergence", tie: float, decode: Callable[[list[int]], str]) -> tuple[str, ...]:
+    token, best = (escape_control_characters(repr(decode([token]))) for token in (one.token, one.best))
+    result = "tie" if one.gap <= tie else "DIFFERENT"
+    return str(one.prompt + 1), str(one.position + 1), token, best, f"{one.gap:.3g}", result
 
 
-def _sampled(report: "Report") -> list[str]:
+def _sampled(report: "VerificationReport") -> list[str]:
     sampled = report.sampled
     done = min(one.samples for one in sampled.contexts)
-    head = ("PROMPT", "TOKENS", "CELLS", "CHI2", "P", "TV", "PLAIN SAMPLING", "ROUNDING", "SEES", "")
-    rows = [_context(*both) for both in zip(sampled.contexts, sampled.rejected, strict=False)]
+    head = ("PROMPT", "TOKENS", "CELLS", "CHI2", "P", "TV", "SAMPLING NOISE", "ROUNDING", "SEES", "")
+    rows = [_context_row(*both) for both in zip(sampled.contexts, sampled.rejected, strict=False)]
     degrees = sum(one.cells - 1 for one in sampled.contexts)
     everything = f"{sum(one.chi_square for one in sampled.contexts):.1f}", f"{sampled.p_value:.2g}"
-    last = _verdict(sampled.rejected[-1])
+    last = _result(sampled.rejected[-1])
     together = ("all", "", str(degrees + 1), *everything, "", "", "", _number(sampled.sees), last)
     allowed = max(one.rounding for one in sampled.contexts)
     return [
         f"sampled: {'passed' if sampled.passed else 'FAILED'}. {len(sampled.contexts)} of {sampled.asked} contexts, "
         f"{done} of {sampled.asked_samples} pairs of tokens at each",
         *_table([head, *rows, together]),
-        f"  a lossless engine fails this once in a thousand seeds; rounding moved the law by up to {allowed:.2g} (TV), "
-        "which is allowed for",
-        f"  a TV from the law of {_number(sampled.sees)} at all contexts, or of SEES at one, would be found nine times "
-        "out of ten",
+        "  a lossless engine fails this with one seed in a thousand; rounding changed the "
+        f"distribution by up to {allowed:.2g} (TV), which is allowed for",
+        f"  a TV of {_number(sampled.sees)} from the target's distribution at all contexts, or of SEES at one, would "
+        "be detected nine times out of ten",
     ]
 
 
-def _context(one: "Context", rejected: bool) -> tuple[str, ...]:
+def _context_row(one: "ContextReport", rejected: bool) -> tuple[str, ...]:
     place = str(one.prompt + 1) + (f"+{one.continued}" if one.continued else "")
     forbidden = f" ({one.forbidden} forbidden)" if one.forbidden else ""
     low, _, high = one.plain
     return (
         *(place, str(one.tokens), str(one.cells), f"{one.chi_square:.1f}", f"{one.p_value:.2g}"),
         *(f"{one.total_variation:.3f}", f"{low:.3f} - {high:.3f}", f"{one.rounding:.1g}", _number(one.sees)),
-        _verdict(rejected) + forbidden,
+        _result(rejected) + forbidden,
     )
 
 
-def _verdict(rejected: bool) -> str:
+def _result(rejected: bool) -> str:
     return "DIFFERENT" if rejected else "same"
 
 

@@ -1,4 +1,4 @@
-"""The model card of a draft: what it was made of, with what, and how well it drafts."""
+"""The model card of a draft: how it was trained, and its acceptance."""
 
 from collections.abc import Mapping
 
@@ -7,21 +7,21 @@ import transformers
 
 import mcsd
 from mcsd.distill.corpus import Corpus
-from mcsd.distill.trainer import Acceptance, Report
+from mcsd.distill.trainer import DraftAcceptance, TrainingReport
 
 
 def card(
-    target: str, command: str, settings: Mapping[str, object], report: Report, corpus: Corpus, parameters: int
+    target: str, command: str, settings: Mapping[str, object], report: TrainingReport, corpus: Corpus, parameters: int
 ) -> str:
-    """Markdown.
+    """The model card, as Markdown.
 
     Args:
-        target: whose draft it is.
-        command: that makes it again.
+        target: the target of the draft.
+        command: the command line that reproduces it.
         settings: of the run.
         report: the last one of training.
-        corpus: the text.
-        parameters: that were trained.
+        corpus: the training text.
+        parameters: number of trained parameters.
     """
     table = "\n".join(f"| {name} | `{value}` |" for name, value in settings.items())
     return f"""# A draft for {target}
@@ -30,20 +30,20 @@ Made by mcsd {mcsd.__version__} (torch {torch.__version__}, transformers {transf
 
     {command}
 
-Use it with `mcsd generate --target {target} --draft FOLDER`. It changes the speed of {target}, never
-its law.
+Use it with `mcsd generate --target {target} --draft FOLDER`. It changes the speed of {target}, not its
+output distribution.
 
 ## Acceptance on held-out text
 
 {acceptance_table(report.acceptance)}
 
-At temperature 1 the chance that one candidate is accepted; at temperature 0 the share of tokens that are the draft's
-first, or among its first four. Step n reads what the draft itself gave at step n - 1, along the target's text.
+At temperature 1: the probability that one candidate is accepted. At temperature 0: the fraction of tokens that are the
+draft's top-1, or in its top-4. Step n reads the draft's own output of step n - 1, along the target's text.
 
-## Made of
+## Training
 
 {parameters / 1e6:.2f} million trained parameters, {report.step} steps in {report.seconds / 60:.1f} minutes.
-{len(corpus.lengths)} texts with {corpus.tokens} tokens that {target} wrote or read, one in twenty held out
+{len(corpus.lengths)} texts with {corpus.tokens} tokens that {target} generated or read, one in twenty held out
 (at most 64).
 
 | setting | value |
@@ -52,11 +52,11 @@ first, or among its first four. Step n reads what the draft itself gave at step 
 """
 
 
-def acceptance_table(acceptance: Acceptance) -> str:
-    """Markdown: a line for each step ahead."""
+def acceptance_table(acceptance: DraftAcceptance) -> str:
+    """A Markdown table with a row for each step ahead."""
     rows = zip(acceptance.sampled, acceptance.greedy, acceptance.greedy4, strict=True)
     lines = [
         f"| {step} | {sampled:.3f} | {first:.3f} | {four:.3f} |" for step, (sampled, first, four) in enumerate(rows, 1)
     ]
-    head = "| step | temperature 1 | temperature 0, first | temperature 0, first four |\n|---|---|---|---|"
+    head = "| step | temperature 1 | temperature 0, top-1 | temperature 0, top-4 |\n|---|---|---|---|"
     return "\n".join([head, *lines])

@@ -1,4 +1,4 @@
-"""Text on disk with the target's hidden states: written once, in shards that are whole or absent, read many times."""
+"""Training text on disk with the target's hidden states, in shards that are whole or absent."""
 
 import json
 import time
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcsd.distill.settings import VERSION_KEY, check_run_settings
 from mcsd.errors import DataError
-from mcsd.files import same_settings, save_tensors, tensors_of, unwritable
+from mcsd.files import open_tensors, save_tensors, write_error
 
-_SETTINGS, _RUNNING = "settings.json", "running.safetensors"
+_SETTINGS, _UNFINISHED = "settings.json", "running.safetensors"
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class Record:
     """One text.
 
     Attributes:
-        index: its number in the source it came from.
+        index: number of the text in its source.
         tokens: int32 ``[n]``.
-        states: ``[n, F]``, the target's hidden states at these tokens.
-        answer: where the part begins that the target wrote.
+        hidden_states: ``[n, F]``, the target's at these tokens.
+        answer: position of the first token that the target generated.
     """
 
     index: int
     tokens: Tensor
-    states: Tensor
+    hidden_states: Tensor
     answer: int
 
 
@@ -37,32 +38,32 @@ class Corpus:
     """A folder of shards.
 
     Args:
-        folder: where; made if missing.
-        settings: what the text depends on. A folder that holds text made with other settings is refused.
+        folder: created if missing.
+        settings: all that the text depends on. A folder with other settings is refused.
 
     Raises:
-        InvalidOption: the folder's text was made with other settings.
+        InvalidOption: the folder has other settings or another format version.
         OutputFailed, WeightsCorrupt: the folder cannot be written; a shard cannot be read.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self._unsaved: list[Record] = []
-        same_settings(folder / _SETTINGS, settings)
+        check_run_settings(folder / _SETTINGS, settings)
         self.shards = sorted(folder.glob("[0-9]*.safetensors"))
-        self._running = folder / _RUNNING
-        if self._running.exists():
-            # A sitting was broken off: what it had begun is text like any other.
+        self._unfinished = folder / _UNFINISHED
+        if self._unfinished.exists():
+            # An earlier run was interrupted: its unfinished texts are used as they are.
             try:
-                self.shards.append(self._running.rename(self._next()))
+                self.shards.append(self._unfinished.rename(self._next()))
             except OSError as error:
-                raise unwritable(folder, error) from error
+                raise write_error(folder, error) from error
         self.lengths: dict[int, int] = {}
-        """Tokens of each text, by its index."""
+        """Number of tokens of each text, by index."""
         self.seconds = 0.0
-        """Time that went into what is on disk, over all sittings."""
+        """Time spent on the text on disk, over all runs."""
         for path in self.shards:
-            with tensors_of(path) as shard:
+            with open_tensors(path) as shard:
                 ends = shard.get_tensor("ends")
                 lengths = ends.diff(prepend=ends.new_zeros(1)).tolist()
                 self.lengths.update(zip(shard.get_tensor("index").tolist(), lengths, strict=True))
@@ -71,44 +72,46 @@ class Corpus:
 
     @property
     def tokens(self) -> int:
-        """Of all texts."""
+        """Number of tokens of all texts."""
         return sum(self.lengths.values())
 
     @classmethod
-    def of(cls, folder: Path, target: str, states: Sequence[int]) -> "Corpus":
-        """The text of an earlier run, whatever it was made with, as long as ``target`` wrote it and showed ``states``.
+    def of(cls, folder: Path, target: str, layers: Sequence[int]) -> "Corpus":
+        """The text of an earlier run of the same ``target`` with hidden states of the same ``layers``.
 
         Raises:
-            DataError: there is none, or another target wrote it.
+            DataError: there is none, or it is of another target.
+            InvalidOption: its format version is unknown.
         """
         try:
             settings = json.loads((folder / _SETTINGS).read_text())
-            writer, shown = settings["target"], settings["states"]
+            its_target, its_layers = settings["target"], settings["states"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{folder} holds no recorded text: {error!r:.100}", "give the --out of an earlier run"
+                f"{folder} has no training text: {error!r:.100}", "give the --out folder of an earlier run"
             ) from error
-        if (writer, shown) != (target, list(states)):
+        if (its_target, its_layers) != (target, list(layers)):
             raise DataError(
-                f"the text in {folder} is of {writer!r:.80} and its layers {shown!r:.40}, not of {target!r:.80} and "
-                f"{list(states)}",
-                "write some: leave --data out",
+                f"the text in {folder} is of {its_target!r:.80} and its layers {its_layers!r:.40}, not of "
+                f"{target!r:.80} and {list(layers)}",
+                "leave --data out to generate new text",
             )
+        settings.pop(VERSION_KEY, None)
         return cls(folder, settings)
 
     def add(self, record: Record) -> None:
-        """Take a text in; it is on disk after the next `save`."""
+        """Add a text; the next `save` writes it."""
         self._unsaved.append(record)
         self.lengths[record.index] = len(record.tokens)
 
-    def save(self, running: Sequence[Record] = ()) -> None:
-        """Write what is unsaved as a shard of its own.
+    def save(self, unfinished: Sequence[Record] = ()) -> None:
+        """Write the unsaved texts as a new shard.
 
         Args:
-            running: texts that are being written, as far as they are; they count if they are never finished.
+            unfinished: texts that are being generated; used if the run is interrupted before the next `save`.
 
         Raises:
-            OutputFailed: no room, or no right, to write it; nothing half-written stays.
+            OutputFailed: the disk is full or the folder is not writable; no partial file stays.
         """
         now = time.monotonic()
         if self._unsaved:
@@ -118,10 +121,10 @@ class Corpus:
             self.shards.append(path)
             self.seconds += now - self._since
             self._since = now
-        if running:
-            self._write(self._running, running, now - self._since)
+        if unfinished:
+            self._write(self._unfinished, unfinished, now - self._since)
         else:
-            self._running.unlink(missing_ok=True)
+            self._unfinished.unlink(missing_ok=True)
 
     def _next(self) -> Path:
         number = int(self.shards[-1].stem) + 1 if self.shards else 0
@@ -135,15 +138,15 @@ class Corpus:
             "ends": lengths.cumsum(0),
             "answer": torch.tensor([record.answer for record in records]),
             "tokens": torch.cat([record.tokens for record in records]),
-            "states": torch.cat([record.states for record in records]),
+            "states": torch.cat([record.hidden_states for record in records]),
         }
         save_tensors(path, tensors, {"seconds": str(seconds)})
 
     def records(self) -> list[Record]:
-        """All texts on disk, in order of index; states are mapped into memory, not read."""
+        """All texts on disk, in order of index; hidden states are memory-mapped."""
         records: dict[int, Record] = {}
         for path in self.shards:
-            with tensors_of(path) as shard:
+            with open_tensors(path) as shard:
                 index, ends, answer = (shard.get_tensor(name).tolist() for name in ("index", "ends", "answer"))
                 tokens, states = shard.get_tensor("tokens"), shard.get_tensor("states")
             starts = [0, *ends[:-1]]

@@ -1,8 +1,8 @@
-"""What a draft is trained to make small, all on the full distribution of the target rather than on its tokens.
+"""Training losses, all on the full distribution of the target rather than on its tokens.
 
-``kl`` (forward, Hinton et al. 2015) wants the draft to cover what the target may say; ``reverse-kl`` to say nothing
-that the target would not; ``tv``, the total variation, is one minus the acceptance of a single candidate (Leviathan et
-al. 2023; DistillSpec, Zhou et al. 2023, arXiv 2310.08461, compares them).
+``kl`` (forward, Hinton et al. 2015) makes the draft cover all that the target may generate; ``reverse-kl`` makes it
+avoid all that the target does not; ``tv``, the total variation, is one minus the acceptance rate of a single candidate
+(Leviathan et al. 2023; DistillSpec, Zhou et al. 2023, arXiv 2310.08461, compares them).
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Of the log-probabilities ``[N, K]`` of target and draft, the mean over N."""
+"""A function of the log-probabilities ``[N, K]`` of target and draft; the mean over N."""
 
 
 def forward_kl(target: Tensor, draft: Tensor) -> Tensor:
@@ -28,4 +28,4 @@ def total_variation(target: Tensor, draft: Tensor) -> Tensor:
     return 0.5 * (target.exp() - draft.exp()).abs().sum(-1).mean()
 
 
-LOSSES: Mapping[str, Loss] = {"kl": forward_kl, "reverse-kl": reverse_kl, "tv": total_variation}
+LOSS_FUNCTIONS: Mapping[str, Loss] = {"kl": forward_kl, "reverse-kl": reverse_kl, "tv": total_variation}

@@ -1,4 +1,4 @@
-"""Muon in any dtype: torch's own is in bfloat16, which takes three times as long on a CPU without it."""
+"""Muon in any dtype. torch's own computes in bfloat16, which is three times slower on CPUs without bfloat16 GEMM."""
 
 from collections.abc import Iterable
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 _MOMENTUM = 0.95
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
-_LEAST = 1e-7
+_EPSILON = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along the orthogonal factor of the momentum (Jordan et al. 2024), as large as AdamW's (arXiv 2502.16982).
+    """Updates along the orthogonal factor of the momentum (Jordan et al. 2024), scaled as AdamW's (arXiv 2502.16982).
 
     Args:
-        matrices: what is trained, all of two dimensions.
+        matrices: the parameters, all with two dimensions.
         lr: as for AdamW.
-        weight_decay: the same.
-        dtype: of the products.
+        weight_decay: as for AdamW.
+        dtype: of the matrix products.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; with Nesterov's momentum."""
+        """One step, with Nesterov momentum."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:
@@ -42,9 +42,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the orthogonal factor, by Newton and Schulz's iteration: singular values come to 0.7 ... 1.2."""
+    """Approximate orthogonal factor by Newton-Schulz iteration: singular values end up in 0.7 ... 1.2."""
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    wide = wide / wide.norm().clamp(min=_LEAST)
+    wide = wide / wide.norm().clamp(min=_EPSILON)
     first, second, third = _COEFFICIENTS
     for _ in range(_ITERATIONS):
         gram = wide @ wide.T

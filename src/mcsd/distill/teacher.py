@@ -1,4 +1,4 @@
-"""What of the target a draft learns from: its embeddings, its output matrix, and so, from recorded states, its law."""
+"""The parts of the target that training needs: its embeddings, and its output matrix, which gives its logits."""
 
 from collections.abc import Sequence
 
@@ -8,80 +8,80 @@ from torch import Tensor, nn
 from mcsd.distill.batches import Batch
 from mcsd.distill.corpus import Record
 from mcsd.errors import UnsupportedModel
-from mcsd.models import TransformersModel
-from mcsd.models.packing import dense_weight
-from mcsd.models.prefill import forward_over
-from mcsd.models.trimming import rows_of
+from mcsd.models import DecoderModel
+from mcsd.models.draft_vocabulary import dense_weight, output_rows
+from mcsd.models.prefill import score_text
 
 
-def frequent(records: Sequence[Record], size: int, vocab_size: int, always: frozenset[int]) -> Tensor:
-    """int32 ``[K]``, ascending: the ``size`` most frequent tokens of the text, and those that end one.
+def most_frequent_tokens(
+    records: Sequence[Record], size: int, vocab_size: int, eos_token_ids: frozenset[int]
+) -> Tensor:
+    """The ``size`` most frequent tokens of the text, int32 ``[K]``, ascending; end-of-sequence tokens are among them.
 
-    Of equally frequent tokens the one with the lower id: byte-pair vocabularies are ordered by frequency.
+    Among equally frequent tokens, lower ids come first: byte-pair vocabularies are ordered by frequency.
     """
     counts = torch.zeros(vocab_size, dtype=torch.int64)
     for record in records:
         counts += record.tokens.long().bincount(minlength=vocab_size)[:vocab_size]
-    counts[sorted(always)] = counts.max() + 1
+    counts[sorted(eos_token_ids)] = counts.max() + 1
     order = counts.argsort(descending=True, stable=True)[: min(size, vocab_size)]
     return order.sort().values.to(torch.int32)
 
 
-def check_teachable(target: TransformersModel) -> None:
-    """Recorded states must give the target's logits through its output matrix, and be as wide as its embeddings.
+def check_teachable(target: DecoderModel) -> None:
+    """Check that the last hidden states times the output matrix are the logits, and that sizes match the embeddings.
 
     Raises:
-        UnsupportedModel: they do not: the logits are scaled or capped, or the states projected.
+        UnsupportedModel: the logits are scaled or capped, or the hidden states projected.
     """
-    output = forward_over(target, list(range(4)), hidden=(0, -1))
-    matrix, width = target.network.get_output_embeddings(), target.network.get_input_embeddings().weight.shape[1]
+    output = score_text(target, list(range(4)), hidden_layers=(0, -1))
+    matrix, width = target.lm_head, dense_weight(target.embed_tokens).shape[1]
     assert output.hidden is not None
     if output.hidden.shape[-1] == 2 * width == 2 * dense_weight(matrix).shape[1]:
         logits = matrix(output.hidden[..., width:])
         if torch.allclose(logits, output.logits, atol=1e-3, rtol=1e-3):
             return
     raise UnsupportedModel(
-        f"{target.name}: its logits are more than its output matrix times its last states",
-        "such targets cannot be learned from; use a draft that is a model, or ngram",
+        f"{target.name}: its logits are not its output matrix times its last hidden states",
+        "no draft can be trained for such a target; use another draft model, or ngram",
     )
 
 
 class Teacher:
-    """The target's two matrices, in float32; nothing else of it is needed, or kept.
+    """The target's embeddings and output matrix, in float32; the rest of the target is not kept.
 
     Args:
         target: in any dtype; its embeddings become float32.
-        vocabulary: int32 ``[K]``, the tokens that count.
+        vocabulary: int32 ``[K]``, the draft vocabulary.
     """
 
-    def __init__(self, target: TransformersModel, vocabulary: Tensor) -> None:
+    def __init__(self, target: DecoderModel, vocabulary: Tensor) -> None:
         self.device = target.device
         self.vocabulary = vocabulary.to(self.device)
-        self.embed: nn.Module = target.network.get_input_embeddings().requires_grad_(False).float()
-        output = target.network.get_output_embeddings()
-        self._whole = rows_of(output, torch.arange(target.vocab_size, device=self.device)).float()
-        self._trimmed = rows_of(self._whole, self.vocabulary)
+        self.embed: nn.Module = target.embed_tokens.requires_grad_(False).float()
+        self._full_output = output_rows(target.lm_head, torch.arange(target.vocab_size, device=self.device)).float()
+        self._draft_output = output_rows(self._full_output, self.vocabulary)
 
-    def output(self, states: Tensor) -> Tensor:
-        """Logits ``[N, K]`` of the tokens that count."""
-        logits: Tensor = self._trimmed(states)
+    def output(self, hidden: Tensor) -> Tensor:
+        """Logits ``[N, K]`` over the draft vocabulary."""
+        logits: Tensor = self._draft_output(hidden)
         return logits.float()
 
     @property
     def hidden_size(self) -> int:
-        """Of the target's states."""
-        return self._whole.weight.shape[1]
+        """The target's hidden size."""
+        return self._full_output.weight.shape[1]
 
     @torch.no_grad()
     def log_probabilities(self, batch: Batch) -> Tensor:
-        """The target's ``[N, K]`` at the batch's positions, renormalised over the tokens that count."""
-        return self.output(self._last(batch)).log_softmax(-1)
+        """The target's ``[N, K]`` at the batch's positions, renormalized over the draft vocabulary."""
+        return self.output(self._last_hidden(batch)).log_softmax(-1)
 
     @torch.no_grad()
-    def law(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The target's probabilities ``[N, K]`` of the tokens that count, of a sum up to 1; its argmax ``[N]``."""
-        logits = self._whole(self._last(batch))
+    def distribution(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The target's probabilities ``[N, K]`` of the draft vocabulary, not renormalized, and its argmax ``[N]``."""
+        logits = self._full_output(self._last_hidden(batch))
         return logits.softmax(-1)[:, self.vocabulary.long()], logits.argmax(-1)
 
-    def _last(self, batch: Batch) -> Tensor:
-        return batch.states.flatten(0, 1)[batch.positions, -self.hidden_size :]
+    def _last_hidden(self, batch: Batch) -> Tensor:
+        return batch.hidden_states.flatten(0, 1)[batch.positions, -self.hidden_size :]

@@ -1,4 +1,4 @@
-"""The training loop: a schedule, checkpoints, acceptance on text that is held out."""
+"""The training loop: learning-rate schedule, checkpoints, acceptance on held-out text."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from mcsd.distill.batches import Batch, Batches
 from mcsd.distill.teacher import Teacher
-from mcsd.files import SAVE_SECONDS, save_tensors, tensors_of
+from mcsd.files import SAVE_SECONDS, open_tensors, save_tensors
 
 _SAVING, _MEASURING = 0.1, 0.05
-"""The most of the time that goes into checkpoints (of a large model they take long), and into measuring acceptance."""
+"""Maximum fractions of the time for checkpoints, which take long for a large model, and for measuring acceptance."""
+
+_VERSION = 1
+"""Format of a checkpoint; one without a version is of version 1."""
 
 _WARM_UP = 0.03
-"""Share of the budget in which the learning rate rises to its full size; it falls linearly to zero from there."""
+"""Fraction of the budget in which the learning rate rises to its maximum; then it falls linearly to zero."""
 
 _CLIP = 1.0
 
@@ -28,20 +31,20 @@ class Learner(Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """What is trained."""
+        """The trained module."""
         ...
 
     @property
-    def batches(self) -> int:
-        """Batches whose mean gradient makes a step."""
+    def batches_per_step(self) -> int:
+        """Batches whose gradients are averaged for one step."""
         ...
 
     def optimizers(self, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-        """One for each kind of parameter, at its full learning rate; ``dtype`` is that of their products."""
+        """Optimizers with their maximum learning rates; ``dtype`` is that of their matrix products."""
         ...
 
     def loss(self, batch: Batch) -> Tensor:
-        """What to make small."""
+        """The training loss."""
         ...
 
     def draft(self, batch: Batch) -> list[Tensor]:
@@ -51,20 +54,20 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: ``steps``, or ``seconds`` where it is None."""
+    """How long to train: ``steps``, or ``seconds`` if that is None."""
 
     steps: int | None
     seconds: float
 
 
 @dataclass(frozen=True)
-class Acceptance:
-    """On held-out text, a number for each step ahead.
+class DraftAcceptance:
+    """Acceptance on held-out text, one number for each step ahead.
 
     Attributes:
-        sampled: at temperature 1, the chance that one candidate is accepted: the mean of sum(min(p, q)).
-        greedy: at temperature 0, the share of positions where the target's token is the draft's first.
-        greedy4: where it is among the draft's first four.
+        sampled: at temperature 1, the probability that one candidate is accepted: the mean of sum(min(p, q)).
+        greedy: at temperature 0, the fraction of positions where the target's argmax is the draft's.
+        greedy4: where it is in the draft's top-4.
     """
 
     sampled: tuple[float, ...]
@@ -73,13 +76,13 @@ class Acceptance:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Where training stands.
+class TrainingReport:
+    """The state of training.
 
     Attributes:
-        share: of the budget that is used.
-        step: steps done; seconds: of training, over all sittings.
-        loss: mean since the last report; None where no step was left to do.
+        share: used fraction of the budget.
+        step: steps done; seconds: of training, over all runs.
+        loss: mean since the last report; None if no step was left to do.
         acceptance: on held-out text.
     """
 
@@ -87,7 +90,7 @@ class Report:
     step: int
     seconds: float
     loss: float | None
-    acceptance: Acceptance
+    acceptance: DraftAcceptance
 
 
 def train(
@@ -98,19 +101,19 @@ def train(
     budget: Budget,
     checkpoint: Path,
     dtype: torch.dtype,
-    progress: Callable[[Report], None],
-) -> Report:
-    """Train until the budget is used, from the checkpoint on if there is one.
+    progress: Callable[[TrainingReport], None],
+) -> TrainingReport:
+    """Train until the budget is used, starting from the checkpoint if there is one.
 
     Args:
         learner: is trained in place.
-        batches: what the steps read.
-        held_out: what acceptance is measured on.
-        teacher: of the held-out text.
+        batches: training batches.
+        held_out: the batch that acceptance is measured on.
+        teacher: the target, for the held-out batch.
         budget: in steps or seconds.
-        checkpoint: a file; written twice a minute, or less often where that takes long.
-        dtype: of the products; weights and sums are float32 in any case.
-        progress: told as often, or less often where measuring acceptance takes long.
+        checkpoint: a file, written twice a minute, or less often if that takes long.
+        dtype: of matrix products; weights and sums are float32 in any case.
+        progress: called twice a minute, or less often if measuring acceptance takes long.
 
     Returns:
         The last report.
@@ -121,66 +124,68 @@ def train(
     held_out = held_out.to(teacher.device)
     optimizers = learner.optimizers(dtype)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    step, seconds = restore(checkpoint, learner.network, optimizers)
-    law = teacher.law(held_out)
-    mixed = torch.autocast(teacher.device.type, dtype, enabled=dtype != torch.float32)
+    step, seconds = restore_checkpoint(checkpoint, learner.network, optimizers)
+    target = teacher.distribution(held_out)
+    autocast = torch.autocast(teacher.device.type, dtype, enabled=dtype != torch.float32)
 
-    def measured() -> Acceptance:
-        with mixed:
-            return acceptance(learner, held_out, law, teacher.vocabulary)
+    def measured() -> DraftAcceptance:
+        with autocast:
+            return acceptance(learner, held_out, target, teacher.vocabulary)
 
     losses: list[float] = []
-    saving, measuring = _Rhythm(_SAVING), _Rhythm(_MEASURING)
+    saving, measuring = _Interval(_SAVING), _Interval(_MEASURING)
     start = time.monotonic() - seconds
-    report: Report | None = None
+    report: TrainingReport | None = None
     while (share := _share(budget, step, seconds)) < 1:
-        _schedule(optimizers, rates, share)
-        losses += _gradient(learner, batches, step, teacher.device, mixed)
-        _descend(learner.network, optimizers)
+        _set_learning_rates(optimizers, rates, share)
+        losses += _accumulate_gradients(learner, batches, step, teacher.device, autocast)
+        _optimizer_step(learner.network, optimizers)
         step, seconds = step + 1, time.monotonic() - start
         done = _share(budget, step, seconds) >= 1
         if done or saving.due():
             with saving:
-                save(checkpoint, learner.network, optimizers, step, seconds)
+                save_checkpoint(checkpoint, learner.network, optimizers, step, seconds)
         if done or measuring.due():
             with measuring:
                 accepted = measured()
-            report = Report(_share(budget, step, seconds), step, seconds, sum(losses) / len(losses), accepted)
+            report = TrainingReport(_share(budget, step, seconds), step, seconds, sum(losses) / len(losses), accepted)
             losses.clear()
             progress(report)
-    return report or Report(1.0, step, seconds, None, measured())
+    return report or TrainingReport(1.0, step, seconds, None, measured())
 
 
-def _schedule(optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Sequence[float]], share: float) -> None:
-    """Set the learning rates for where the budget stands; ``rates`` are the full ones, by optimizer and group."""
+def _set_learning_rates(
+    optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Sequence[float]], share: float
+) -> None:
+    """Set the learning rates for a used fraction of the budget; ``rates`` are the maxima, by optimizer and group."""
     rate = min(1.0, max(share, 1e-3) / _WARM_UP) * (1 - share)
     for optimizer, full in zip(optimizers, rates, strict=True):
         for group, lr in zip(optimizer.param_groups, full, strict=True):
             group["lr"] = lr * rate
 
 
-def _gradient(
-    learner: Learner, batches: Batches, step: int, device: torch.device, mixed: AbstractContextManager[Any]
+def _accumulate_gradients(
+    learner: Learner, batches: Batches, step: int, device: torch.device, autocast: AbstractContextManager[Any]
 ) -> list[float]:
-    """The mean gradient of a step's batches; returns their losses."""
+    """Backpropagate the mean loss of a step's batches; returns their losses."""
     losses = []
-    for place in range(learner.batches):
-        with mixed:
-            loss = learner.loss(batches[step * learner.batches + place].to(device))
-        (loss / learner.batches).backward()  # type: ignore[no-untyped-call]
+    for index in range(learner.batches_per_step):
+        with autocast:
+            loss = learner.loss(batches[step * learner.batches_per_step + index].to(device))
+        (loss / learner.batches_per_step).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.item())
     return losses
 
 
-def _descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+def _optimizer_step(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
 
 
-class _Rhythm:
-    """When to do again what takes time: twice a minute, or less often where that would take more than ``share``."""
+class _Interval:
+    """When a task is due again: twice a minute, or less often if it would take more than ``share`` of the time."""
 
     def __init__(self, share: float) -> None:
         self._share = share
@@ -188,7 +193,7 @@ class _Rhythm:
         self._pause = SAVE_SECONDS
 
     def due(self) -> bool:
-        """Whether it is time."""
+        """Whether the task is due."""
         return time.monotonic() - self._ended > self._pause
 
     def __enter__(self) -> None:
@@ -204,39 +209,43 @@ def _share(budget: Budget, step: int, seconds: float) -> float:
 
 
 @torch.no_grad()
-def acceptance(learner: Learner, held_out: Batch, law: tuple[Tensor, Tensor], vocabulary: Tensor) -> Acceptance:
-    """Measure on held-out text; ``law`` is the teacher's `Teacher.law` of it, ``vocabulary`` its tokens that count."""
-    p, best = law
+def acceptance(learner: Learner, held_out: Batch, target: tuple[Tensor, Tensor], vocabulary: Tensor) -> DraftAcceptance:
+    """Measure on held-out text, given its `Teacher.distribution` and the draft vocabulary."""
+    p, argmax = target
     sampled, greedy, greedy4 = [], [], []
     for draft in learner.draft(held_out):
         sampled.append(torch.minimum(p, draft.exp()).sum(-1).mean().item())
-        first = vocabulary[draft.topk(min(4, draft.shape[-1]), dim=-1).indices] == best[:, None]
-        greedy.append(first[:, 0].float().mean().item())
-        greedy4.append(first.any(-1).float().mean().item())
-    return Acceptance(tuple(sampled), tuple(greedy), tuple(greedy4))
+        correct = vocabulary[draft.topk(min(4, draft.shape[-1]), dim=-1).indices] == argmax[:, None]
+        greedy.append(correct[:, 0].float().mean().item())
+        greedy4.append(correct.any(-1).float().mean().item())
+    return DraftAcceptance(tuple(sampled), tuple(greedy), tuple(greedy4))
 
 
-def save(
+def save_checkpoint(
     path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, seconds: float
 ) -> None:
-    """Write a checkpoint: weights, the optimizers' states, where training stands."""
-    tensors = {f"network.{name}": tensor for name, tensor in _trained(network).items()}
+    """Write a checkpoint: weights, optimizer states, steps and seconds."""
+    tensors = {f"network.{name}": tensor for name, tensor in _trained_parameters(network).items()}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{parameter}.{name}": tensor for name, tensor in state.items()}
-    save_tensors(path, tensors, {"step": str(step), "seconds": str(seconds)})
+    save_tensors(path, tensors, {"version": str(_VERSION), "step": str(step), "seconds": str(seconds)})
 
 
-def restore(path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, float]:
-    """Read a checkpoint into network and optimizers.
+def restore_checkpoint(
+    path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Load a checkpoint into network and optimizers.
 
     Returns:
         Steps and seconds of training so far; zeros if there is no checkpoint.
     """
     if not path.exists():
         return 0, 0.0
-    with tensors_of(path) as file:
-        metadata: Mapping[str, str] = file.metadata()
+    with open_tensors(path) as file:
+        metadata: Mapping[str, str] = file.metadata() or {}
+        if (version := metadata.get("version", "1")) != str(_VERSION):
+            raise ValueError(f"format version {version:.40}; this mcsd reads version {_VERSION}")
         states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
         weights: dict[str, Tensor] = {}
         for key in file.keys():  # noqa: SIM118 (not a dict)
@@ -246,13 +255,13 @@ def restore(path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Opt
             else:
                 number, parameter, name = rest.split(".")
                 states[int(number)].setdefault(int(parameter), {})[name] = file.get_tensor(key).clone()
-        if weights.keys() != _trained(network).keys():
-            raise ValueError("it holds other weights")
+        if weights.keys() != _trained_parameters(network).keys():
+            raise ValueError("it has other weights")
         network.load_state_dict(weights, strict=False)
         for optimizer, state in zip(optimizers, states, strict=True):
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return int(metadata["step"]), float(metadata["seconds"])
 
 
-def _trained(network: nn.Module) -> dict[str, Tensor]:
+def _trained_parameters(network: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}

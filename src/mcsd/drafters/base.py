@@ -1,4 +1,4 @@
-"""What a drafter is: whatever proposes candidates. Knows the scheme's draw, never its judgement."""
+"""The drafter interface: proposes candidates. Knows the scheme's draw, never its verification."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -6,74 +6,74 @@ from typing import ClassVar
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.sampling import Settings
+from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import CandidateTree, Scheme
 from mcsd.tree import TreeShape
 
 
 class Drafter(ABC):
-    """Proposes a tree of candidates for each row. Rows are numbered as in `mcsd.models.Cache`.
+    """Proposes a tree of candidates for each sequence. Sequences are numbered as in `mcsd.models.Cache`.
 
-    The target's hidden states are handed over for committed tokens: of all but the prompt's last token at `add`, and
-    of the root and the accepted path at `commit`. So a drafter has them for every token but the newest.
+    A drafter may ask for the target's hidden states. It gets those of all prompt tokens but the last at `add`, and
+    those of the root and the accepted path at `commit`: of every committed token but the newest.
     """
 
     name: str
-    hidden: tuple[int, ...] = ()
-    """The layers of the target whose hidden states are handed over, numbered as in `mcsd.models.Output`."""
-    weight_bytes: int = 0
-    """What drafting a level reads of weights."""
-    draws: ClassVar[bool] = True
-    """Whether candidates are drawn from a q. If not, they are judged as scheme "top-k" judges."""
-
-    @property
-    def token_bytes(self) -> int:
-        """What drafting a level reads of keys and values for each token of the text."""
-        return 0
+    hidden_layers: tuple[int, ...] = ()
+    """The target's layers whose hidden states the drafter asks for, numbered as in `mcsd.models.ModelOutput`."""
+    is_sampled: ClassVar[bool] = True
+    """Whether candidates are drawn from a q. If not, they are verified as scheme "top-k" verifies."""
 
     @abstractmethod
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
-        """A row begins. What it takes long to read is better read when the row is first drafted for: it may never be.
+        """Add a sequence. Its prompt is best read in `catch_up`: a sequence may end before it is drafted for.
 
         Args:
-            prompt: all of it.
-            hidden: its states ``[1, len(prompt) - 1, F]``, if wanted and not empty.
+            prompt: all of its tokens.
+            hidden: the target's hidden states ``[1, len(prompt) - 1, F]``, if asked for and not empty.
         """
 
-    def read(self, texts: list[list[int]]) -> None:  # noqa: B027 (not every drafter reads)
-        """Read what it is behind by: prompts, and what plain steps have left unread. Before a draft that has nodes.
+    def catch_up(self, token_ids: list[list[int]]) -> None:  # noqa: B027 (not every drafter reads)
+        """Read the tokens the drafter lags behind by: prompts, and those of steps without candidates.
+
+        Called before a draft of a tree that has nodes.
 
         Args:
-            texts: as for `draft`.
+            token_ids: as for `draft`.
         """
 
     @abstractmethod
     def draft(
-        self, texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: Settings, random: Randomness
+        self,
+        token_ids: list[list[int]],
+        shape: TreeShape,
+        scheme: Scheme,
+        sampling: BatchSamplingParams,
+        random: Randomness,
     ) -> CandidateTree:
-        """Propose candidates after each text.
+        """Propose candidates.
 
         Args:
-            texts: all tokens of each row, prompt included; the last one is the root.
-            shape: the tree wanted. A drafter that has nothing to say may return an empty tree.
-            scheme: whose draw chooses.
-            settings: of the rows.
-            random: the drawing stream.
+            token_ids: all tokens of each sequence, prompt included; the last one is the root.
+            shape: the tree to fill. A drafter without candidates may return an empty tree.
+            scheme: draws the candidates.
+            sampling: of the sequences.
+            random: the `mcsd.rng.DRAW` stream.
         """
 
     @abstractmethod
     def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
-        """The judgement on the last draft.
+        """Take the result of verifying the last draft.
 
         Args:
             path: int64 ``[B, depth]``, accepted nodes, padded with -1; accepted: int64 ``[B]``, how many.
-            hidden: ``[B, 1 + depth, F]``, of the root and the path, if wanted.
+            hidden: the target's hidden states ``[B, 1 + depth, F]`` of the root and the path, if asked for.
         """
 
     @abstractmethod
-    def remove(self, row: int) -> None:
-        """A row ends; the last one takes its number."""
+    def remove(self, sequence: int) -> None:
+        """Remove a sequence; the last one takes its index."""
 
     @abstractmethod
     def clear(self) -> None:
-        """All rows end, whatever state an interrupted step has left them in."""
+        """Remove all sequences, whatever state an interrupted step has left them in."""

@@ -1,96 +1,102 @@
-"""A head on the target's own hidden states as draft: one small forward a level of the tree."""
+"""A draft head on the target's own hidden states: one small forward a level of the tree."""
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import Level, LevelDrafter, at_last, unread
-from mcsd.models import Block
-from mcsd.models.cache import KeyValueCache
-from mcsd.models.head import BoundHead
+from mcsd.drafters.level import Level, LevelDrafter, last_token_outputs, pending_tokens
+from mcsd.models import TokenLayout
 from mcsd.models.prefill import CHUNK
+
+if TYPE_CHECKING:
+    from mcsd.models.draft_head import BoundHead
+    from mcsd.models.kv_cache import KVCache
 
 
 class HeadDrafter(LevelDrafter):
     """Drafts with a head.
 
-    The head reads token t together with the target's states at t-1. In a tree it has its own states instead; what it
-    read so is not kept, and is read again with the target's states once it is committed.
+    The head reads token t together with the target's hidden state at t-1. In a tree it reads its own hidden state
+    instead. Those reads are not committed: accepted tokens are read again with the target's hidden states.
 
     Args:
-        head: bound to the target.
-        rows, slots: size of the cache; slots must hold the longest text and a tree.
+        model: the head, bound to the target.
+        max_batch, slots: size of the cache; slots must hold the longest sequence and a tree.
     """
 
-    def __init__(self, head: BoundHead, rows: int, slots: int) -> None:
-        super().__init__(head.device, head.vocabulary, len(head.vocabulary))
-        self.name = head.name
-        self.hidden = head.config.states
-        self.head = head
-        self.weight_bytes = head.weight_bytes
-        self._cache: KeyValueCache = head.new_cache(rows, slots)
-        self._states: list[list[Tensor]] = []
-        """For each row, in pieces ``[c, F]``: the target's states before each of its unread tokens."""
-        self._drafted = torch.empty(0)
-        """``[B, N, H]``: the head's own states at the last level it read."""
+    cache: "KVCache"
+
+    def __init__(self, model: "BoundHead", max_batch: int, slots: int) -> None:
+        super().__init__(model.device, model.vocabulary, len(model.vocabulary))
+        self.name = model.name
+        self.hidden_layers = model.config.hidden_layers
+        self.model = model
+        self.cache = model.new_cache(max_batch, slots)
+        self._target_hidden: list[list[Tensor]] = []
+        """For each sequence, in pieces ``[c, F]``: the target's hidden states before each of its pending tokens."""
+        self._own_hidden = torch.empty(0)
+        """``[B, N, H]``: the head's own hidden states at the last level it read."""
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
-        self._cache.add()
-        size = len(self.hidden) * self.head.config.hidden_size
-        states = torch.zeros(1, 1, size, dtype=self.head.dtype, device=self._device)
+        self.cache.add()
+        size = len(self.hidden_layers) * self.model.config.hidden_size
+        # There is no hidden state before the first token.
+        states = torch.zeros(1, 1, size, dtype=self.model.dtype, device=self._device)
         if hidden is not None:
             states = torch.cat([states, hidden], dim=1)
-        self._states.append([states[0]])
+        self._target_hidden.append([states[0]])
 
     def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
         assert hidden is not None
-        # Behind the root and the path comes the target's own token: as many unread tokens as there are states.
+        # The target's own token follows the root and the path: as many pending tokens as hidden states.
         counts = (accepted + 1).tolist()
-        for pieces, states, count in zip(self._states, hidden, counts, strict=True):
+        for pieces, states, count in zip(self._target_hidden, hidden, counts, strict=True):
             pieces.append(states[:count])
 
-    def remove(self, row: int) -> None:
+    def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""
-        self._cache.remove(row)
-        self._states[row] = self._states[-1]
-        self._states.pop()
+        self.cache.remove(sequence)
+        self._target_hidden[sequence] = self._target_hidden[-1]
+        self._target_hidden.pop()
 
     def clear(self) -> None:
         """See `Drafter.clear`."""
-        self._cache.clear()
-        self._states.clear()
+        self.cache.clear()
+        self._target_hidden.clear()
 
-    def _catch_up(self, row: int, tokens: list[int]) -> None:
-        states = torch.cat(self._states[row])
-        rows = slice(row, row + 1)
+    def _prefill(self, sequence: int, tokens: list[int]) -> None:
+        states = torch.cat(self._target_hidden[sequence])
+        sequences = slice(sequence, sequence + 1)
         for start in range(0, len(tokens), CHUNK):
             piece = torch.tensor([tokens[start : start + CHUNK]], device=self._device)
             length = piece.shape[1]
             before = states[None, start : start + length]
-            self.head.forward(piece, before, Block.chain(length), self._cache, rows, logits=False)
+            self.model.forward(piece, before, TokenLayout.chain(length), self.cache, sequences, logits=False)
             keep = torch.arange(length, device=self._device)[None]
-            self._cache.commit(keep, torch.tensor([length], device=self._device), rows)
-        self._states[row] = [states[len(tokens) :].clone()]
+            self.cache.commit(keep, torch.tensor([length], device=self._device), sequences)
+        self._target_hidden[sequence] = [states[len(tokens) :].clone()]
 
-    def _root(self, texts: list[list[int]]) -> Tensor:
-        tokens, counts = unread(texts, self._cache.lengths.tolist(), self._device)
-        # Of a row that was copied, the states of what another has read are still there.
-        known = [torch.cat(pieces)[-count:] for pieces, count in zip(self._states, counts.tolist(), strict=True)]
-        alone = len(known) == 1
-        states = known[0][None] if alone else torch.nn.utils.rnn.pad_sequence(known, batch_first=True)
+    def _root_logits(self, token_ids: list[list[int]]) -> Tensor:
+        tokens, counts = pending_tokens(token_ids, self.cache.lengths.tolist(), self._device)
+        # A sequence copied in `catch_up` still has the hidden states of the tokens that another one has read.
+        pending = zip(self._target_hidden, counts.tolist(), strict=True)
+        states = [torch.cat(pieces)[-count:] for pieces, count in pending]
+        padded = states[0][None] if len(states) == 1 else torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
         longest = tokens.shape[1]
-        output = self.head.forward(tokens, states, Block.chain(longest), self._cache)
-        self._cache.commit(torch.arange(longest, device=self._device).expand(len(texts), -1), counts)
-        self._states = [[] for _ in texts]
+        output = self.model.forward(tokens, padded, TokenLayout.chain(longest), self.cache)
+        self.cache.commit(torch.arange(longest, device=self._device).expand(len(token_ids), -1), counts)
+        self._target_hidden = [[] for _ in token_ids]
         assert output.hidden is not None
-        self._drafted = at_last(output.hidden, counts)
-        return at_last(output.logits, counts)
+        self._own_hidden = last_token_outputs(output.hidden, counts)
+        return last_token_outputs(output.logits, counts)
 
-    def _level(self, tokens: Tensor, level: Level) -> Tensor:
-        assert level.block is not None
-        states = self._drafted[:, level.above]
-        output = self.head.forward(tokens, states, level.block, self._cache, own=True)
+    def _level_logits(self, tokens: Tensor, level: Level) -> Tensor:
+        assert level.layout is not None
+        states = self._own_hidden[:, level.parent_index]
+        output = self.model.forward(tokens, states, level.layout, self.cache, own=True)
         assert output.hidden is not None
-        self._drafted = output.hidden
+        self._own_hidden = output.hidden
         return output.logits

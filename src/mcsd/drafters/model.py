@@ -5,11 +5,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mcsd.drafters.levels import Level, LevelDrafter, at_last, unread
-from mcsd.models import Block, LanguageModel, TransformersModel
+from mcsd.drafters.level import Level, LevelDrafter, last_token_outputs, pending_tokens
+from mcsd.models import DecoderModel, LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.rng import Randomness
-from mcsd.sampling import Settings
+from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import CandidateTree, Scheme
 from mcsd.tree import TreeShape
 
@@ -19,66 +19,70 @@ class ModelDrafter(LevelDrafter):
 
     Args:
         model: the draft.
-        vocab_size: the target's; what the draft's logits have beyond it is padding and is cut off.
-        rows, slots: size of the cache; slots must hold the longest text and a tree.
+        vocab_size: the target's; logits of the draft beyond it are padding and are cut off.
+        max_batch, slots: size of the cache; slots must hold the longest sequence and a tree.
     """
 
-    def __init__(self, model: LanguageModel, vocab_size: int, rows: int, slots: int) -> None:
-        trimmed = model.vocabulary if isinstance(model, TransformersModel) else None
-        super().__init__(model.device, trimmed, vocab_size)
+    def __init__(self, model: LanguageModel, vocab_size: int, max_batch: int, slots: int) -> None:
+        draft_vocabulary = model.vocabulary if isinstance(model, DecoderModel) else None
+        super().__init__(model.device, draft_vocabulary, vocab_size)
         self.name = model.name
         self.model = model
-        self.weight_bytes = getattr(model, "weight_bytes", 0)
-        self._cache = model.new_cache(rows, slots)
-        self._rank = torch.empty(0, dtype=torch.int64)
+        self.cache = model.new_cache(max_batch, slots)
+        self._in_flight_index = torch.empty(0, dtype=torch.int64)
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
-        self._cache.add()
+        self.cache.add()
 
     def draft(
-        self, texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: Settings, random: Randomness
+        self,
+        token_ids: list[list[int]],
+        shape: TreeShape,
+        scheme: Scheme,
+        sampling: BatchSamplingParams,
+        random: Randomness,
     ) -> CandidateTree:
         """See `Drafter.draft`."""
-        self._rank = _ranks(shape).to(self.model.device)
-        return super().draft(texts, shape, scheme, settings, random)
+        self._in_flight_index = _in_flight_indices(shape).to(self.model.device)
+        return super().draft(token_ids, shape, scheme, sampling, random)
 
     def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
-        if not path.shape[1] or not len(self._rank):
+        if not path.shape[1] or not len(self._in_flight_index):
             return
-        # Leaves were never read by the draft; an inner node's ancestors are all inner, so what was read comes first.
-        ranks = self._rank[path]
-        self._cache.commit(ranks, ((path >= 0) & (ranks >= 0)).sum(-1))
+        # The draft has not read leaves. The ancestors of an inner node are inner, so the nodes it has read come first.
+        indices = self._in_flight_index[path]
+        self.cache.commit(indices, ((path >= 0) & (indices >= 0)).sum(-1))
 
-    def remove(self, row: int) -> None:
+    def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""
-        self._cache.remove(row)
+        self.cache.remove(sequence)
 
     def clear(self) -> None:
         """See `Drafter.clear`."""
-        self._cache.clear()
+        self.cache.clear()
 
-    def _catch_up(self, row: int, tokens: list[int]) -> None:
-        prefill(self.model, self._cache, row, tokens)
+    def _prefill(self, sequence: int, tokens: list[int]) -> None:
+        prefill(self.model, self.cache, sequence, tokens)
 
-    def _root(self, texts: list[list[int]]) -> Tensor:
-        cache, device = self._cache, self.model.device
-        tokens, counts = unread(texts, cache.lengths.tolist(), device)
+    def _root_logits(self, token_ids: list[list[int]]) -> Tensor:
+        device = self.model.device
+        tokens, counts = pending_tokens(token_ids, self.cache.lengths.tolist(), device)
         longest = tokens.shape[1]
-        logits = self.model.forward(tokens, Block.chain(longest), cache).logits
-        cache.commit(torch.arange(longest, device=device).expand(len(texts), -1), counts)
-        return at_last(logits, counts)
+        logits = self.model.forward(tokens, TokenLayout.chain(longest), self.cache).logits
+        self.cache.commit(torch.arange(longest, device=device).expand(len(token_ids), -1), counts)
+        return last_token_outputs(logits, counts)
 
-    def _level(self, tokens: Tensor, level: Level) -> Tensor:
-        assert level.block is not None
-        return self.model.forward(tokens, level.block, self._cache).logits
+    def _level_logits(self, tokens: Tensor, level: Level) -> Tensor:
+        assert level.layout is not None
+        return self.model.forward(tokens, level.layout, self.cache).logits
 
 
 @lru_cache(maxsize=64)
-def _ranks(shape: TreeShape) -> Tensor:
-    """int64 ``[n]``: the place of each node among those the draft reads, -1 for leaves."""
-    ranks = torch.full((len(shape),), -1, dtype=torch.int64)
+def _in_flight_indices(shape: TreeShape) -> Tensor:
+    """int64 ``[n]``: the index of each node among those the draft reads, -1 for leaves."""
+    indices = torch.full((len(shape),), -1, dtype=torch.int64)
     read = [node for level in shape.levels[1:] for node in level]
-    ranks[read] = torch.arange(len(read))
-    return ranks
+    indices[read] = torch.arange(len(read))
+    return indices

@@ -1,4 +1,4 @@
-"""Drafting without a draft: what followed the last tokens when they stood in the text before."""
+"""Drafting without a draft model: the continuations of earlier occurrences of the last tokens."""
 
 from collections import defaultdict
 
@@ -7,106 +7,111 @@ from torch import Tensor
 
 from mcsd.drafters.base import Drafter
 from mcsd.rng import Randomness
-from mcsd.sampling import Settings
+from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import CandidateTree, Scheme
 from mcsd.tree import TreeShape
 
-_LONGEST = 4
-"""Tokens of the longest context that is looked up; shorter ones follow."""
+_MAX_NGRAM = 4
+"""Tokens of the longest n-gram that is looked up; shorter ones follow."""
 
-_PLACES = 16
-"""Earlier places whose continuations are merged, the best context and the latest place first."""
+_MAX_MATCHES = 16
+"""Earlier occurrences whose continuations are merged, the longest n-gram and the latest occurrence first."""
 
 
 class NgramDrafter(Drafter):
     """Merges the continuations of earlier occurrences of the last tokens into a tree (prompt look-up, Saxena 2023).
 
-    The candidates are not drawn from a distribution, so a scheme that needs no q judges them.
+    The candidates are not drawn from a distribution, so a scheme that needs no q verifies them.
 
     Args:
         device: where the target computes.
     """
 
     name = "ngram"
-    draws = False
+    is_sampled = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._rows: list[_Index] = []
+        self._indices: list[_NgramIndex] = []
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
-        self._rows.append(_Index())
+        self._indices.append(_NgramIndex())
 
     def draft(
-        self, texts: list[list[int]], shape: TreeShape, scheme: Scheme, settings: Settings, random: Randomness
+        self,
+        token_ids: list[list[int]],
+        shape: TreeShape,
+        scheme: Scheme,
+        sampling: BatchSamplingParams,
+        random: Randomness,
     ) -> CandidateTree:
         """See `Drafter.draft`."""
-        found: list[dict[int, int]] = []
-        for text, index in zip(texts, self._rows if len(shape) else (), strict=len(shape) > 0):
-            index.read(text)
-            found.append(_merge(text, index.places(text), shape))
-        if not any(found):
+        filled: list[dict[int, int]] = []
+        for text, index in zip(token_ids, self._indices if len(shape) else (), strict=len(shape) > 0):
+            index.update(text)
+            filled.append(_merge(text, index.continuations(text), shape))
+        if not any(filled):
             shape = TreeShape.parse("none")
-        tokens = torch.zeros(len(texts), len(shape), dtype=torch.int64)
-        valid = torch.zeros(len(texts), len(shape), dtype=torch.bool)
-        for row, nodes in enumerate(found):
+        tokens = torch.zeros(len(token_ids), len(shape), dtype=torch.int64)
+        valid = torch.zeros(len(token_ids), len(shape), dtype=torch.bool)
+        for sequence, nodes in enumerate(filled):
             for node, token in nodes.items():
-                tokens[row, node], valid[row, node] = token, True
-        failed = torch.zeros(len(texts), dtype=torch.bool, device=self._device)
+                tokens[sequence, node], valid[sequence, node] = token, True
+        failed = torch.zeros(len(token_ids), dtype=torch.bool, device=self._device)
         tokens = tokens.to(self._device)
         return CandidateTree(shape, tokens, valid.to(self._device), torch.zeros_like(tokens), None, failed)
 
     def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
-        """Nothing to keep: the text itself is the state."""
+        """See `Drafter.commit`. The tokens themselves are the only state."""
 
-    def remove(self, row: int) -> None:
+    def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""
-        self._rows[row] = self._rows[-1]
-        self._rows.pop()
+        self._indices[sequence] = self._indices[-1]
+        self._indices.pop()
 
     def clear(self) -> None:
         """See `Drafter.clear`."""
-        self._rows.clear()
+        self._indices.clear()
 
 
-class _Index:
-    """Where each n-gram of a text ends, for n up to `_LONGEST`."""
+class _NgramIndex:
+    """The positions at which each n-gram of a text ends, for n up to `_MAX_NGRAM`."""
 
     def __init__(self) -> None:
         self._ends: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        self._read = 0
+        self._length = 0
 
-    def read(self, text: list[int]) -> None:
-        """Take in what is new in the text, but for its last token, which nothing follows yet."""
-        for end in range(self._read, len(text) - 1):
-            for n in range(1, min(_LONGEST, end + 1) + 1):
+    def update(self, text: list[int]) -> None:
+        """Add the new tokens of a text, except the last one, which has no continuation yet."""
+        for end in range(self._length, len(text) - 1):
+            for n in range(1, min(_MAX_NGRAM, end + 1) + 1):
                 self._ends[tuple(text[end + 1 - n : end + 1])].append(end)
-        self._read = max(self._read, len(text) - 1)
+        self._length = max(self._length, len(text) - 1)
 
-    def places(self, text: list[int]) -> list[int]:
-        """Positions of what followed the last tokens before, the longest context and the latest place first."""
-        places: dict[int, None] = {}
-        for n in range(min(_LONGEST, len(text)), 0, -1):
+    def continuations(self, text: list[int]) -> list[int]:
+        """Positions after earlier occurrences of the last tokens, the longest n-gram and the latest one first."""
+        positions: dict[int, None] = {}
+        for n in range(min(_MAX_NGRAM, len(text)), 0, -1):
             for end in reversed(self._ends.get(tuple(text[-n:]), ())):
-                if len(places) == _PLACES:
-                    return list(places)
-                places[end + 1] = None
-        return list(places)
+                if len(positions) == _MAX_MATCHES:
+                    return list(positions)
+                positions[end + 1] = None
+        return list(positions)
 
 
-def _merge(text: list[int], places: list[int], shape: TreeShape) -> dict[int, int]:
-    """Fill a tree: node to token. Children of a node stand in the order in which the places first name them."""
+def _merge(text: list[int], positions: list[int], shape: TreeShape) -> dict[int, int]:
+    """Fill a tree: node to token. Children of a node come in the order in which the positions first name them."""
     filled: dict[int, int] = {}
-    waiting = [(0, places)]
-    while waiting:
-        column, here = waiting.pop()
-        follow: defaultdict[int, list[int]] = defaultdict(list)
-        for place in here:
-            if place < len(text):
-                follow[text[place]].append(place + 1)
-        kids = [kid for kid in shape.children[column].tolist() if kid >= 0]
-        for kid, (token, after) in zip(kids, follow.items(), strict=False):
-            filled[kid] = token
-            waiting.append((1 + kid, after))
+    pending = [(0, positions)]
+    while pending:
+        column, here = pending.pop()
+        next_positions: defaultdict[int, list[int]] = defaultdict(list)
+        for position in here:
+            if position < len(text):
+                next_positions[text[position]].append(position + 1)
+        children = [node for node in shape.children[column].tolist() if node >= 0]
+        for node, (token, following) in zip(children, next_positions.items(), strict=False):
+            filled[node] = token
+            pending.append((1 + node, following))
     return filled

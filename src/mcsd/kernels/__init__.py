@@ -1,11 +1,26 @@
-"""Our own kernels, for CPUs with AVX-512 and VNNI: compiled here, and called from here.
+"""C++ kernels for CPUs with AVX-512 and VNNI but without AMX, compiled on this machine when they are first needed.
 
-The libraries' kernels are made for many rows. With the few of a tree these (``layers.cpp``) read weights as fast as
-memory delivers them, in whatever form; `mcsd.models.native` says what they are given. ``distributions.cpp`` does in one
-call what takes the libraries several for a large vocabulary.
+PyTorch's own kernels are made for large batches. For the few tokens of a draft tree these are faster, as they read
+weights at the speed of memory: linear layers in four weight formats (``gemm``), attention to a KV cache and a tree
+(``attention``), whole decoders and draft heads in one call (``decoder``), and softmax and top-k of logits over a large
+vocabulary (``distributions``). The ctypes mirror of a C++ struct has the name of its header: ``gemm.h``, ``gemm.py``.
+
+`mcsd.cpu` uses them for models and `mcsd.ops` for logits where `available` and `supported` say so. Elsewhere, and
+where no compiler is found, PyTorch does the same work.
 """
 
-from mcsd.kernels.distributions import largest, softmax, suits
+from mcsd.kernels.distributions import LARGE_VOCABULARY, softmax, supported, top_k
+from mcsd.kernels.gemm import WeightFormat
 from mcsd.kernels.library import DTYPES, available, call, readable
 
-__all__ = ["DTYPES", "available", "call", "largest", "readable", "softmax", "suits"]
+__all__ = [
+    "DTYPES",
+    "LARGE_VOCABULARY",
+    "WeightFormat",
+    "available",
+    "call",
+    "readable",
+    "softmax",
+    "supported",
+    "top_k",
+]

@@ -1,176 +1,192 @@
-// Distributions over a large vocabulary. `mcsd.kernels.distributions` calls this. What a row gives does not depend on the
-// other rows, nor on how many threads there are.
+// Softmax and top-k of logits over a large vocabulary. `mcsd.kernels.distributions` calls the entries. A row's result
+// does not depend on the other rows or the number of threads, to the last bit.
 
-#include "numbers.h"
+#include "simd.h"
 
 #include <cmath>
 #include <functional>
 #include <tuple>
 #include <utility>
 
+namespace mcsd {
 namespace {
 
-constexpr int64_t PIECE = 4096;  // numbers that a thread looks at together
-constexpr int64_t PART = 64;     // numbers of which the largest is known
+constexpr int64_t SPAN = 4096;  // logits that a thread reads together
+constexpr int64_t CHUNK = 64;   // logits whose maximum top-k keeps; a divisor of SPAN
 
-// Numbers `from` to `to` of a row.
-struct Piece {
-    Numbers numbers;
-    int64_t row, from, to;
+// Logits `begin` to `end` of a row.
+struct Span {
+    FloatView logits;  // of the row
+    int64_t row, begin, end;
 
-    Piece(void* data, bool half, int64_t size, int64_t piece) {
-        const int64_t each = (size + PIECE - 1) / PIECE;
-        row = piece / each;
-        numbers = Numbers{data, half}.from(row * size);
-        from = piece % each * PIECE;
-        to = std::min(from + PIECE, size);
+    Span(void* data, bool bf16, int64_t size, int64_t number) {
+        const int64_t spans = ceil_div(size, SPAN);
+        row = number / spans;
+        logits = FloatView{data, bf16}.at(row * size);
+        begin = number % spans * SPAN;
+        end = std::min(begin + SPAN, size);
     }
 };
 
-// Sixteen numbers after the other, by what takes where they stand and which of the lanes they fill.
-template <typename Take>
-void each_sixteen(int64_t from, int64_t to, Take take) {
-    for (; from + LANES <= to; from += LANES) take(from, __mmask16(0xffff));
-    if (from < to) take(from, lanes(to - from));
+// Calls function(index, mask) for each vector from `begin` to `end`.
+template <typename Function>
+void for_each_vector(int64_t begin, int64_t end, Function function) {
+    for (; begin + LANES <= end; begin += LANES) function(begin, __mmask16(0xffff));
+    if (begin < end) function(begin, lane_mask(end - begin));
 }
 
-constexpr float NONE = std::numeric_limits<float>::quiet_NaN();
-
-// The largest of some numbers; no number if one is none.
-template <bool HALF>
-float largest_of(const void* numbers, int64_t from, int64_t to) {
-    __m512 most = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    __mmask16 none = 0;
-    each_sixteen(from, to, [&](int64_t at, __mmask16 mask) {
-        const __m512 some = load_as<HALF>(numbers, at, mask);
-        none |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
-        most = _mm512_mask_max_ps(most, mask, most, some);
+// The maximum, or NaN if any is NaN.
+template <bool BF16>
+float max_of(const void* logits, int64_t begin, int64_t end) {
+    __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    __mmask16 nan = 0;
+    for_each_vector(begin, end, [&](int64_t index, __mmask16 mask) {
+        const __m512 part = load<BF16>(logits, index, mask);
+        nan |= nan_mask(part);
+        largest = _mm512_mask_max_ps(largest, mask, largest, part);
     });
-    return none ? NONE : _mm512_reduce_max_ps(most);
+    return nan ? QUIET_NAN : _mm512_reduce_max_ps(largest);
 }
 
-float largest_of(const Piece& piece, int64_t from, int64_t to) {
-    return piece.numbers.half ? largest_of<true>(piece.numbers.data, from, to)
-                              : largest_of<false>(piece.numbers.data, from, to);
+float max_of(const Span& span, int64_t begin, int64_t end) {
+    return (span.logits.is_bf16 ? max_of<true> : max_of<false>)(span.logits.data, begin, end);
 }
 
-// exp(factor * (x - top)) of numbers, and their sum; where the top is no finite number the sum is none.
-template <bool HALF>
-float powers_of(const void* numbers, int64_t from, int64_t to, float top, float factor, float* out) {
-    const __m512 most = _mm512_set1_ps(top), scale = _mm512_set1_ps(factor), least = _mm512_set1_ps(-87);
+// The maximum of maxima, or NaN if any is NaN.
+float max_of_all(const float* maxima, int64_t count) {
+    float largest = maxima[0];
+    for (int64_t i = 1; i < count; i++) largest = maxima[i] > largest || maxima[i] != maxima[i] ? maxima[i] : largest;
+    return largest;
+}
+
+// Softmax numerators exp(factor * (x - max)), 0 below exp(-87). Returns their sum, or NaN if the maximum is not finite.
+template <bool BF16>
+float exponentials(const void* logits, int64_t begin, int64_t end, float max, float factor, float* out) {
+    const __m512 largest = _mm512_set1_ps(max), factors = _mm512_set1_ps(factor), smallest = _mm512_set1_ps(-87);
     __m512 total = _mm512_setzero_ps();
-    each_sixteen(from, to, [&](int64_t at, __mmask16 mask) {
-        const __m512 power = _mm512_mul_ps(_mm512_sub_ps(load_as<HALF>(numbers, at, mask), most), scale);
-        // What is less than that is 0.
-        const __mmask16 some = mask & _mm512_cmp_ps_mask(power, least, _CMP_GE_OQ);
-        const __m512 value = _mm512_maskz_mov_ps(some, exponential(power));
+    for_each_vector(begin, end, [&](int64_t index, __mmask16 mask) {
+        const __m512 power = _mm512_mul_ps(_mm512_sub_ps(load<BF16>(logits, index, mask), largest), factors);
+        const __mmask16 nonzero = mask & _mm512_cmp_ps_mask(power, smallest, _CMP_GE_OQ);
+        const __m512 value = _mm512_maskz_mov_ps(nonzero, exp_ps(power));
         total = _mm512_add_ps(total, value);
-        _mm512_mask_storeu_ps(out + at, mask, value);
+        _mm512_mask_storeu_ps(out + index, mask, value);
     });
-    return std::isfinite(top) ? _mm512_reduce_add_ps(total) : NONE;
+    return std::isfinite(max) ? _mm512_reduce_add_ps(total) : QUIET_NAN;
 }
 
-// What `largest_of` gives, of what it has given for parts.
-float largest_of_all(const float* parts, int64_t count) {
-    float most = parts[0];
-    for (int64_t i = 1; i < count; i++) most = parts[i] > most || parts[i] != parts[i] ? parts[i] : most;
-    return most;
+void scale(float* values, int64_t begin, int64_t end, float factor) {
+    const __m512 factors = _mm512_set1_ps(factor);
+    for_each_vector(begin, end, [&](int64_t index, __mmask16 mask) {
+        const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, values + index), factors);
+        _mm512_mask_storeu_ps(values + index, mask, scaled);
+    });
 }
 
-// What `largest` gives for a row, of which `tops` are the largest of each part.
-void find_largest(const Numbers& row, int64_t size, const float* tops, int64_t count, float* values, int64_t* places) {
-    typedef std::pair<float, int64_t> Found;
-    static thread_local std::vector<float> order;
-    static thread_local std::vector<Found> found;
-    const int64_t parts = (size + PART - 1) / PART;
-    found.clear();
-    if (std::isnan(largest_of_all(tops, parts))) {
-        for (int64_t i = 0; i < count; i++) found.push_back({NONE, i});
+typedef std::pair<float, int64_t> Candidate;  // logit and token
+
+// Collects the logits of a row that are at least `threshold`. Only chunks whose maximum is have any, so only those are
+// searched.
+void collect(
+    const FloatView& row, int64_t size, const float* chunk_maxima, float threshold, std::vector<Candidate>& candidates) {
+    for (int64_t chunk = 0; chunk * CHUNK < size; chunk++) {
+        if (chunk_maxima[chunk] < threshold) continue;
+        for_each_vector(chunk * CHUNK, std::min((chunk + 1) * CHUNK, size), [&](int64_t index, __mmask16 mask) {
+            const __m512 part = row.load(index, mask);
+            alignas(64) float values[LANES];
+            _mm512_store_ps(values, part);
+            unsigned found = _mm512_mask_cmp_ps_mask(mask, part, _mm512_set1_ps(threshold), _CMP_GE_OQ);
+            for (; found; found &= found - 1) {
+                const int lane = __builtin_ctz(found);
+                candidates.push_back({values[lane], index + lane});
+            }
+        });
+    }
+}
+
+// Top-k of a row with the maxima of its chunks; see the entry `top_k`.
+void top_k_of_row(
+    const FloatView& row, int64_t size, const float* chunk_maxima, int64_t k, float* values, int64_t* tokens) {
+    static thread_local std::vector<float> sorted;
+    static thread_local std::vector<Candidate> candidates;
+    const int64_t chunks = ceil_div(size, CHUNK);
+    candidates.clear();
+    if (std::isnan(max_of_all(chunk_maxima, chunks))) {
+        for (int64_t i = 0; i < k; i++) candidates.push_back({QUIET_NAN, i});
     } else {
-        // The largest of so many parts are no less than this.
-        order.assign(tops, tops + parts);
-        std::nth_element(order.begin(), order.begin() + count - 1, order.end(), std::greater<float>());
-        const float least = order[count - 1];
-        for (int64_t part = 0; part < parts; part++) {
-            if (tops[part] < least) continue;
-            each_sixteen(part * PART, std::min((part + 1) * PART, size), [&](int64_t at, __mmask16 mask) {
-                const __m512 some = row.load(at, mask);
-                alignas(64) float sixteen[LANES];
-                _mm512_store_ps(sixteen, some);
-                unsigned seen = _mm512_mask_cmp_ps_mask(mask, some, _mm512_set1_ps(least), _CMP_GE_OQ);
-                for (; seen; seen &= seen - 1) found.push_back({sixteen[__builtin_ctz(seen)], at + __builtin_ctz(seen)});
-            });
-        }
-        const auto before = [](const Found& one, const Found& other) {
+        // The k largest logits are no less than the k-th largest maximum of a chunk.
+        sorted.assign(chunk_maxima, chunk_maxima + chunks);
+        std::nth_element(sorted.begin(), sorted.begin() + k - 1, sorted.end(), std::greater<float>());
+        collect(row, size, chunk_maxima, sorted[k - 1], candidates);
+        const auto precedes = [](const Candidate& one, const Candidate& other) {
             return one.first != other.first ? one.first > other.first : one.second < other.second;
         };
-        std::partial_sort(found.begin(), found.begin() + count, found.end(), before);
+        std::partial_sort(candidates.begin(), candidates.begin() + k, candidates.end(), precedes);
     }
-    for (int64_t i = 0; i < count; i++) std::tie(values[i], places[i]) = found[i];
+    for (int64_t i = 0; i < k; i++) std::tie(values[i], tokens[i]) = candidates[i];
 }
 
 }  // namespace
+}  // namespace mcsd
+
+using namespace mcsd;
 
 extern "C" {
 
-// exp(factor * (x - the row's largest)) of logits [rows, size], scaled to the sum 1. `factors` has one for each row, or is
-// null for ones. A row whose largest is no finite number is none throughout.
-void softmax(void* logits, bool half, int64_t rows, int64_t size, const float* factors, float* out, int threads) {
-    static thread_local Buffer<float> tops;
-    static thread_local Buffer<double> sums;
-    const int64_t each = (size + PIECE - 1) / PIECE;
-    tops.fit(rows * each);
-    sums.fit(rows * each);
-    float* most = tops.data();
-    double* sum = sums.data();
+// Softmax of factor * logits [rows, size], in float32. `factors` [rows] may be null for ones. A row whose maximum is
+// not finite becomes NaN.
+void softmax(void* logits, bool bf16, int64_t rows, int64_t size, const float* factors, float* out, int threads) {
+    static thread_local Buffer<float> maxima_buffer;
+    static thread_local Buffer<double> sums_buffer;
+    const int64_t spans = ceil_div(size, SPAN);
+    maxima_buffer.reserve(rows * spans);
+    sums_buffer.reserve(rows * spans);
+    float* maxima = maxima_buffer.data();
+    double* sums = sums_buffer.data();
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows * each; i++) {
-            const Piece piece(logits, half, size, i);
-            most[i] = largest_of(piece, piece.from, piece.to);
+        for (int64_t i = 0; i < rows * spans; i++) {
+            const Span span(logits, bf16, size, i);
+            maxima[i] = max_of(span, span.begin, span.end);
         }
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows * each; i++) {
-            const Piece piece(logits, half, size, i);
-            const float top = largest_of_all(most + piece.row * each, each), factor = factors ? factors[piece.row] : 1;
-            sum[i] = (half ? powers_of<true> : powers_of<false>)(
-                piece.numbers.data, piece.from, piece.to, top, factor, out + piece.row * size);
+        for (int64_t i = 0; i < rows * spans; i++) {
+            const Span span(logits, bf16, size, i);
+            const float max = max_of_all(maxima + span.row * spans, spans), factor = factors ? factors[span.row] : 1;
+            sums[i] = (bf16 ? exponentials<true> : exponentials<false>)(
+                span.logits.data, span.begin, span.end, max, factor, out + span.row * size);
         }
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows * each; i++) {
-            const Piece piece(logits, half, size, i);
+        for (int64_t i = 0; i < rows * spans; i++) {
+            const Span span(logits, bf16, size, i);
             double total = 0;
-            for (int64_t other = 0; other < each; other++) total += sum[piece.row * each + other];
-            const __m512 scale = _mm512_set1_ps(static_cast<float>(1 / total));
-            float* own = out + piece.row * size;
-            each_sixteen(piece.from, piece.to, [&](int64_t at, __mmask16 mask) {
-                _mm512_mask_storeu_ps(own + at, mask, _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, own + at), scale));
-            });
+            for (int64_t other = 0; other < spans; other++) total += sums[span.row * spans + other];
+            scale(out + span.row * size, span.begin, span.end, static_cast<float>(1 / total));
         }
     }
 }
 
-// The `count` largest of each row [rows, size] in falling order, [rows, count], and where they stand; of equal ones the
-// first. There are as many parts at least. A row that holds what is no number gives none, and its first places.
-void largest(void* logits, bool half, int64_t rows, int64_t size, int64_t count, float* values, int64_t* places, int threads) {
-    static thread_local Buffer<float> tops;
-    const int64_t parts = (size + PART - 1) / PART, each = (size + PIECE - 1) / PIECE;
-    tops.fit(rows * parts);
-    float* top = tops.data();
+// The k largest logits of each row of [rows, size] in falling order, of equal ones the first, and their tokens, both
+// [rows, k]. There must be at least k chunks. A row that holds NaN gives NaN and the first k tokens.
+void top_k(
+    void* logits, bool bf16, int64_t rows, int64_t size, int64_t k, float* values, int64_t* tokens, int threads) {
+    static thread_local Buffer<float> maxima_buffer;
+    const int64_t chunks = ceil_div(size, CHUNK), spans = ceil_div(size, SPAN);
+    maxima_buffer.reserve(rows * chunks);
+    float* maxima = maxima_buffer.data();
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows * each; i++) {
-            const Piece piece(logits, half, size, i);
-            for (int64_t from = piece.from; from < piece.to; from += PART)
-                top[piece.row * parts + from / PART] = largest_of(piece, from, std::min(from + PART, piece.to));
+        for (int64_t i = 0; i < rows * spans; i++) {
+            const Span span(logits, bf16, size, i);
+            for (int64_t begin = span.begin; begin < span.end; begin += CHUNK)
+                maxima[span.row * chunks + begin / CHUNK] = max_of(span, begin, std::min(begin + CHUNK, span.end));
         }
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++)
-            find_largest(
-                Numbers{logits, half}.from(row * size), size, top + row * parts, count, values + row * count,
-                places + row * count);
+            top_k_of_row(
+                FloatView{logits, bf16}.at(row * size), size, maxima + row * chunks, k, values + row * k,
+                tokens + row * k);
     }
 }
 }

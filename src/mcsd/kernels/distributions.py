@@ -1,34 +1,35 @@
-"""Distributions over a large vocabulary, in one call each."""
+"""Softmax and top-k of logits over a large vocabulary, in one call each."""
 
 import torch
 from torch import Tensor
 
 from mcsd.kernels.library import DTYPES, available, call, readable
 
-_LARGE = 2**14
-"""Tokens of a vocabulary that is worth a call of a kernel."""
+LARGE_VOCABULARY = 2**14
+"""Tokens from which on a call of a kernel is faster than PyTorch."""
 
-_PART = 64
-"""Tokens of which `largest` knows the largest."""
+_CHUNK = 64
+"""Tokens whose maximum `top_k` keeps, as in ``distributions.cpp``."""
 
 
-def suits(logits: Tensor) -> bool:
-    """Whether there are kernels for these logits ``[A, V]``."""
-    return logits.device.type == "cpu" and logits.dtype in DTYPES and logits.shape[1] >= _LARGE and available()
+def supported(logits: Tensor) -> bool:
+    """Whether the kernels take these logits ``[A, V]``."""
+    large = logits.shape[1] >= LARGE_VOCABULARY
+    return logits.device.type == "cpu" and logits.dtype in DTYPES and large and available()
 
 
 def softmax(logits: Tensor, factors: Tensor | None) -> Tensor:
-    """Softmax of logits that are multiplied by a factor, in float32.
+    """Softmax of ``factors * logits``, in float32.
 
     Args:
         logits: ``[A, V]``, in `DTYPES`.
-        factors: float32 ``[A]``, positive, one for each row; None for ones.
+        factors: float32 ``[A]``, positive, the inverse temperatures; None for ones.
 
     Returns:
-        float32 ``[A, V]``. A row whose largest logit is no finite number is NaN throughout.
+        float32 ``[A, V]``. A row whose maximum is not finite is NaN.
 
     Raises:
-        ValueError: there are not as many factors as rows.
+        ValueError: ``factors`` is not of size A.
     """
     rows, size = logits.shape
     out = torch.empty(rows, size)
@@ -38,22 +39,22 @@ def softmax(logits: Tensor, factors: Tensor | None) -> Tensor:
     return out
 
 
-def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest of each row, in falling order, of equal ones the first.
+def top_k(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest logits of each row, in falling order, of equal ones the first.
 
     Args:
         logits: ``[A, V]``, in `DTYPES`.
         count: how many, from 1 to V / 64.
 
     Returns:
-        float32 ``[A, count]``, and int64 ``[A, count]`` where they stand. A row that holds NaN is NaN throughout.
+        Logits, float32 ``[A, count]``, and their tokens, int64 ``[A, count]``. A row that holds NaN gives NaN.
 
     Raises:
-        ValueError: there are too few parts of 64 to look for so many.
+        ValueError: ``count`` is out of range.
     """
     rows, size = logits.shape
-    if not 1 <= count <= size // _PART:
-        raise ValueError(f"{count} of {size} are none, or more than one of each {_PART}")
-    values, places = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.int64)
-    call("largest", readable(logits, rows, size, logits.dtype), logits.dtype, rows, size, count, values, places)
-    return values, places
+    if not 1 <= count <= size // _CHUNK:
+        raise ValueError(f"the top {count} of {size} logits were asked for: from 1 to {size // _CHUNK} are possible")
+    values, tokens = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.int64)
+    call("top_k", readable(logits, rows, size, logits.dtype), logits.dtype, rows, size, count, values, tokens)
+    return values, tokens

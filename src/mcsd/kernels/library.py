@@ -1,4 +1,4 @@
-"""The compiled kernels: made by the machine's C++ compiler when they are first needed, and kept for later."""
+"""The shared library of the kernels: compiled by the machine's C++ compiler on first use, cached, called by ctypes."""
 
 import ctypes
 import hashlib
@@ -17,27 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcsd.catalog import models_folder
 from mcsd.errors import McsdWarning, OutputFailed
-from mcsd.files import replacing
+from mcsd.files import atomic_path
+from mcsd.system import cache_folder
 
 _HERE = Path(__file__).parent
-_SOURCES = [_HERE / name for name in ("layers.cpp", "distributions.cpp")]
-_HEADER = _HERE / "numbers.h"
+_SOURCES, _HEADERS = sorted(_HERE.glob("*.cpp")), sorted(_HERE.glob("*.h"))
 _FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
     *("-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
 )
-_ENTRIES = ("shorts", "product", "before", "behind", "stack", "head", "softmax", "largest")
+_ENTRIES = (
+    *("pack_bfp16", "linear", "pre_attention", "post_attention", "decoder", "draft_head"),
+    *("softmax", "top_k"),
+)
 
 DTYPES = (torch.float32, torch.bfloat16)
-"""What the kernels read and write."""
+"""Dtypes that the kernels read and write."""
 
 
 def available() -> bool:
-    """Whether there are kernels for this CPU.
+    """Whether the kernels run on this CPU. The first call compiles them.
 
-    Not on CPUs with AMX, whose own kernels do many rows for the price of one.
+    They do not run on CPUs with AMX, on which PyTorch's kernels multiply many rows in the time of one.
     """
     return (
         torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -48,11 +50,11 @@ def available() -> bool:
 
 
 class _NotCompiledError(Exception):
-    """Why there are no kernels."""
+    """The compiler failed."""
 
 
 def library() -> ctypes.CDLL | None:
-    """The kernels, which their sources describe; None, with a warning, where no compiler makes them."""
+    """The shared library; None, with a warning, if it cannot be compiled."""
     with _lock:
         return _loaded()
 
@@ -62,14 +64,14 @@ def call(entry: str, *arguments: Any) -> None:
 
     Args:
         entry: its name.
-        arguments: as its definition has them but for the threads: structs, tensors that are `readable` or None,
-            numbers, and a dtype where it asks whether numbers are halves.
+        arguments: those of its C++ definition, without the threads: structs, tensors (see `readable`) or None for
+            pointers, a dtype for ``bf16``, numbers.
     """
-    given = [_given(each) for each in arguments]
-    getattr(library(), entry)(*given, ctypes.c_int(torch.get_num_threads()))
+    converted = [_converted(argument) for argument in arguments]
+    getattr(library(), entry)(*converted, ctypes.c_int(torch.get_num_threads()))
 
 
-def _given(argument: Any) -> Any:
+def _converted(argument: Any) -> Any:
     if isinstance(argument, ctypes.Structure):
         return ctypes.byref(argument)
     if isinstance(argument, torch.dtype):
@@ -81,16 +83,16 @@ def _given(argument: Any) -> Any:
     return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
-def readable(part: Tensor, tokens: int, width: int, dtype: torch.dtype) -> Tensor:
-    """A tensor as a kernel reads it, contiguous.
+def readable(tensor: Tensor, tokens: int, width: int, dtype: torch.dtype) -> Tensor:
+    """The tensor, contiguous, as a kernel reads it.
 
     Raises:
-        ValueError: it has not ``width`` numbers of this dtype for each token, or the kernels do not read that dtype.
+        ValueError: it does not hold ``width`` numbers of this dtype for each token, or the dtype is not in `DTYPES`.
     """
-    if part.numel() != tokens * width or part.dtype != dtype or dtype not in DTYPES:
-        found = f"{tuple(part.shape)} of {part.dtype}"
-        raise ValueError(f"for {tokens} tokens there must be {width} numbers of {dtype} each, not {found}")
-    return part.contiguous()
+    if tensor.numel() != tokens * width or tensor.dtype != dtype or dtype not in DTYPES:
+        given = f"{tuple(tensor.shape)} in {tensor.dtype}"
+        raise ValueError(f"a tensor is {given}: {tokens} tokens need {width} numbers of {dtype} each")
+    return tensor.contiguous()
 
 
 _lock = Lock()
@@ -101,7 +103,9 @@ def _loaded() -> ctypes.CDLL | None:
     try:
         kernels = _load()
     except (_NotCompiledError, OSError, OutputFailed) as error:
-        warnings.warn(f"slower kernels are used, ours cannot be compiled: {error!s:.200}", McsdWarning, stacklevel=4)
+        warnings.warn(
+            f"PyTorch's slower kernels are used, as ours cannot be compiled: {error!s:.200}", McsdWarning, stacklevel=4
+        )
         return None
     for name in _ENTRIES:
         getattr(kernels, name).restype = None
@@ -109,15 +113,14 @@ def _loaded() -> ctypes.CDLL | None:
 
 
 def _load() -> ctypes.CDLL:
-    """The compiled kernels; they are compiled if they are not there, which takes some seconds."""
+    """The cached library; compiled first, in some seconds, if there is none for these sources and this compiler."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    made_of = [*compiler, *_FLAGS, platform.machine(), *platform.libc_ver()]
-    made_of += [source.read_text() for source in (*_SOURCES, _HEADER)]
-    digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
-    file = models_folder().parent / "compiled" / f"kernels-{digest[:16]}.so"
+    key = [*compiler, *_FLAGS, platform.machine(), *platform.libc_ver()]
+    key += [file.read_text() for file in (*_SOURCES, *_HEADERS)]
+    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()
+    file = cache_folder("compiled") / f"kernels-{digest[:16]}.so"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not all(map(_is_ours, filter(Path.exists, (file.parent, file)))):
-        # What others could have written is not run.
+    if not all(map(_is_trusted, filter(Path.exists, (file.parent, file)))):
         with tempfile.TemporaryDirectory() as folder:
             return ctypes.CDLL(str(_compiled(compiler, Path(folder) / file.name)))
     try:
@@ -126,20 +129,20 @@ def _load() -> ctypes.CDLL:
         return ctypes.CDLL(str(_compiled(compiler, file)))
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether nobody but the user and the system can have written there."""
+def _is_trusted(path: Path) -> bool:
+    """Whether only the user and root can have written to it."""
     state = path.stat()
     return state.st_uid in (0, os.getuid()) and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _compiled(compiler: list[str], file: Path) -> Path:
-    with replacing(file) as part:
+    with atomic_path(file) as part:
         command = [*compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(part)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         except OSError as error:
             raise _NotCompiledError(f"{compiler[0]}: {error.strerror}") from error
         if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-            raise _NotCompiledError(f"{compiler[0]}: {said[0]}")
+            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise _NotCompiledError(f"{compiler[0]}: {lines[0]}")
     return file

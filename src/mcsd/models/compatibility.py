@@ -1,20 +1,20 @@
-"""What may serve as a model, and which models may serve together."""
+"""What can be a model, and which target and draft fit together."""
 
 from typing import Any
 
 from mcsd.errors import UnsupportedModel, VocabularyMismatch
-from mcsd.models.base import LanguageModel
-from mcsd.models.head import BoundHead
+from mcsd.models.draft_head import BoundHead
+from mcsd.models.protocol import DecoderModel, LanguageModel
 from mcsd.models.transformers import TransformersModel
 
 _HINT = "choose a draft with the target's tokenizer, or draft='ngram'"
 
 
 def as_model(model: Any) -> LanguageModel:
-    """A language model as it is, or transformers' behind the protocol.
+    """A language model as it is, or a ``PreTrainedModel`` wrapped.
 
     Raises:
-        UnsupportedModel: neither.
+        UnsupportedModel: the object is neither.
     """
     if isinstance(model, LanguageModel):
         return model
@@ -26,20 +26,20 @@ def as_model(model: Any) -> LanguageModel:
 
 
 def check_bound(target: LanguageModel, head: BoundHead) -> None:
-    """A head drafts for the model that it is bound to.
+    """Check that a draft head is bound to the target.
 
     Raises:
-        UnsupportedModel: that is another one.
+        UnsupportedModel: it is bound to another model.
     """
-    if not isinstance(target, TransformersModel) or target.network is not head.target.network:
+    if not isinstance(target, DecoderModel) or target.embed_tokens is not head.target.embed_tokens:
         raise UnsupportedModel(f"draft {head.name} is bound to another model than {target.name}", "bind it to this one")
 
 
 def check_vocabularies(target: LanguageModel, draft: LanguageModel, tokenizer: Any | None) -> None:
-    """Sizes may differ by padding only: every token of the tokenizer must be in both.
+    """Check that the vocabularies differ by padding only: both hold every token of the tokenizer.
 
     Raises:
-        VocabularyMismatch: they differ by more, or nothing tells padding from tokens.
+        VocabularyMismatch: they differ in tokens, or there is no tokenizer to tell padding from tokens.
     """
     if target.vocab_size == draft.vocab_size:
         return
@@ -49,11 +49,14 @@ def check_vocabularies(target: LanguageModel, draft: LanguageModel, tokenizer: A
         )
 
 
-def check_tokenizers(target: LanguageModel, ours: Any | None, draft: LanguageModel, theirs: Any | None) -> None:
-    """The same text must be the same tokens to both.
+def check_tokenizers(
+    target: LanguageModel, target_tokenizer: Any | None, draft: LanguageModel, draft_tokenizer: Any | None
+) -> None:
+    """Check that both tokenizers give the same ids.
 
     Raises:
-        VocabularyMismatch: some token has another id.
+        VocabularyMismatch: a token has different ids.
     """
-    if ours is not None and theirs is not None and ours.get_vocab() != theirs.get_vocab():
+    vocabularies = [each.get_vocab() for each in (target_tokenizer, draft_tokenizer) if each is not None]
+    if len(vocabularies) == 2 and vocabularies[0] != vocabularies[1]:
         raise VocabularyMismatch(f"draft {draft.name} and target {target.name} have different tokenizers", _HINT)

@@ -1,39 +1,43 @@
-"""Reading a text: into a cache, in pieces that keep the memory of a forward small; or at once, for all its logits."""
+"""Prefill: reading a text into a cache in chunks, or in one forward for all its logits."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mcsd.models.base import Block, Cache, LanguageModel, Output
+from mcsd.models.layout import TokenLayout
+from mcsd.models.protocol import Cache, LanguageModel, ModelOutput
 
 CHUNK = 256
-"""Tokens a forward reads at most: past this a product is bound by arithmetic, and more only costs memory."""
+"""Tokens of a forward at most: larger matrix products are compute-bound, and only take more memory."""
 
 
 def prefill(
-    model: LanguageModel, cache: Cache, row: int, tokens: list[int], hidden: Sequence[int] = ()
+    model: LanguageModel, cache: Cache, sequence: int, tokens: list[int], hidden_layers: Sequence[int] = ()
 ) -> Tensor | None:
-    """Read and commit ``tokens`` in one row.
+    """Read and commit tokens of one sequence.
 
     Returns:
-        The hidden states ``[1, len(tokens), F]`` of the layers asked for, None if there are none.
+        The requested hidden states ``[1, len(tokens), F]``; None if none were requested.
     """
-    states = []
-    rows = slice(row, row + 1)
+    hidden = []
+    sequences = slice(sequence, sequence + 1)
     for start in range(0, len(tokens), CHUNK):
-        piece = torch.tensor([tokens[start : start + CHUNK]], device=model.device)
-        length = piece.shape[1]
-        output = model.forward(piece, Block.chain(length), cache, rows, logits=False, hidden=hidden)
-        cache.commit(torch.arange(length, device=model.device)[None], torch.tensor([length], device=model.device), rows)
+        chunk = torch.tensor([tokens[start : start + CHUNK]], device=model.device)
+        length = chunk.shape[1]
+        layout = TokenLayout.chain(length)
+        output = model.forward(chunk, layout, cache, sequences, logits=False, hidden_layers=hidden_layers)
+        count = torch.tensor([length], device=model.device)
+        cache.commit(torch.arange(length, device=model.device)[None], count, sequences)
         if output.hidden is not None:
-            states.append(output.hidden)
-    return torch.cat(states, dim=1) if states else None
+            hidden.append(output.hidden)
+    return torch.cat(hidden, dim=1) if hidden else None
 
 
 @torch.no_grad()
-def forward_over(model: LanguageModel, tokens: list[int], hidden: Sequence[int] = ()) -> Output:
-    """One forward over a text in a cache of its own; ``hidden`` as in `LanguageModel.forward`."""
+def score_text(model: LanguageModel, tokens: list[int], hidden_layers: Sequence[int] = ()) -> ModelOutput:
+    """One forward over a whole text in a new cache: logits ``[1, n, V]`` and the requested hidden states."""
     cache = model.new_cache(1, len(tokens))
     cache.add()
-    return model.forward(torch.tensor([tokens], device=model.device), Block.chain(len(tokens)), cache, hidden=hidden)
+    ids = torch.tensor([tokens], device=model.device)
+    return model.forward(ids, TokenLayout.chain(len(tokens)), cache, hidden_layers=hidden_layers)

@@ -1,18 +1,17 @@
-"""Any causal language model of Hugging Face transformers, behind `mcsd.models.LanguageModel`."""
+"""Causal language models of Hugging Face transformers, as `mcsd.models.LanguageModel`."""
 
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mcsd.errors import UnsupportedModel
-from mcsd.models import native
-from mcsd.models.base import Block, Cache, Output
-from mcsd.models.cache import KeyValueCache
-from mcsd.models.masks import additive, visible
-from mcsd.models.packing import weight_bytes
+from mcsd.models.kv_cache import KVCache
+from mcsd.models.layout import TokenLayout
+from mcsd.models.masks import make_masks
+from mcsd.models.protocol import Cache, ModelOutput
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _KNOWN_ATTENTION = {"eager", "sdpa"}
@@ -21,114 +20,126 @@ _KNOWN_ATTENTION = {"eager", "sdpa"}
 class TransformersModel:
     """Wraps a ``PreTrainedModel``; puts it in evaluation mode and changes nothing else.
 
-    Tree attention goes through a 4-D mask and explicit positions, so no modelling code is touched; a model whose layers
-    run in our kernels (see `mcsd.models.native`) reads the block itself.
+    Tree attention uses a 4-D additive mask and explicit position ids, so no modelling code is touched.
 
     Args:
         model: a causal language model with a key-value cache.
-        name: for people; by default the path it was loaded from.
-        vocabulary: int64 ``[K]``, the token that each logit stands for, where its output matrix is trimmed; such a
-            model can draft and not be drafted for.
+        name: shown to users; by default the path it was loaded from.
+        vocabulary: int64 ``[K]``, the token of each logit if the output matrix was cut to a draft vocabulary. Such a
+            model can draft; it cannot be a target.
+        precision: weight format and kernels, for people; by default the dtype.
 
     Raises:
-        UnsupportedModel: it has an encoder, layers without keys and values, positions or attention that a mask and
-            position ids do not govern.
+        UnsupportedModel: an encoder, layers without keys and values, or positions or attention that a mask and position
+            ids do not control.
     """
 
-    def __init__(self, model: Any, name: str | None = None, vocabulary: Tensor | None = None) -> None:
+    def __init__(
+        self, model: Any, name: str | None = None, vocabulary: Tensor | None = None, precision: str | None = None
+    ) -> None:
         config = model.config.get_text_config()
-        if why := _unsupported(model, config):
-            raise UnsupportedModel(
-                f"{type(model).__name__} {why}",
-                "decoder-only models with position ids and full or sliding-window attention, eager or sdpa, will do",
-            )
+        check_supported(model)
         self.network = model.eval()
-        """The model itself."""
         self.name = name or config.name_or_path or type(model).__name__
         self.vocabulary = vocabulary
-        self.layers: int = config.num_hidden_layers
+        self.num_layers: int = config.num_hidden_layers
         self.vocab_size: int = config.vocab_size
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self.device: torch.device = model.device
-        self.eos_token_ids = _eos_token_ids(model)
+        self.eos_token_ids = eos_token_ids(model)
+        self.precision = precision or str(model.dtype).removeprefix("torch.")
         self._layer_types = sorted(set(getattr(config, "layer_types", None) or ()))
-        self._window: int | None = getattr(config, "sliding_window", None)
-
-    def new_cache(self, rows: int, slots: int) -> KeyValueCache:
-        """An empty cache; see `LanguageModel.new_cache`."""
-        return KeyValueCache(self.layers, rows, slots, self.device)
+        only_full = self._layer_types == ["full_attention"]
+        self._window: int | None = None if only_full else getattr(config, "sliding_window", None)
 
     @property
-    def weight_bytes(self) -> int:
-        """What a forward of a few tokens reads; see `mcsd.models.packing.weight_bytes`."""
-        return weight_bytes(self.network)
+    def dtype(self) -> torch.dtype:
+        """Of hidden states."""
+        return self.network.dtype  # type: ignore[no-any-return]
+
+    @property
+    def embed_tokens(self) -> nn.Module:
+        """See `DecoderModel`."""
+        return self.network.get_input_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """See `DecoderModel`."""
+        return self.network.get_output_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def weights(self) -> nn.Module:
+        """See `DecoderModel`."""
+        return self.network  # type: ignore[no-any-return]
+
+    def reference(self) -> Any:
+        """The network itself: what `mcsd verify` compares the engine with."""
+        return self.network
+
+    def new_cache(self, max_batch: int, max_tokens: int) -> KVCache:
+        """An empty cache; see `LanguageModel.new_cache`."""
+        return KVCache(self.num_layers, max_batch, max_tokens, self.device)
 
     @torch.no_grad()
     def forward(
         self,
         tokens: Tensor,
-        block: Block,
+        layout: TokenLayout,
         cache: Cache,
-        rows: slice = slice(None),
+        sequences: slice = slice(None),
         logits: bool = True,
-        hidden: Sequence[int] = (),
-    ) -> Output:
+        hidden_layers: Sequence[int] = (),
+    ) -> ModelOutput:
         """One forward; see `LanguageModel.forward`."""
-        assert isinstance(cache, KeyValueCache)
-        rows = slice(*rows.indices(cache.used))
-        view = cache.view(rows, block)
-        mask: Tensor | dict[str, Tensor] | None = None
-        positions: Tensor | None = None
-        if not native.reads_blocks(self.network, tokens.numel()):
-            every = view.lengths[:, None] + block.offsets.to(self.device)
-            if self.max_length is not None:
-                # A tree may hang over the end of the context; what stands there is never emitted.
-                every = every.clamp(max=self.max_length - 1)
-            mask, positions = self._masks(block, view.lengths, every, view.columns), every[:, block.before :]
+        assert isinstance(cache, KVCache)
+        view = cache.view(slice(*sequences.indices(cache.batch_size)), layout)
+        masks = make_masks(layout, view.lengths, view.columns, self.dtype, self.max_length, self._window)
+        mask: Tensor | dict[str, Tensor] = masks.full
+        if masks.sliding is not None:
+            by_type = {"full_attention": masks.full, "sliding_attention": masks.sliding}
+            mask = {kind: by_type[kind] for kind in self._layer_types} if self._layer_types else masks.sliding
         out = self.network(
-            # A draft with a smaller padded vocabulary may be shown a padding id of the target: any token will do.
+            # A draft with a smaller padded vocabulary may be given a padding id of the target; any token serves.
             input_ids=tokens.clamp(max=self.vocab_size - 1),
             attention_mask=mask,
-            position_ids=positions,
+            position_ids=masks.positions,
             past_key_values=view,
             use_cache=True,
             logits_to_keep=0 if logits else 1,
-            output_hidden_states=bool(hidden),
+            output_hidden_states=bool(hidden_layers),
         )
-        states = [out.hidden_states[layer] for layer in hidden]
-        return Output(out.logits, torch.cat(states, dim=-1) if states else None)
+        hidden = [out.hidden_states[layer] for layer in hidden_layers]
+        return ModelOutput(out.logits, torch.cat(hidden, dim=-1) if hidden else None)
 
-    def _masks(self, block: Block, lengths: Tensor, positions: Tensor, longest: int) -> Tensor | dict[str, Tensor]:
-        """Additive masks ``[B, 1, n, longest]``, one for each kind of layer where there are several."""
-        dtype = self.network.dtype
-        full = visible(block, lengths, longest)
-        if self._window is None or self._layer_types == ["full_attention"]:
-            return additive(full, dtype)
-        # Committed columns stand at their slot, in-flight ones where their offset says.
-        known = block.mask.shape[1]
-        places = torch.arange(longest + known, device=self.device).expand(len(lengths), -1).clone()
-        places.scatter_(1, lengths[:, None] + torch.arange(known, device=self.device), positions)
-        near = places[:, None, :longest] > positions[:, block.before :, None] - self._window
-        sliding = additive(full & near, dtype)
-        if "full_attention" in self._layer_types:
-            return {"full_attention": additive(full, dtype), "sliding_attention": sliding}
-        return {"sliding_attention": sliding} if self._layer_types else sliding
+
+def check_supported(model: Any) -> None:
+    """Check that tree attention gives the right result on a ``PreTrainedModel``.
+
+    Raises:
+        UnsupportedModel: see `TransformersModel`.
+    """
+    if reason := _unsupported(model, model.config.get_text_config()):
+        raise UnsupportedModel(
+            f"{type(model).__name__} {reason}",
+            "use a decoder-only model with position ids and full or sliding-window attention, eager or sdpa",
+        )
 
 
 def _unsupported(model: Any, config: Any) -> str | None:
-    """Why tree attention would be wrong on this model, if it would."""
+    """Why tree attention would be wrong on this model; None if it is right."""
     unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if unknown or config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         return f"keeps {', '.join(sorted(unknown)) or 'another kind of state'} instead of keys and values"
     if "position_ids" not in inspect.signature(model.forward).parameters or getattr(config, "alibi", False):
-        return "takes positions from places in the cache, where a tree's siblings differ"
+        return "derives positions from cache slots, where siblings of a tree differ"
     if getattr(config, "attention_layers", None):
-        return "has a local attention that counts places in the cache"
+        return "has local attention over cache slots"
     if model.config._attn_implementation not in _KNOWN_ATTENTION:
-        return f"runs {model.config._attn_implementation}, which takes no tree mask"
+        return f"uses {model.config._attn_implementation} attention, which takes no tree mask"
     return None
 
 
-def _eos_token_ids(model: Any) -> frozenset[int]:
+def eos_token_ids(model: Any) -> frozenset[int]:
+    """Tokens that end a text, by the generation config of a ``PreTrainedModel``."""
     eos = getattr(model.generation_config, "eos_token_id", None)
     return frozenset([eos] if isinstance(eos, int) else eos or ())

@@ -1,24 +1,24 @@
-"""Which tree pays: what candidates are accepted, what steps cost, and the tree that follows from the two."""
+"""Planning the tree of each step: acceptance rates, step costs, and the fastest tree that follows from both."""
 
-from mcsd.planning.acceptance import Acceptance
-from mcsd.planning.calibration import TEMPERATURES, Calibration, forward_curve, try_trees
-from mcsd.planning.costs import Costs
-from mcsd.planning.plan import FixedTree, Outcome, Plan
+from mcsd.planning.acceptance import AcceptanceEstimate
+from mcsd.planning.costs import StepCosts
+from mcsd.planning.plan import FixedTree, Plan, StepOutcome
 from mcsd.planning.planner import Planner
-from mcsd.planning.profile import Place, Profile, place_of
+from mcsd.planning.profile import Profile, ProfileFile, profile_file
+from mcsd.planning.trials import TEMPERATURES, TrialPlan, measure_forwards, run_trials
 
 __all__ = [
     "TEMPERATURES",
-    "Acceptance",
-    "Calibration",
-    "Costs",
+    "AcceptanceEstimate",
     "FixedTree",
-    "Outcome",
-    "Place",
     "Plan",
     "Planner",
     "Profile",
-    "forward_curve",
-    "place_of",
-    "try_trees",
+    "ProfileFile",
+    "StepCosts",
+    "StepOutcome",
+    "TrialPlan",
+    "measure_forwards",
+    "profile_file",
+    "run_trials",
 ]

@@ -1,4 +1,4 @@
-"""What a step costs on this machine, in seconds, by its tree and the number of rows: interpolated measurements."""
+"""The duration of a step on this machine, by its tree and batch size, interpolated between measurements."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -6,49 +6,49 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 Curve = tuple[tuple[int, float], ...]
-"""``((tokens, seconds), ...)``, ascending: what a forward of so many tokens, of all rows together, takes."""
+"""``((tokens, seconds), ...)``, ascending: the duration of a forward by its tokens, those of all sequences together."""
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Latencies.
+class StepCosts:
+    """Latencies in seconds.
 
     Attributes:
-        target: of the target's forward.
-        level: of drafting a level, by the nodes that the draft reads for it, of all rows together. Empty where
+        target: of a forward of the target.
+        level: of drafting a level, by the nodes that the draft reads for it, of all sequences together. Empty if
             drafting costs nothing.
-        first: what the first level takes more, which reads what was committed.
-        plain: of all else in a step without candidates: judging, committing, emitting.
-        judged: of all else in a step with candidates; accepted: more of it for each accepted candidate.
+        first: extra time of the first level, which reads the tokens committed since the last draft.
+        plain: of the rest of a step without candidates: verification, commit, emission.
+        verified: of the rest of a step with candidates; accepted: extra time per accepted candidate.
     """
 
     target: Curve
     level: Curve
     first: float
     plain: float
-    judged: float
+    verified: float
     accepted: float
 
-    def step(self, rows: int, nodes: int, inner: Sequence[int], tokens: float) -> float:
-        """Seconds of one step.
+    def step(self, batch_size: int, nodes: int, inner: Sequence[int], tokens: float) -> float:
+        """The duration of a step.
 
         Args:
-            rows: that run together.
+            batch_size: sequences that run together.
             nodes: of the tree.
-            inner: how many nodes with children each level has, the root being the first level; empty without a tree.
-            tokens: that a row is expected to emit.
+            inner: nodes with children per level, the root being the first level; empty without a tree.
+            tokens: expected to be emitted per sequence.
         """
-        seconds = seconds_at(self.target, rows * (1 + nodes))
+        seconds = seconds_at(self.target, batch_size * (1 + nodes))
         if not inner:
             return seconds + self.plain
         if self.level:
-            seconds += self.first + sum(seconds_at(self.level, rows * count) for count in inner)
-        return seconds + self.judged + self.accepted * (tokens - 1)
+            seconds += self.first + sum(seconds_at(self.level, batch_size * count) for count in inner)
+        return seconds + self.verified + self.accepted * (tokens - 1)
 
 
 @lru_cache(maxsize=4096)
 def seconds_at(curve: Curve, tokens: int) -> float:
-    """Interpolate; beyond the last point go on with the last slope."""
+    """Interpolate linearly; beyond the last point, extrapolate with the last slope."""
     if len(curve) == 1 or tokens <= curve[0][0]:
         return curve[0][1]
     place = min(bisect_left(curve, (tokens, 0.0)), len(curve) - 1)
@@ -56,13 +56,13 @@ def seconds_at(curve: Curve, tokens: int) -> float:
     return before + (after - before) * (tokens - low) / (high - low)
 
 
-def rising(points: Sequence[tuple[int, float]]) -> Curve:
-    """Measured points as a curve that never falls: what more tokens have taken, fewer need not take longer than.
+def monotone_curve(points: Sequence[tuple[int, float]]) -> Curve:
+    """Measurements as a curve that never falls: fewer tokens take at most the time of more tokens.
 
-    Measurements are only ever too slow, so of two that contradict each other the slower one is wrong.
+    Noise only ever slows a measurement down, so of two contradicting points the slower one is wrong.
     """
-    least, curve = float("inf"), []
+    minimum, curve = float("inf"), []
     for tokens, seconds in sorted(points, reverse=True):
-        least = min(least, seconds)
-        curve.append((tokens, least))
+        minimum = min(minimum, seconds)
+        curve.append((tokens, minimum))
     return tuple(reversed(curve))

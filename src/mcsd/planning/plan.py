@@ -1,4 +1,4 @@
-"""What the engine asks for the tree of each step, and the plan that always names the same."""
+"""Plans: the tree of each step. The engine asks a plan before a step and reports the outcome after it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from mcsd.tree import TreeShape
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a step.
+class StepOutcome:
+    """The outcome of a step.
 
     Attributes:
-        shape: the tree that was judged; a drafter may have had nothing to propose.
-        params: of the rows.
-        paths: for each row, the accepted nodes from the root down.
-        seconds: that prefill, draft, target, judge and commit took; the step is not over.
+        shape: the tree that was verified; it is empty if the drafter proposed nothing.
+        params: of the sequences.
+        paths: for each sequence, the accepted nodes from the root down.
+        seconds: time of prefill, draft, target, judge (verification) and commit; the step is not over.
     """
 
     shape: TreeShape
@@ -27,38 +27,39 @@ class Outcome:
 
 @runtime_checkable
 class Plan(Protocol):
-    """What the engine asks for a tree before each step, and tells what became of it."""
+    """Names the tree of each step."""
 
-    largest: int
+    max_nodes: int
     """Nodes of the largest tree that it may name."""
 
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
-        """The tree of the next step, for rows of these parameters.
+        """The tree of the next step, for sequences with these parameters.
 
-        It may depend on all that has happened, and on nothing that is still to be drawn: so it cannot bias the text.
+        It may depend on everything that has happened, and on nothing that is still to be sampled: so it cannot bias
+        the output.
         """
         ...
 
-    def observe(self, outcome: Outcome) -> None:
-        """Be told what became of a step."""
+    def observe(self, outcome: StepOutcome) -> None:
+        """Receive the outcome of a step."""
         ...
 
 
 class FixedTree:
-    """The tree that somebody named.
+    """The same tree for every step.
 
     Args:
-        shape: the tree; it may be set anew between steps.
-        largest: nodes of the largest tree that it will be; by default those of this one.
+        shape: the tree; it may be changed between steps.
+        max_nodes: nodes of the largest tree that it will be; by default those of ``shape``.
     """
 
-    def __init__(self, shape: TreeShape, largest: int | None = None) -> None:
+    def __init__(self, shape: TreeShape, max_nodes: int | None = None) -> None:
         self.shape = shape
-        self.largest = len(shape) if largest is None else largest
+        self.max_nodes = len(shape) if max_nodes is None else max_nodes
 
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
         """See `Plan.choose`."""
         return self.shape
 
-    def observe(self, outcome: Outcome) -> None:
-        """Nothing follows from it."""
+    def observe(self, outcome: StepOutcome) -> None:
+        """Outcomes do not change the tree."""

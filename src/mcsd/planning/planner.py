@@ -1,123 +1,126 @@
-"""The plan of tree "auto": the tree that pays on the text at hand."""
+"""The plan of tree "auto": the fastest tree by measured costs and recent acceptance rates."""
 
 from collections.abc import Sequence
 
 from mcsd.params import SamplingParams
-from mcsd.planning.acceptance import Acceptance, Rates
-from mcsd.planning.plan import Outcome
+from mcsd.planning.acceptance import AcceptanceEstimate, Rates
+from mcsd.planning.plan import StepOutcome
 from mcsd.planning.profile import Profile
-from mcsd.planning.search import LARGEST, PLAIN, Choice, best, expected
-from mcsd.schemes import Scheme
+from mcsd.planning.search import MAX_NODES, PLAIN, TreeChoice, best_tree, expected_speed
+from mcsd.schemes.registry import REGISTRY
 from mcsd.tree import TreeShape
 
 _WEIGHT, _MEMORY = 12.0, 120.0
-"""Visits that the profile's rates of acceptance count for, and visits that are remembered."""
+"""Visits that the profile's acceptance rates count for, and visits that are remembered."""
 
-_EVERY = 8
-"""Steps between two looks for a better tree."""
+_SEARCH_INTERVAL = 8
+"""Steps between two searches for a better tree."""
 
-_BETTER = 1.03
-"""How many times as fast another tree must look before it takes the place of the one in use."""
+_MIN_GAIN = 1.03
+"""A tree replaces the current one if it is expected to be this many times as fast."""
 
-_PAUSE, _LONGEST_PAUSE = 64, 1024
-"""Plain steps after which speculation is tried again; each time in vain doubles them, each other one halves them."""
+_PAUSE, _MAX_PAUSE = 64, 1024
+"""Plain steps before speculation is probed again; a failed probe doubles them, a successful one halves them."""
 
-_TRIAL = 2
-"""Steps of such a trial."""
+_PROBE_STEPS = 2
 
 
 class Planner:
-    """The tree that is expected to emit the most tokens a second, by costs that were measured once and by what has
-    been accepted lately. Where none pays it decodes plainly, and tries again from time to time.
+    """Chooses the tree with the highest expected tokens per second.
 
-    Sampled requests that name a seed are promised the same text in any batch and at any time. While one runs, every
-    step has the tree that the profile alone makes best for one such request.
+    If no tree is faster than plain decoding, it decodes plainly and probes speculation from time to time.
+
+    Sampled requests with a seed are promised the same text in any batch and at any time. While one runs, every step
+    uses the tree that the profile alone makes the best for one such request.
 
     Args:
-        profile: what is known of target, draft and machine.
-        scheme: that judges.
+        profile: of target, draft and machine.
+        scheme: that verifies.
     """
 
-    largest = LARGEST
+    max_nodes = MAX_NODES
 
-    def __init__(self, profile: Profile, scheme: type[Scheme]) -> None:
+    def __init__(self, profile: Profile, scheme: str) -> None:
         self._costs = profile.costs
-        self._scheme = scheme
+        self._limits = REGISTRY[scheme]
         self._acceptance = {
-            True: Acceptance(profile.greedy, _WEIGHT, _MEMORY),
-            False: Acceptance(profile.sampled, _WEIGHT, _MEMORY),
+            True: AcceptanceEstimate(profile.greedy, _WEIGHT, _MEMORY),
+            False: AcceptanceEstimate(profile.sampled, _WEIGHT, _MEMORY),
         }
-        self._pinned = profile.tree or best(profile.sampled, profile.costs, 1, scheme.widest, scheme.deepest).shape
+        limits = self._limits.max_width, self._limits.max_depth
+        self._pinned = profile.tree or best_tree(profile.sampled, profile.costs, 1, *limits).shape
         self._shape = self._pinned
-        self._mix = (0, 0)
+        self._batch = (0, 0)
+        """Sequences of the batch, and greedy ones among them."""
         self._steps = 0
-        self._pause = self._left = _PAUSE
-        self._trial: Choice | None = None
-        self._tried: list[tuple[float, float]] = []
+        self._pause = self._pause_left = _PAUSE
+        self._probe: TreeChoice | None = None
+        self._probed: list[tuple[float, float]] = []
 
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
         """See `Plan.choose`."""
-        self._trial = None
+        self._probe = None
         if any(one.seed is not None and one.temperature > 0 for one in params):
             return self._pinned
-        mix = len(params), sum(one.temperature == 0 for one in params)
-        if mix != self._mix or self._steps % _EVERY == 0:
-            if mix != self._mix:
-                self._tried.clear()
-            self._mix = mix
-            self._look()
+        batch = len(params), sum(one.temperature == 0 for one in params)
+        if batch != self._batch or self._steps % _SEARCH_INTERVAL == 0:
+            if batch != self._batch:
+                self._probed.clear()
+            self._batch = batch
+            self._search()
         self._steps += 1
         if len(self._shape):
             return self._shape
-        if self._left > 0:
-            self._left -= 1
+        if self._pause_left > 0:
+            self._pause_left -= 1
             return self._shape
-        self._trial = self._best(self._rates(), speculative=True)
-        return self._trial.shape
+        self._probe = self._best(self._rates(), speculative=True)
+        return self._probe.shape
 
-    def observe(self, outcome: Outcome) -> None:
+    def observe(self, outcome: StepOutcome) -> None:
         """See `Plan.observe`."""
         paths = outcome.paths
         if not len(outcome.shape):
-            # Look-up that finds nothing is plain decoding: it says nothing, and has cost nothing.
+            # N-gram look-up without a match is plain decoding: it costs nothing and says nothing about acceptance.
             return
         for one, path in zip(outcome.params, paths, strict=True):
             self._acceptance[one.temperature == 0].observe(outcome.shape, path)
-        if self._trial is not None:
-            self._tried.append((1 + sum(map(len, paths)) / len(paths), self._trial.seconds))
-            self._trial = None
-            if len(self._tried) == _TRIAL:
-                self._weigh()
+        if self._probe is not None:
+            self._probed.append((1 + sum(map(len, paths)) / len(paths), self._probe.seconds))
+            self._probe = None
+            if len(self._probed) == _PROBE_STEPS:
+                self._finish_probe()
 
-    def _weigh(self) -> None:
-        """Whether a trial was worth its time: if so it goes on, until the rates say so too or it is no longer."""
-        tokens, seconds = (sum(part) for part in zip(*self._tried, strict=True))
-        pays = tokens * expected(PLAIN, self._rates(), self._costs, self._mix[0]).seconds > seconds
-        self._pause = max(_PAUSE, self._pause // 2) if pays else min(2 * self._pause, _LONGEST_PAUSE)
-        self._left = 0 if pays else self._pause
+    def _finish_probe(self) -> None:
+        """Decide whether the probe of speculation was faster than plain decoding; if not, back off exponentially."""
+        tokens, seconds = (sum(part) for part in zip(*self._probed, strict=True))
+        plain = expected_speed(PLAIN, self._rates(), self._costs, self._batch[0])
+        faster = tokens * plain.seconds > seconds
+        self._pause = max(_PAUSE, self._pause // 2) if faster else min(2 * self._pause, _MAX_PAUSE)
+        self._pause_left = 0 if faster else self._pause
         self._steps = 0
-        self._tried.clear()
+        self._probed.clear()
 
-    def _look(self) -> None:
-        rates, rows = self._rates(), self._mix[0]
+    def _search(self) -> None:
+        rates, batch_size = self._rates(), self._batch[0]
         choice = self._best(rates)
-        if choice.rate > _BETTER * expected(self._shape, rates, self._costs, rows).rate:
+        if choice.rate > _MIN_GAIN * expected_speed(self._shape, rates, self._costs, batch_size).rate:
             if not len(self._shape):
-                self._pause = self._left = _PAUSE
+                self._pause = self._pause_left = _PAUSE
             self._shape = choice.shape
 
-    def _best(self, rates: Rates, speculative: bool = False) -> Choice:
-        scheme = self._scheme
-        return best(rates, self._costs, self._mix[0], scheme.widest, scheme.deepest, speculative)
+    def _best(self, rates: Rates, speculative: bool = False) -> TreeChoice:
+        limits = self._limits.max_width, self._limits.max_depth
+        return best_tree(rates, self._costs, self._batch[0], *limits, speculative)
 
     def _rates(self) -> Rates:
-        """Of the rows at hand: an average over them."""
-        rows, cold = self._mix
-        if cold in (0, rows):
-            return self._acceptance[cold > 0].rates()
-        share = cold / rows
+        """Acceptance rates of the batch: the mean over its sequences."""
+        batch_size, greedy = self._batch
+        if greedy in (0, batch_size):
+            return self._acceptance[greedy > 0].rates()
+        share = greedy / batch_size
         both = zip(self._acceptance[True].rates(), self._acceptance[False].rates(), strict=True)
         return tuple(
-            tuple(share * one + (1 - share) * other for one, other in zip(greedy, sampled, strict=True))
-            for greedy, sampled in both
+            tuple(share * one + (1 - share) * other for one, other in zip(greedy_rates, sampled_rates, strict=True))
+            for greedy_rates, sampled_rates in both
         )

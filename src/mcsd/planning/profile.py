@@ -1,4 +1,4 @@
-"""What has been measured of a target, a draft and a machine: kept in ``$MCSD_HOME/profiles``, one JSON file each."""
+"""The profile of a target, a draft and a machine: what calibration measured, one JSON file each in the cache folder."""
 
 import hashlib
 import json
@@ -13,40 +13,40 @@ from typing import Any
 
 import torch
 
-from mcsd.catalog import locate, models_folder
 from mcsd.errors import McsdError, McsdWarning, OutputFailed
 from mcsd.files import save_text
-from mcsd.machine import processor
-from mcsd.models import TransformersModel
+from mcsd.loading.catalog import locate
+from mcsd.models import DecoderModel
 from mcsd.planning.acceptance import DEPTH, RANKS, Rates
-from mcsd.planning.costs import Costs, Curve
-from mcsd.planning.search import LARGEST
-from mcsd.schemes import Scheme
+from mcsd.planning.costs import Curve, StepCosts
+from mcsd.planning.search import MAX_NODES
+from mcsd.schemes.registry import check_tree
+from mcsd.system import cache_folder, processor
 from mcsd.tree import TreeShape
 
-_VERSION = 7
-"""Another number where what was measured before counts no longer: here, with slower kernels."""
+_VERSION = 8
+"""Pairs with a profile of another version are measured again."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What auto knows before the first step.
+    """What tree "auto" knows before the first step.
 
     Attributes:
         costs: of steps.
-        greedy, sampled: rates of acceptance at temperature 0 and above.
-        tree: what has been confirmed to be fastest for one sampled request; None: what the rates say.
-        findings: what `mcsd tune` found, for people; empty if nobody has tuned.
+        greedy, sampled: acceptance rates at temperature 0 and above.
+        tree: confirmed as the fastest for one sampled request; None: the one that the rates predict.
+        findings: of `mcsd tune`, for people; empty if it has not run.
     """
 
-    costs: Costs
+    costs: StepCosts
     greedy: Rates
     sampled: Rates
     tree: TreeShape | None = None
     findings: Mapping[str, Any] = field(default_factory=dict)
 
-    def as_object(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    def to_json(self) -> dict[str, Any]:
+        """The profile as a JSON object."""
         return {
             "costs": asdict(self.costs),
             "greedy": self.greedy,
@@ -56,19 +56,19 @@ class Profile:
         }
 
     @classmethod
-    def of_object(cls, value: Mapping[str, Any]) -> "Profile":
-        """What `as_object` has made.
+    def from_json(cls, value: Mapping[str, Any]) -> "Profile":
+        """The profile of a JSON object.
 
         Raises:
-            ValueError, TypeError, KeyError, McsdError: it is something else.
+            ValueError, TypeError, KeyError, McsdError: it is not a profile.
         """
         costs = value["costs"]
         tree = value["tree"]
         return cls(
-            Costs(
+            StepCosts(
                 _curve(costs["target"]),
                 _curve(costs["level"]) if costs["level"] else (),
-                *(_number(costs[name], 3600) for name in ("first", "plain", "judged", "accepted")),
+                *(_number(costs[name], 3600) for name in ("first", "plain", "verified", "accepted")),
             ),
             _rates(value["greedy"]),
             _rates(value["sampled"]),
@@ -78,26 +78,26 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the profile of a pair is kept.
+class ProfileFile:
+    """The file of a pair's profile.
 
     Attributes:
-        path: the file, which may or may not be there.
-        key: what it is a profile of.
+        path: of the file, which may not exist.
+        key: what the profile depends on.
     """
 
     path: Path
     key: Mapping[str, Any]
 
-    def read(self, scheme: type[Scheme]) -> Profile | None:
-        """The profile; None if there is none, or none that can be read and whose tree the scheme can judge."""
+    def read(self, scheme: str) -> Profile | None:
+        """The profile; None if there is none, it cannot be read, or the scheme does not support its tree."""
         try:
             value = json.loads(self.path.read_text())
             if value["key"] != self.key:
                 return None
-            profile = Profile.of_object(value)
+            profile = Profile.from_json(value)
             if profile.tree is not None:
-                scheme.check(profile.tree)
+                check_tree(scheme, profile.tree)
         except (
             OSError,
             ValueError,
@@ -112,50 +112,51 @@ class Place:
         return profile
 
     def write(self, profile: Profile) -> None:
-        """Keep a profile.
+        """Write a profile.
 
         Raises:
-            OutputFailed: the disk is full, or the folder cannot be written.
+            OutputFailed: the disk is full, or the folder is not writable.
         """
-        save_text(self.path, json.dumps({"key": dict(self.key), **profile.as_object()}) + "\n")
+        save_text(self.path, json.dumps({"key": dict(self.key), **profile.to_json()}) + "\n")
 
-    def keep(self, profile: Profile) -> None:
-        """As `write`; where that cannot be, it is a warning and no more."""
+    def try_write(self, profile: Profile) -> None:
+        """`write`; a warning if it fails."""
         try:
             self.write(profile)
         except OutputFailed as error:
             warnings.warn(
-                f"every start measures anew, and a seed may have another text then: {error.message:.200}",
+                f"every start calibrates again, and a seed may then give another text: {error.message:.200}",
                 McsdWarning,
                 stacklevel=2,
             )
 
 
-def place_of(target: str | Path, draft: str | Path, model: TransformersModel, **settings: str | bool | None) -> Place:
-    """Where a pair's profile is kept.
+def profile_file(target: DecoderModel, draft: Any, scheme: str) -> ProfileFile:
+    """The file of a loaded pair's profile.
 
     Args:
-        target, draft: names, folders, files or hub ids, as the user gave them. Files that are replaced are others; what
-            a hub replaces under the same id is not noticed.
-        model: the target, where it runs and in its dtype.
-        settings: what else costs or acceptance depend on.
+        target: on its device.
+        draft: a `DecoderModel`, a `mcsd.models.BoundHead`, or "ngram". A weight file that is replaced makes another
+            pair; a new revision of a hub id is not noticed.
+        scheme: that verifies.
     """
+    draft_name = "ngram" if draft == "ngram" else draft.name
     key = {
         "version": _VERSION,
-        "target": _identity(target),
-        "draft": draft if draft == "ngram" else _identity(draft),
-        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else processor()[0],
+        "target": _identity(target.name),
+        "draft": draft_name if draft == "ngram" else _identity(draft_name),
+        "device": torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else processor()[0],
         "threads": torch.get_num_threads(),
-        "dtype": str(model.network.dtype).removeprefix("torch."),
-        **settings,
+        "precision": [target.precision, "" if draft == "ngram" else draft.precision],
+        "scheme": scheme,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    names = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", Path(name).name) for name in (target, draft))
-    return Place(models_folder().parent / "profiles" / f"{names:.120}-{digest}.json", key)
+    names = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", Path(name).name) for name in (target.name, draft_name))
+    return ProfileFile(cache_folder("profiles") / f"{names:.120}-{digest}.json", key)
 
 
-def _identity(model: str | Path) -> list[Any]:
-    """Of weights: where they are, and what their files look like."""
+def _identity(model: str) -> list[Any]:
+    """The location of weights, and the size and time of their files."""
     location = locate(model)
     source = Path(location.source)
     if location.kind == "hub":
@@ -166,8 +167,8 @@ def _identity(model: str | Path) -> list[Any]:
 
 
 def _tree(parents: Any) -> TreeShape:
-    if len(parents) > LARGEST:
-        raise ValueError("a larger tree than there is room for")
+    if len(parents) > MAX_NODES:
+        raise ValueError(f"a tree of more than {MAX_NODES} nodes")
     return TreeShape(parents)
 
 
@@ -175,19 +176,19 @@ def _curve(points: Any) -> Curve:
     curve = tuple((int(tokens), _number(seconds, 3600)) for tokens, seconds in points)
     rises = all(low[0] < high[0] and low[1] <= high[1] for low, high in pairwise(curve))
     if not curve or curve[0][0] < 1 or curve[0][1] <= 0 or not rises:
-        raise ValueError("not a curve")
+        raise ValueError("not a rising curve")
     return curve
 
 
 def _rates(levels: Any) -> Rates:
     rates = tuple(tuple(_number(rate, 1) for rate in level) for level in levels)
     if len(rates) != DEPTH or any(len(level) != RANKS for level in rates):
-        raise ValueError("not rates")
+        raise ValueError("not acceptance rates")
     return rates
 
 
-def _number(value: Any, most: float) -> float:
+def _number(value: Any, maximum: float) -> float:
     number = float(value)
-    if not (isfinite(number) and 0 <= number <= most):
-        raise ValueError(f"{number} is outside 0 to {most}")
+    if not (isfinite(number) and 0 <= number <= maximum):
+        raise ValueError(f"{number} is outside 0 to {maximum}")
     return number

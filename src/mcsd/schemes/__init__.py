@@ -1,20 +1,41 @@
-"""The verification schemes, by name."""
+"""The verification schemes. Importing this package imports no torch: the classes are imported on first use."""
 
 from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from mcsd.schemes.base import Scheme
-from mcsd.schemes.block import Block
-from mcsd.schemes.candidates import CandidateTree, Texts, Verdict
-from mcsd.schemes.greedy_draft import GreedyDraft
-from mcsd.schemes.kseq import KSeq
-from mcsd.schemes.naive import Naive, TopK
-from mcsd.schemes.recursive import Mcss, McssWithoutReplacement
-from mcsd.schemes.spechub import SpecHub
-from mcsd.schemes.traversal import Traversal
+from mcsd.schemes.registry import REGISTRY
 
-SCHEMES: Mapping[str, type[Scheme]] = {
-    scheme.name: scheme
-    for scheme in (McssWithoutReplacement, Mcss, Naive, TopK, GreedyDraft, KSeq, SpecHub, Block, Traversal)
+if TYPE_CHECKING:
+    from mcsd.schemes.base import Scheme
+    from mcsd.schemes.types import CandidateTree, TokenHistory, VerificationResult
+
+    SCHEMES: Mapping[str, type[Scheme]]
+
+__all__ = ["SCHEMES", "CandidateTree", "Scheme", "TokenHistory", "VerificationResult"]
+
+_LAZY = {
+    "CandidateTree": "mcsd.schemes.types",
+    "Scheme": "mcsd.schemes.base",
+    "TokenHistory": "mcsd.schemes.types",
+    "VerificationResult": "mcsd.schemes.types",
 }
 
-__all__ = ["SCHEMES", "CandidateTree", "Scheme", "Texts", "Verdict"]
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first used."""
+    if name == "SCHEMES":
+        return _classes()
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _classes() -> "Mapping[str, type[Scheme]]":
+    """Every scheme's class, by name."""
+    return MappingProxyType(
+        {name: getattr(import_module(scheme.module), scheme.class_name) for name, scheme in REGISTRY.items()}
+    )

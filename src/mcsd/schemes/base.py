@@ -1,7 +1,7 @@
-"""What a scheme is: a way to draw candidates and the judgement that belongs to it. Knows no model and no text.
+"""A scheme: a way to draw candidates and the verification that belongs to it. Knows no model and no text.
 
-Most published bugs pair the draw of one law with the judgement of another, so a scheme owns both halves. All
-randomness goes through `mcsd.rng.Randomness`.
+Many published bugs pair the draw of one scheme with the verification of another, so a scheme owns both. All randomness
+goes through `mcsd.rng.Randomness`. Names and limits of the schemes are in `mcsd.schemes.registry`.
 """
 
 from abc import ABC, abstractmethod
@@ -11,94 +11,64 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mcsd.errors import InvalidTree
 from mcsd.rng import Randomness
-from mcsd.sampling import Settings, SparseDistributions
-from mcsd.schemes.candidates import CandidateTree, Node, Target, Texts, Verdict
-from mcsd.schemes.walk import look, sample_then_look, walk, walk_greedily
-from mcsd.tree import TreeShape
+from mcsd.sampling import BatchSamplingParams, SparseDistributions
+from mcsd.schemes.node_level import match, sample_and_match, verify_greedy, verify_nodes
+from mcsd.schemes.types import CandidateTree, Node, TargetDistributions, TokenHistory, VerificationResult
 
 
 class Scheme(ABC):
-    """A draw and the judgement that belongs to it. Lossless: the emitted tokens follow the target's law."""
+    """A draw and its verification. Lossless: the emitted tokens follow the target's distribution."""
 
     name: ClassVar[str]
     needs_q: ClassVar[bool] = True
-    """Whether the judgement reads q. A scheme that does not can judge candidates that were not drawn at all."""
-    widest: ClassVar[int | None] = None
-    """The most children of a node that it can judge; None: any number."""
-    deepest: ClassVar[int | None] = None
-    """The deepest tree that it can judge; None: any."""
-
-    @classmethod
-    def check(cls, shape: TreeShape) -> None:
-        """Whether the scheme can run a tree.
-
-        Raises:
-            InvalidTree: a node has more children than the scheme knows how to judge, or the tree is too deep for it.
-        """
-        if cls.deepest is not None and shape.depth > cls.deepest:
-            raise InvalidTree(
-                f"scheme {cls.name} judges trees of depth {cls.deepest}, and tree {shape!s:.80} has {shape.depth}",
-                "give a tree that is less deep, or another scheme",
-            )
-        width = shape.children.shape[1]
-        if cls.widest is not None and width > cls.widest:
-            what = "chains" if cls.widest == 1 else f"up to {cls.widest} candidates for a position"
-            raise InvalidTree(
-                f"scheme {cls.name} judges {what}, and tree {shape!s:.80} has up to {width}",
-                f"give a narrower tree, such as {'chain:4' if cls.widest == 1 else '2x2x1'}, or another scheme",
-            )
-
-    @classmethod
-    def judges(cls, shape: TreeShape) -> bool:
-        """Whether `check` has nothing against a tree."""
-        try:
-            cls.check(shape)
-        except InvalidTree:
-            return False
-        return True
+    """Whether verification reads q. A scheme that does not can verify candidates that were not drawn at all."""
 
     @abstractmethod
     def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         """Choose candidates.
 
         Args:
-            q: ``[B, N, S]``, the draft's distribution at N nodes of each row; where all rows are greedy, of no more
-                tokens than the widest node has children.
-            counts: how many children each of the N nodes has.
-            greedy: bool ``[B]``, rows at temperature 0, whose candidates are the likeliest ones.
-            random: the drawing stream.
+            q: ``[B, N, S]``, the draft's distribution at N nodes of each sequence; if all sequences are greedy, S is
+                only the most children of a node.
+            counts: the number of children of each of the N nodes.
+            greedy: bool ``[B]``, sequences at temperature 0, whose candidates are the top k of q.
+            random: the `mcsd.rng.DRAW` stream.
 
         Returns:
-            int64 ``[B, N, max(counts)]`` indices into the support in draw order, -1 where there is no candidate. What
-            stands beyond a node's own count is not used.
+            int64 ``[B, N, max(counts)]`` indices into the support in draw order, -1 where there is no candidate.
+            Entries beyond a node's own count are not used.
         """
 
-    def judge(
-        self, tree: CandidateTree, logits: Tensor, settings: Settings, texts: Texts, random: Randomness
-    ) -> Verdict:
+    def verify(
+        self,
+        tree: CandidateTree,
+        logits: Tensor,
+        sampling: BatchSamplingParams,
+        history: TokenHistory,
+        random: Randomness,
+    ) -> VerificationResult:
         """Accept a path, and emit a token after it.
 
         Args:
             tree: the candidates.
             logits: ``[B, 1 + n, V]`` of the target, root first.
-            settings: of the B rows.
-            texts: what penalties need.
-            random: the judging stream. It is asked for the same numbers of decisions whatever the outcome, so that
-                each row's later decisions do not depend on the other rows.
+            sampling: of the B sequences.
+            history: what penalties need.
+            random: the `mcsd.rng.VERIFY` stream. The same numbers are drawn whatever the outcome, so that the later
+                decisions of a sequence do not depend on the other sequences.
         """
-        target = Target(tree, logits, settings, texts)
-        if settings.all_greedy:
+        target = TargetDistributions(tree, logits, sampling, history)
+        if sampling.all_greedy:
             # Every scheme comes to this where p is one-hot; here it costs no random numbers.
-            return walk_greedily(target)
+            return verify_greedy(target)
         if tree.q is None:
-            return walk(target, lambda node: sample_then_look(node, random))
-        return self._judge(target, tree.q, random)
+            return verify_nodes(target, lambda node: sample_and_match(node, random))
+        return self._verify(target, tree.q, random)
 
     @abstractmethod
-    def _judge(self, target: "Target", q: SparseDistributions, random: Randomness) -> Verdict:
-        """`judge`, where not all rows are greedy and candidates were drawn from ``q``."""
+    def _verify(self, target: TargetDistributions, q: SparseDistributions, random: Randomness) -> VerificationResult:
+        """`verify`, if not all sequences are greedy and candidates were drawn from ``q``."""
 
 
 class IndependentDraws(Scheme):
@@ -106,56 +76,56 @@ class IndependentDraws(Scheme):
 
     def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return likeliest_where(greedy, q, max(counts), random.sample)
+        return top_k_if_greedy(greedy, q, max(counts), random.sample)
 
 
 class DrawsWithoutReplacement(Scheme):
-    """k draws from q, each leaving out the ones before it."""
+    """k draws from q, each excluding the ones before it."""
 
     def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return likeliest_where(greedy, q, max(counts), random.sample_without_replacement)
+        return top_k_if_greedy(greedy, q, max(counts), random.sample_without_replacement)
 
 
 class NodeScheme(Scheme):
-    """A scheme that judges node by node, from the root down."""
+    """A scheme that verifies node by node, from the root down."""
 
     @abstractmethod
-    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
-        """Accept one child, or none. There is room for one at least.
+    def verify_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
+        """Accept one child, or none. The node has at least one child.
 
         Returns:
-            int64 ``[A]``: the accepted child's place among the children, or -1; and int64 ``[A]``: the token to emit
+            int64 ``[A]``: the accepted child's index among the children, or -1; and int64 ``[A]``: the token to emit
             where it is -1.
         """
 
-    def _judge(self, target: "Target", q: SparseDistributions, random: Randomness) -> Verdict:
-        greedy = target.settings.greedy
-        mixed = target.settings.any_greedy
+    def _verify(self, target: TargetDistributions, q: SparseDistributions, random: Randomness) -> VerificationResult:
+        greedy = target.sampling.greedy
+        mixed = target.sampling.any_greedy
 
-        def decide(node: Node) -> tuple[Tensor, Tensor]:
-            judged = self.judge_node(node, random) if node.tokens.shape[1] else sample_then_look(node, random)
-            picked, token = judged
+        def verify_node(node: Node) -> tuple[Tensor, Tensor]:
+            has_children = bool(node.tokens.shape[1])
+            picked, token = self.verify_node(node, random) if has_children else sample_and_match(node, random)
             if not mixed:
                 return picked, token
-            # Candidates of greedy rows were not drawn but chosen, and p is one-hot.
-            cold = greedy[node.rows]
-            found, best = look(node, node.p.argmax(-1))
-            return torch.where(cold, found, picked), torch.where(cold, best, token)
+            # The candidates of greedy sequences are the top k, not draws, and p is one-hot.
+            is_greedy = greedy[node.sequences]
+            matched, best = match(node, node.p.argmax(-1))
+            return torch.where(is_greedy, matched, picked), torch.where(is_greedy, best, token)
 
-        return walk(target, decide)
+        return verify_nodes(target, verify_node)
 
 
-def likeliest_where(greedy: Tensor, q: Tensor, count: int, draw: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """`likeliest` for greedy rows and ``draw(q, count)`` for the others; where there are no others it is not called."""
-    cold = greedy.tolist()
-    if True not in cold:
+def top_k_if_greedy(greedy: Tensor, q: Tensor, count: int, draw: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """`top_k_indices` for greedy sequences, ``draw(q, count)`` for the others; not called if all are greedy."""
+    is_greedy = greedy.tolist()
+    if True not in is_greedy:
         return draw(q, count)
-    best = likeliest(q, count)
-    return best if all(cold) else torch.where(greedy[:, None, None], best, draw(q, count))
+    best = top_k_indices(q, count)
+    return best if all(is_greedy) else torch.where(greedy[:, None, None], best, draw(q, count))
 
 
-def likeliest(q: Tensor, count: int) -> Tensor:
-    """int64 ``[B, N, count]``: the likeliest entries of ``q [B, N, S]``, likeliest first, -1 where S is used up."""
+def top_k_indices(q: Tensor, count: int) -> Tensor:
+    """int64 ``[B, N, count]``: the most probable entries of ``q [B, N, S]`` in descending order, padded with -1."""
     top = q.topk(min(count, q.shape[-1]), dim=-1).indices
     return torch.nn.functional.pad(top, (0, count - top.shape[-1]), value=-1)

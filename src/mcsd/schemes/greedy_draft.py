@@ -1,4 +1,4 @@
-"""The k - 1 likeliest candidates for sure and one draw from the rest (Hu et al. 2025, arXiv 2502.18779)."""
+"""The top k - 1 candidates and one draw from the rest (Hu et al. 2025, arXiv 2502.18779)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,51 +7,53 @@ import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import NodeScheme, likeliest, likeliest_where
-from mcsd.schemes.candidates import Node
-from mcsd.schemes.residual import at, on_support, renormalised, sample_where_none, subtract, unless_empty
-from mcsd.schemes.walk import look
+from mcsd.schemes.base import NodeScheme, top_k_if_greedy, top_k_indices
+from mcsd.schemes.node_level import match
+from mcsd.schemes.residual import at, on_support, renormalised, sample_if_rejected, subtract, unless_empty
+from mcsd.schemes.types import Node
 
 
 class GreedyDraft(NodeScheme):
-    """T holds the k - 1 likeliest tokens of q, and x is drawn from q', which is q outside T.
+    """T holds the k - 1 most probable tokens of q, and x is drawn from q', which is q outside T.
 
     x is accepted with probability min(1, p / q'); else y is drawn from the residual (p - q')₊, and counts as accepted
-    where it is in T. Acceptance: p(T) + Σ min(p, q') outside T, the most that this draw allows.
+    if it is in T. Acceptance: p(T) + Σ min(p, q') outside T, the most that this draw allows.
     """
 
     name = "greedy-draft"
 
     def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
-        """See `Scheme.draw`. x comes last, in the place of a node's last child."""
+        """See `Scheme.draw`. x comes last, as a node's last child."""
 
-        def draw(q: Tensor, most: int) -> Tensor:
+        def draw(q: Tensor, count: int) -> Tensor:
             size = q.shape[-1]
-            top = likeliest(q, most)
-            place = torch.arange(most, device=q.device)
+            top = top_k_indices(q, count)
+            index = torch.arange(count, device=q.device)
             last = torch.tensor(counts, device=q.device)[:, None] - 1
-            sure = (place < last) & (top >= 0)
-            rest = torch.nn.functional.pad(q, (0, 1)).scatter(2, top.where(sure, size), 0.0)[..., :size]
+            deterministic = (index < last) & (top >= 0)
+            rest = torch.nn.functional.pad(q, (0, 1)).scatter(2, top.where(deterministic, size), 0.0)[..., :size]
             x = random.sample_without_replacement(rest, 1)
-            return torch.where(place == last, x, top.where(sure, -1))
+            return torch.where(index == last, x, top.where(deterministic, -1))
 
-        return likeliest_where(greedy, q, max(counts), draw)
+        return top_k_if_greedy(greedy, q, max(counts), draw)
 
-    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
-        """See `NodeScheme.judge_node`."""
+    def verify_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
+        """See `NodeScheme.verify_node`."""
         r, outside = on_support(node.p, node.q.support)
         last = node.count - 1
         drawn = torch.arange(node.tokens.shape[1], device=last.device) == last[:, None]
         size = r.shape[1] - 1
-        sure = node.valid & ~drawn
-        rest = torch.nn.functional.pad(node.q.weights, (0, 1)).scatter(1, node.choice.where(sure, size), 0.0)[:, :-1]
-        there = (node.valid & drawn).any(-1)
+        deterministic = node.valid & ~drawn
+        rest = torch.nn.functional.pad(node.q.weights, (0, 1)).scatter(1, node.choice.where(deterministic, size), 0.0)[
+            :, :-1
+        ]
+        has_draw = (node.valid & drawn).any(-1)
         # Without a draw nothing can be rejected: the residual is p.
-        q = renormalised(rest) * there[:, None]
+        q = renormalised(rest) * has_draw[:, None]
         x = (node.choice * drawn).sum(-1)
-        yes = random.accept((at(r, x) / at(q, x)).where(there, 0.0), node.rows)
-        picked = last.where(yes, -1)
+        accepted = random.accept((at(r, x) / at(q, x)).where(has_draw, 0.0), node.sequences)
+        picked = last.where(accepted, -1)
         r = unless_empty(subtract(r, q)[0], r)
-        y = sample_where_none(picked, r, outside, node.q.support, node.rows, random)
-        found, _ = look(replace(node, valid=sure), y)
-        return torch.where(yes, picked, found), y
+        y = sample_if_rejected(picked, r, outside, node.q.support, node.sequences, random)
+        matched, _ = match(replace(node, valid=deterministic), y)
+        return torch.where(accepted, picked, matched), y

@@ -1,36 +1,36 @@
-"""Schemes that sample the target first and look whether a candidate was right. They never read q."""
+"""Schemes that sample the target and accept the candidate that matches. They never read q."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from mcsd.rng import Randomness
-from mcsd.schemes.base import DrawsWithoutReplacement, NodeScheme, likeliest
-from mcsd.schemes.candidates import Node
-from mcsd.schemes.walk import sample_then_look
+from mcsd.schemes.base import DrawsWithoutReplacement, NodeScheme, top_k_indices
+from mcsd.schemes.node_level import sample_and_match
+from mcsd.schemes.types import Node
 
 
-class _SampleThenLook(NodeScheme):
-    """Sample y from the target; if a candidate is y, go on from there."""
+class _SampleAndMatch(NodeScheme):
+    """Sample y from the target; accept the candidate that is y, if any."""
 
     needs_q = False
 
-    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
-        """See `NodeScheme.judge_node`."""
-        return sample_then_look(node, random)
+    def verify_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
+        """See `NodeScheme.verify_node`."""
+        return sample_and_match(node, random)
 
 
-class Naive(DrawsWithoutReplacement, _SampleThenLook):
+class Naive(DrawsWithoutReplacement, _SampleAndMatch):
     """Candidates drawn from q without replacement: the baseline of arXiv 2401.06706."""
 
     name = "naive"
 
 
-class TopK(_SampleThenLook):
-    """The k likeliest tokens of q (EAGLE-2, arXiv 2406.16858; equal to rejection with a one-hot q)."""
+class TopK(_SampleAndMatch):
+    """The k most probable tokens of q (EAGLE-2, arXiv 2406.16858; equal to rejection with a one-hot q)."""
 
     name = "top-k"
 
     def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return likeliest(q, max(counts))
+        return top_k_indices(q, max(counts))

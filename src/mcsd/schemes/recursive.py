@@ -5,8 +5,8 @@ from torch import Tensor
 
 from mcsd.rng import Randomness
 from mcsd.schemes.base import DrawsWithoutReplacement, IndependentDraws, NodeScheme
-from mcsd.schemes.candidates import Node
-from mcsd.schemes.residual import on_support, renormalised, sample_where_none, subtract
+from mcsd.schemes.residual import on_support, renormalised, sample_if_rejected, subtract
+from mcsd.schemes.types import Node
 
 
 class _Recursive(NodeScheme):
@@ -14,32 +14,34 @@ class _Recursive(NodeScheme):
 
     without_replacement: bool
 
-    def judge_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
-        """See `NodeScheme.judge_node`."""
+    def verify_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
+        """See `NodeScheme.verify_node`."""
         q = node.q.weights
         r, outside = on_support(node.p, node.q.support)
-        picked = torch.full_like(node.rows, -1)
+        picked = torch.full_like(node.sequences, -1)
         children = node.tokens.shape[1]
         for j in range(children):
             choice = node.choice[:, j : j + 1]
             tried = node.valid[:, j] & (picked < 0)
-            yes = random.accept((r.gather(1, choice) / q.gather(1, choice))[:, 0].where(tried, 0.0), node.rows)
-            picked = picked.masked_fill(yes, j)
-            rejected = tried & ~yes
-            # A GPU would take longer to answer than to subtract.
+            accepted = random.accept(
+                (r.gather(1, choice) / q.gather(1, choice))[:, 0].where(tried, 0.0), node.sequences
+            )
+            picked = picked.masked_fill(accepted, j)
+            rejected = tried & ~accepted
+            # On a GPU the synchronisation takes longer than the subtraction.
             if rejected.device.type == "cpu" and not rejected.any():
                 continue
             residual, mass = subtract(r, q)
-            # No mass left: the rejection had probability 0 and came of rounding. The old residual stays.
+            # No mass: the rejection had probability 0 and is due to rounding. The old residual stays.
             r = torch.where((rejected & (mass > 0))[:, None], residual / mass[:, None], r)
             if self.without_replacement and j + 1 < children:
                 rest = q.scatter(1, choice, 0.0)
                 q = torch.where(rejected[:, None], renormalised(rest), q)
-        return picked, sample_where_none(picked, r, outside, node.q.support, node.rows, random)
+        return picked, sample_if_rejected(picked, r, outside, node.q.support, node.sequences, random)
 
 
 class Mcss(IndependentDraws, _Recursive):
-    """k independent draws from q, each judged against the same q (section 3.1; SpecInfer's MSS)."""
+    """k independent draws from q, each verified against the same q (section 3.1; SpecInfer's MSS)."""
 
     name = "mcss"
     without_replacement = False

@@ -1,7 +1,7 @@
-"""What is left of the target's distribution after rejections.
+"""The residual: the target's distribution after rejections.
 
-Only the S tokens of the draft's support can be candidates, and outside of it the target only changes by a factor. So
-judgements run on S entries and one number, the mass outside: ``[A, S + 1]``.
+Only the S tokens of the draft's support can be candidates, and outside of it rejections only scale the target's
+distribution. So verification works on S entries and the total mass outside: ``[A, S + 1]``.
 """
 
 import torch
@@ -11,7 +11,7 @@ from mcsd.rng import Randomness
 
 
 def on_support(p: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
-    """The target on a support.
+    """The target's distribution on a support.
 
     Args:
         p: ``[A, V]``; support: int64 ``[A, S]``.
@@ -30,52 +30,52 @@ def subtract(r: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unless_empty(residual: Tensor, r: Tensor) -> Tensor:
-    """A residual ``[A, S + 1]``, or r where it has no mass: the rejection had probability 0 and came of rounding."""
+    """A residual ``[A, S + 1]``, or r where it has no mass: the rejection had probability 0 and is due to rounding."""
     return torch.where(residual.sum(-1, keepdim=True) > 0, residual, r)
 
 
 def renormalised(weights: Tensor) -> Tensor:
-    """``[A, S]`` scaled to the sum 1; 0 where there is nothing."""
+    """``[A, S]`` scaled to sum 1; 0 where all weights are 0."""
     return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def at(weights: Tensor, choice: Tensor) -> Tensor:
-    """``[A]``: an entry of each row of ``[A, S]``, by index ``[A]``."""
+    """``[A]``: the entry of each row of ``[A, S]`` at index ``choice [A]``."""
     return weights.gather(1, choice[:, None])[:, 0]
 
 
-def sample_residual(r: Tensor, outside: Tensor, support: Tensor, rows: Tensor, random: Randomness) -> Tensor:
+def sample_residual(r: Tensor, outside: Tensor, support: Tensor, sequences: Tensor, random: Randomness) -> Tensor:
     """A token, int64 ``[A]``.
 
     Args:
         r: ``[A, S + 1]``, of any positive sum.
         outside: ``[A, V]``, proportional to p outside of the support.
         support: int64 ``[A, S]``.
-        rows: int64 ``[A]``, of the batch.
-        random: the judging stream.
+        sequences: int64 ``[A]``, indices in the batch.
+        random: the `mcsd.rng.VERIFY` stream.
     """
     size = support.shape[1]
-    place = random.sample(r[:, None], 1, rows)[:, 0]
-    off = [row for row, (found,) in enumerate(place.tolist()) if found == size]
-    # Asked for even when no row needs it: every row's stream moves on alike.
-    chosen = off or slice(0)
-    beyond = random.sample(outside[chosen, None], 1, rows[chosen])[:, 0, 0]
-    inside = support.gather(1, place.clamp(max=size - 1))[:, 0]
-    return inside.index_put((torch.tensor(off, device=rows.device),), beyond) if off else inside
+    index = random.sample(r[:, None], 1, sequences)[:, 0]
+    off_support = [i for i, (sampled,) in enumerate(index.tolist()) if sampled == size]
+    # Drawn even if no sequence needs it: the streams of all sequences advance equally.
+    chosen = off_support or slice(0)
+    beyond = random.sample(outside[chosen, None], 1, sequences[chosen])[:, 0, 0]
+    token = support.gather(1, index.clamp(max=size - 1))[:, 0]
+    return token.index_put((torch.tensor(off_support, device=token.device),), beyond) if off_support else token
 
 
-def sample_where_none(
-    picked: Tensor, r: Tensor, outside: Tensor, support: Tensor, rows: Tensor, random: Randomness
+def sample_if_rejected(
+    picked: Tensor, r: Tensor, outside: Tensor, support: Tensor, sequences: Tensor, random: Randomness
 ) -> Tensor:
-    """`sample_residual` for the rows that have accepted no child, ``picked [A]`` being -1; 0 for the others."""
-    found = picked.tolist()
-    lost = [row for row, place in enumerate(found) if place < 0]
-    if len(lost) == len(found):
-        return sample_residual(r, outside, support, rows, random)
-    if not lost:
-        # As many numbers as `sample_residual` takes.
+    """`sample_residual` for the sequences that accepted no child, ``picked [A]`` being -1; 0 for the others."""
+    indices = picked.tolist()
+    rejected = [i for i, index in enumerate(indices) if index < 0]
+    if len(rejected) == len(indices):
+        return sample_residual(r, outside, support, sequences, random)
+    if not rejected:
+        # Draws as many numbers as `sample_residual`.
         for weights in (r, outside):
-            random.sample(weights[:0, None], 1, rows[:0])
+            random.sample(weights[:0, None], 1, sequences[:0])
         return torch.zeros_like(picked)
-    drawn = sample_residual(r[lost], outside[lost], support[lost], rows[lost], random)
-    return torch.zeros_like(picked).index_put((torch.tensor(lost, device=rows.device),), drawn)
+    drawn = sample_residual(r[rejected], outside[rejected], support[rejected], sequences[rejected], random)
+    return torch.zeros_like(picked).index_put((torch.tensor(rejected, device=picked.device),), drawn)

@@ -6,77 +6,77 @@ from torch import Tensor
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
 from mcsd.schemes.base import DrawsWithoutReplacement
-from mcsd.schemes.candidates import Target, Verdict
 from mcsd.schemes.residual import at, on_support, renormalised, subtract
-from mcsd.schemes.whole import emit_after
+from mcsd.schemes.tree_level import emit_token
+from mcsd.schemes.types import TargetDistributions, VerificationResult
 
 
 class Traversal(DrawsWithoutReplacement):
-    """From the leaves up: a leaf is accepted with its whole path, or deleted, and what is left of its parent goes on.
+    """From the leaves up: a leaf is accepted with its whole path, or deleted and its parent's p and q updated.
 
     α is 1 at the root and min(1, α p / q) of its parent at a child. The first leaf, depth first, is accepted with
     probability α; a token after it comes from its p. Otherwise, at its parent, with S = Σ (α p - q)₊: p becomes
-    (α p - q)₊ / S, the leaf leaves q, and α becomes S / (S + 1 - α). A node without children left is a leaf. As nothing
-    but acceptance ends this, all rows of a batch see the nodes in the same order.
+    (α p - q)₊ / S, the leaf leaves q, and α becomes S / (S + 1 - α). A node without remaining children is a leaf. Only
+    acceptance ends this, so all sequences of a batch visit the nodes in the same order.
     """
 
     name = "traversal"
-    deepest = 256
 
-    def _judge(self, target: Target, q: SparseDistributions, random: Randomness) -> Verdict:
-        walk = _Walk(target, q, random)
-        rows = (~target.tree.failed).nonzero()[:, 0]
-        walk.visit(0, rows, torch.ones(len(rows), dtype=q.weights.dtype, device=rows.device))
-        return emit_after(walk.column, walk.left, walk.changed, target, q, random)
+    def _verify(self, target: TargetDistributions, q: SparseDistributions, random: Randomness) -> VerificationResult:
+        verification = _BottomUpVerification(target, q, random)
+        sequences = (~target.tree.failed).nonzero()[:, 0]
+        verification.visit(0, sequences, torch.ones(len(sequences), dtype=q.weights.dtype, device=sequences.device))
+        return emit_token(verification.column, verification.residual, verification.changed, target, q, random)
 
 
-class _Walk:
-    """One judgement on its way: ``column``, ``left`` and ``changed`` are what `emit_after` wants to know."""
+class _BottomUpVerification:
+    """The state of one verification: ``column``, ``residual`` and ``changed`` are the arguments of `emit_token`."""
 
-    def __init__(self, target: Target, q: SparseDistributions, random: Randomness) -> None:
+    def __init__(self, target: TargetDistributions, q: SparseDistributions, random: Randomness) -> None:
         batch, _, size = q.weights.shape
         self._target, self._q, self._random = target, q, random
-        self._children = [[kid for kid in kids if kid >= 0] for kids in target.tree.shape.children.tolist()]
+        self._children = [[node for node in nodes if node >= 0] for nodes in target.tree.shape.children.tolist()]
         self._paths = target.tree.shape.paths.to(q.weights.device)
         self.column = torch.zeros(batch, dtype=torch.int64, device=q.weights.device)
         dtype = torch.promote_types(q.weights.dtype, target.logits.dtype)
-        self.left = torch.zeros(batch, size + 1, dtype=dtype, device=q.weights.device)
+        self.residual = torch.zeros(batch, size + 1, dtype=dtype, device=q.weights.device)
         self.changed = torch.zeros_like(self.column, dtype=torch.bool)
 
-    def visit(self, column: int, rows: Tensor, alpha: Tensor) -> Tensor:
+    def visit(self, column: int, sequences: Tensor, alpha: Tensor) -> Tensor:
         """Try the nodes below a node, then the node itself.
 
         Args:
             column: the node, root 0.
-            rows: int64 ``[A]``, those that have accepted nothing yet; alpha: ``[A]``, theirs at the node.
+            sequences: int64 ``[A]``, those that have accepted nothing yet; alpha: ``[A]``, their α at the node.
 
         Returns:
-            bool ``[A]``, whether a row has accepted something now.
+            bool ``[A]``, whether a sequence has accepted a node now.
         """
-        accepted = torch.ones_like(rows, dtype=torch.bool)
-        open_ = torch.arange(len(rows), device=rows.device)
-        left, changed = self.left[rows], torch.zeros_like(accepted)
-        kids = self._children[column]
-        if kids:
+        accepted = torch.ones_like(sequences, dtype=torch.bool)
+        undecided = torch.arange(len(sequences), device=sequences.device)
+        r, changed = self.residual[sequences], torch.zeros_like(accepted)
+        children = self._children[column]
+        if children:
             p, broken = self._target.after(
-                torch.full_like(rows, column), self._paths[column].expand(len(rows), -1), rows
+                torch.full_like(sequences, column), self._paths[column].expand(len(sequences), -1), sequences
             )
-            left, _ = on_support(p.nan_to_num(0.0), self._q.support[rows, column])
-            q = self._q.weights[rows, column]
-        for kid in kids:
-            choice, there = self._target.tree.choice[rows, kid], self._target.tree.valid[rows, kid] & ~broken
-            chance = (alpha * at(left, choice) / at(q, choice)).clamp(max=1.0).where(there, 0.0)
-            on = ~self.visit(kid + 1, rows, chance)
-            rows, open_, choice, there, broken = rows[on], open_[on], choice[on], there[on], broken[on]
-            alpha, left, q, changed = alpha[on], left[on], q[on], changed[on]
-            residual, mass = subtract(alpha[:, None] * left, q)
-            some = there & (mass > 0)
-            left, changed = torch.where(some[:, None], residual / mass[:, None], left), changed | some
-            q = torch.where(there[:, None], renormalised(q.scatter(1, choice[:, None], 0.0)), q)
+            r, _ = on_support(p.nan_to_num(0.0), self._q.support[sequences, column])
+            q = self._q.weights[sequences, column]
+        for child in children:
+            choice, valid = self._target.tree.choice[sequences, child], self._target.tree.valid[sequences, child]
+            valid = valid & ~broken
+            child_alpha = (alpha * at(r, choice) / at(q, choice)).clamp(max=1.0).where(valid, 0.0)
+            rest = ~self.visit(child + 1, sequences, child_alpha)
+            sequences, undecided, choice, valid = sequences[rest], undecided[rest], choice[rest], valid[rest]
+            broken, alpha, r, q, changed = broken[rest], alpha[rest], r[rest], q[rest], changed[rest]
+            residual, mass = subtract(alpha[:, None] * r, q)
+            updated = valid & (mass > 0)
+            r, changed = torch.where(updated[:, None], residual / mass[:, None], r), changed | updated
+            q = torch.where(valid[:, None], renormalised(q.scatter(1, choice[:, None], 0.0)), q)
             if column:
-                alpha = torch.where(there & (alpha < 1), mass / (mass + 1 - alpha), alpha)
-        yes = self._random.accept(alpha, rows)
-        self.column[rows[yes]], self.changed[rows[yes]] = column, changed[yes]
-        self.left[rows[yes]] = left[yes].to(self.left.dtype)
-        accepted[open_] = yes
+                alpha = torch.where(valid & (alpha < 1), mass / (mass + 1 - alpha), alpha)
+        accepts = self._random.accept(alpha, sequences)
+        self.column[sequences[accepts]], self.changed[sequences[accepts]] = column, changed[accepts]
+        self.residual[sequences[accepts]] = r[accepts].to(self.residual.dtype)
+        accepted[undecided] = accepts
         return accepted

@@ -1,4 +1,4 @@
-"""What a test of the engine needs: a language model without a network."""
+"""For tests of the engine: a language model without a network."""
 
 from mcsd.testing.tabular import TabularModel
 

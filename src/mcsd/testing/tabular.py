@@ -1,15 +1,16 @@
-"""A first-order language model given by a table, so that the law of a whole engine can be computed by hand."""
+"""A first-order language model given by a table: the output distribution of an engine can be computed by hand."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mcsd.models.base import Block, Cache, Output
+from mcsd.models.layout import TokenLayout
+from mcsd.models.protocol import Cache, ModelOutput
 
 
 class TabularModel:
-    """The next token depends on the last one only.
+    """A language model whose next token depends on the last one only.
 
     Args:
         table: float ``[V, V]``: row = last token, entries = next-token probabilities. Serves as target and draft.
@@ -25,25 +26,25 @@ class TabularModel:
 
     def __init__(self, table: Tensor) -> None:
         if table.dim() != 2 or table.shape[0] != table.shape[1]:
-            raise ValueError(f"a table of shape {tuple(table.shape)}: not [V, V]")
+            raise ValueError(f"a table of shape {tuple(table.shape)} is not [V, V]")
         if (table < 0).any() or not torch.allclose(table.sum(-1), torch.ones(len(table), dtype=table.dtype), atol=1e-4):
             raise ValueError("each row of the table must be a distribution")
         self.vocab_size = len(table)
         self._logits = table.log()
 
-    def new_cache(self, rows: int, slots: int) -> Cache:
-        """Nothing but lengths: the last token is always among those a forward is given."""
-        return Cache(rows, self.device)
+    def new_cache(self, max_batch: int, max_tokens: int) -> Cache:
+        """A cache of lengths only: the last token is always among the tokens of a forward."""
+        return Cache(max_batch, self.device)
 
     def forward(
         self,
         tokens: Tensor,
-        block: Block,
+        layout: TokenLayout,
         cache: Cache,
-        rows: slice = slice(None),
+        sequences: slice = slice(None),
         logits: bool = True,
-        hidden: Sequence[int] = (),
-    ) -> Output:
-        """Look the rows up; the hidden state is the one-hot of the token."""
+        hidden_layers: Sequence[int] = (),
+    ) -> ModelOutput:
+        """Look the tokens up in the table; the hidden state is the one-hot of the token."""
         states = torch.nn.functional.one_hot(tokens, self.vocab_size).to(self._logits.dtype)
-        return Output(self._logits[tokens], states if hidden else None)
+        return ModelOutput(self._logits[tokens], states if hidden_layers else None)

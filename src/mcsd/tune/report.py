@@ -1,24 +1,24 @@
-"""What was found, for people and for ``--json``."""
+"""The findings of ``mcsd tune``: for the terminal, ``--json`` and the profile."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mcsd.planning import Costs
+from mcsd.planning import StepCosts
 
-_PAYS = 1.03
-"""Times plain decoding below which speculation is not worth its memory."""
+_MIN_SPEEDUP = 1.03
+"""Speed-up over plain decoding below which speculation is not worth its memory."""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A scheme with a tree, as it ran.
+class ConfigurationResult:
+    """The speed of a scheme with a tree.
 
     Attributes:
-        scheme, tree: its names.
-        predicted: tokens a second that measurements of its parts promised.
-        measured: tokens a second, prompts left out.
-        times: ``measured`` over that of plain decoding; slowest, fastest: the same of single prompts.
+        scheme, tree: their names.
+        predicted: tokens a second, by the cost model.
+        measured: tokens a second, prefill excluded.
+        times: the speed-up over plain decoding; slowest, fastest: the same of single prompts.
         acceptance_length: tokens a target call.
     """
 
@@ -33,50 +33,50 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Race:
-    """Those that ran at one temperature.
+class ConfigurationComparison:
+    """The configurations that ran at one temperature.
 
     Attributes:
         temperature: of sampling.
-        prompts: that all of them have answered.
-        rates: how often the first, second, ... candidate below the root is the accepted one.
-        contenders: plain decoding first.
+        prompts: how many all configurations have answered.
+        rates: how often the first, second, ... candidate below the root is accepted.
+        configurations: plain decoding first.
     """
 
     temperature: float
     prompts: int
     rates: tuple[float, ...]
-    contenders: tuple[Contender, ...]
+    configurations: tuple[ConfigurationResult, ...]
 
-    def winner(self, scheme: str | None = None) -> Contender:
+    def best(self, scheme: str | None = None) -> ConfigurationResult:
         """The fastest, of all or of one scheme; plain decoding if no other is clearly faster."""
-        plain = self.contenders[0]
+        plain = self.configurations[0]
         fastest = max(
-            (one for one in self.contenders if scheme in (None, one.scheme)),
+            (one for one in self.configurations if scheme in (None, one.scheme)),
             key=lambda one: one.measured,
             default=plain,
         )
-        return fastest if fastest.times >= _PAYS else plain
+        return fastest if fastest.times >= _MIN_SPEEDUP else plain
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `mcsd.tune.tune` found.
+class TuneReport:
+    """The result of `mcsd.tune.tune`.
 
     Attributes:
-        target, draft, scheme: names; the scheme is the one that was asked for.
+        target, draft: names; scheme: the one that was asked for.
         costs: of steps.
-        races: one a temperature.
-        profile: where what auto needs is kept.
+        comparisons: one a temperature.
+        profile: the file that ``tree="auto"`` reads.
     """
 
     target: str
     draft: str
     scheme: str
-    costs: Costs
-    races: tuple[Race, ...]
+    costs: StepCosts
+    comparisons: tuple[ConfigurationComparison, ...]
     profile: Path
 
     def findings(self) -> dict[str, Any]:
-        """What a profile keeps of it."""
-        return {"races": [asdict(race) for race in self.races]}
+        """The part that a profile keeps."""
+        return {"comparisons": [asdict(comparison) for comparison in self.comparisons]}

@@ -1,7 +1,21 @@
-"""Checking that an engine says what its target says: greedy texts word by word, samples against the exact law."""
+"""Checks that an engine's output is the target's: greedy texts token by token, samples by a chi-square test."""
 
-from mcsd.verify.options import Options
-from mcsd.verify.report import Report
-from mcsd.verify.run import check_params, tree_for, verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Options", "Report", "check_params", "tree_for", "verify"]
+from mcsd.verify.options import VerifyOptions, check_params, default_tree
+
+if TYPE_CHECKING:
+    from mcsd.verify.report import VerificationReport
+    from mcsd.verify.verification import verify
+
+__all__ = ["VerificationReport", "VerifyOptions", "check_params", "default_tree", "verify"]
+
+_LAZY = {"VerificationReport": "mcsd.verify.report", "verify": "mcsd.verify.verification"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first used."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

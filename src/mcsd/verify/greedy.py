@@ -1,4 +1,4 @@
-"""Greedy texts: every token that the engine says must be the target's own argmax, or tie with it."""
+"""Greedy texts: every token of the engine must be the target's argmax, or tie with it."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,41 +9,41 @@ from torch import Tensor
 
 from mcsd.engine import Engine
 from mcsd.params import SamplingParams
-from mcsd.verify.plain import in_other_shapes, plain_logits, shaped
-from mcsd.verify.report import Divergence, Greedy
+from mcsd.verify.oracle import adjusted_logits, recomputed_logits, reference_logits
+from mcsd.verify.report import Divergence, GreedyReport
 
-_GROUP = 8
-"""Texts that are written together; the clock is looked at between groups."""
+_BATCH = 8
+"""Texts generated together; the time limit is checked between batches."""
 
 
 def check_greedy(
-    engine: Engine, prompts: Sequence[list[int]], params: SamplingParams, until: float, show: Callable[[str], None]
-) -> tuple[Greedy, list[list[int]]]:
-    """Write texts at temperature 0, then teacher-force the target with them: one plain forward a text.
+    engine: Engine, prompts: Sequence[list[int]], params: SamplingParams, until: float, progress: Callable[[str], None]
+) -> tuple[GreedyReport, list[list[int]]]:
+    """Generate texts at temperature 0 and teacher-force the target with them, in one plain forward per text.
 
     Args:
-        engine: to be checked.
+        engine: the engine to check.
         prompts: token ids.
-        params: how to write; the temperature is taken as 0.
-        until: when to stop, by `time.monotonic`; the first group is done in any case.
-        show: takes a line about how far it has come.
+        params: how to generate; the temperature counts as 0.
+        until: time limit, by `time.monotonic`; the first batch is checked in any case.
+        progress: called with status lines.
 
     Returns:
-        What was found, and the new texts of the prompts that were done.
+        The report, and the new texts of the prompts that were checked.
     """
     params = replace(params, temperature=0.0)
     texts: list[list[int]] = []
     divergences: list[Divergence] = []
     rounding = 0.0
-    for start in range(0, len(prompts), _GROUP):
+    for start in range(0, len(prompts), _BATCH):
         if start and time.monotonic() > until:
             break
-        show(f"greedy: {start} of {len(prompts)} texts")
-        group = list(prompts[start : start + _GROUP])
-        for prompt, done in zip(group, engine.generate(group, params), strict=True):
+        progress(f"greedy: {start} of {len(prompts)} texts")
+        batch = list(prompts[start : start + _BATCH])
+        for prompt, done in zip(batch, engine.generate(batch, params), strict=True):
             text = list(done.token_ids)
-            best, gaps, moved = _force(engine, prompt, text, params)
-            rounding = max(rounding, moved)
+            best, gaps, change = _teacher_force(engine, prompt, text, params)
+            rounding = max(rounding, change)
             divergences += [
                 Divergence(len(texts), i, token, top, gap)
                 for i, (token, top, gap) in enumerate(zip(text, best, gaps, strict=True))
@@ -51,27 +51,28 @@ def check_greedy(
             ]
             texts.append(text)
     tokens = sum(map(len, texts))
-    return Greedy(len(texts), tokens, len(prompts), tuple(divergences), rounding), texts
+    return GreedyReport(len(texts), tokens, len(prompts), tuple(divergences), rounding), texts
 
 
-def _force(
+def _teacher_force(
     engine: Engine, prompt: list[int], text: list[int], params: SamplingParams
 ) -> tuple[list[int], list[float], float]:
-    """The argmax at each token of a text and its lead over the token; and the most that rounding moves a lead."""
+    """Per token of a text, the argmax and its gap to the token; and the largest change of a gap by rounding."""
     tokens = torch.tensor([[*prompt, *text[:-1]]], device=engine.target.device)
     before = [text[:i] for i in range(len(text))]
-    logits = shaped(plain_logits(engine.target, tokens, len(text))[0], params, prompt, before)
+    logits = adjusted_logits(reference_logits(engine.target, tokens, len(text))[0], params, prompt, before)
     top = logits.topk(2, dim=-1)
-    moved = 0.0
-    for again in in_other_shapes(engine.target, tokens, len(text)):
-        moved = max(moved, _moved(shaped(again[0], params, prompt, before).gather(1, top.indices), top.values))
+    change = 0.0
+    for again in recomputed_logits(engine.target, tokens, len(text)):
+        recomputed = adjusted_logits(again[0], params, prompt, before).gather(1, top.indices)
+        change = max(change, _gap_change(recomputed, top.values))
     best = logits.max(-1)
-    said = logits.gather(1, torch.tensor(text, device=logits.device)[:, None])[:, 0]
-    return best.indices.tolist(), (best.values - said).tolist(), moved
+    chosen = logits.gather(1, torch.tensor(text, device=logits.device)[:, None])[:, 0]
+    return best.indices.tolist(), (best.values - chosen).tolist(), change
 
 
-def _moved(again: Tensor, top: Tensor) -> float:
-    """The most that the lead of the likeliest token over the next one moved; of two logits a position, ``[n, 2]``."""
-    change = (again.diff(dim=-1) - top.diff(dim=-1)).abs()
-    # Where only one token is possible the lead is infinite, and stays so.
+def _gap_change(recomputed: Tensor, top: Tensor) -> float:
+    """The largest change of the gap between the two largest logits of a position, ``[n, 2]``."""
+    change = (recomputed.diff(dim=-1) - top.diff(dim=-1)).abs()
+    # If only one token is possible, both gaps are infinite: no change.
     return float(change.nan_to_num(0.0, posinf=float("inf")).max())

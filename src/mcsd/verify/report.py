@@ -1,19 +1,19 @@
-"""What `mcsd verify` found: frozen records, free of torch."""
+"""The results of `mcsd verify`: frozen dataclasses, free of torch. Field names are those of ``--json``."""
 
 from dataclasses import dataclass
 
 LEVEL = 1e-3
-"""The odds that a lossless engine fails the sampled part, all contexts together."""
+"""The probability that a correct engine fails the sampled part, over all contexts together."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """A token of a greedy text that is not the argmax of the target's plain forward over the text before it.
+    """A token of a greedy text that is not the argmax of the target's reference logits.
 
     Attributes:
-        prompt: which, from 0; position: of the token in the new text, from 0.
-        token: what the engine said; best: the argmax.
-        gap: the argmax's logit minus the token's.
+        prompt: index of the prompt, from 0; position: of the token in the new text, from 0.
+        token: the engine's; best: the argmax.
+        gap: logit of the argmax minus logit of the token.
     """
 
     prompt: int
@@ -24,14 +24,14 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Greedy:
-    """The texts at temperature 0, every token of them teacher-forced.
+class GreedyReport:
+    """The check of the texts at temperature 0, with every token teacher-forced.
 
     Attributes:
-        texts, tokens: that were checked; asked: texts that were wanted.
+        texts, tokens: number checked; asked: number of texts requested.
         divergences: in the order of texts.
-        rounding: the most that the gap between a position's two likeliest tokens moved with the shape of the forward.
-            A divergence of a gap up to this is a tie.
+        rounding: the largest change, with the shape of the forward, of the gap between a position's two largest
+            logits. A divergence with a gap up to this is a tie.
     """
 
     texts: int
@@ -47,27 +47,28 @@ class Greedy:
 
     @property
     def passed(self) -> bool:
-        """Whether there are none."""
+        """Whether there are no failures."""
         return not self.failures
 
 
 @dataclass(frozen=True)
-class Context:
-    """One context: the engine's next two tokens, many times, against the law of the target.
+class ContextReport:
+    """Samples of the engine's next two tokens after one context, tested against the target's exact distribution.
 
     Attributes:
-        prompt: which, from 0; continued: tokens of its greedy text that follow it; tokens: of the whole context.
-        samples: pairs that were drawn.
-        cells: pairs, or lumps of pairs, that were told apart.
-        chi_square: the statistic, of ``cells - 1`` degrees.
-        forbidden: samples that the law gives no chance.
-        p_value: of the statistic and the forbidden samples together, where rounding may do at each context what it
-            was seen to do at any.
-        total_variation: of the samples from the law, over the cells.
-        plain: what as many samples from the law itself show: the 2.5 % quantile, the mean, the 97.5 % quantile.
-        rounding, distance: the most that the law moved, in total variation and as Σ(p'-p)²/p over the cells, when it
-            was computed in other shapes.
-        sees: the total variation that would be found nine times out of ten; None if there is one cell.
+        prompt: index of the prompt, from 0; continued: tokens of its greedy text that follow it; tokens: length of the
+            whole context.
+        samples: number of sampled pairs.
+        cells: cells of the chi-square test: single pairs, or pools of rare ones.
+        chi_square: the statistic, with ``cells - 1`` degrees of freedom.
+        forbidden: samples with probability 0.
+        p_value: of the statistic and the forbidden samples together. It allows at each context for the largest
+            rounding measured at any.
+        total_variation: distance of the samples from the distribution, over the cells.
+        plain: the same distance for simulated samples of the exact distribution: 2.5 % quantile, mean, 97.5 % quantile.
+        rounding, distance: the largest change of the distribution when it was computed in other shapes, in total
+            variation and as Σ(p'-p)²/p over the cells.
+        sees: the total variation that is detected with probability 0.9; None if there is only one cell.
     """
 
     prompt: int
@@ -86,17 +87,17 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """All contexts.
+class SampledReport:
+    """The check of the samples, over all contexts.
 
     Attributes:
-        contexts: one by one, those that were sampled.
-        asked: contexts that were wanted; asked_samples: of each.
-        p_value: of all contexts' statistics together; sees: as in `Context`, of a bias that all share.
-        rejected: which of the contexts, and last all together, Holm's correction rejects at `LEVEL`.
+        contexts: those that were sampled.
+        asked: number of contexts requested; asked_samples: per context.
+        p_value: of the sum of all statistics; sees: as in `ContextReport`, for a bias common to all contexts.
+        rejected: by Holm's correction at `LEVEL`: each context, then all together.
     """
 
-    contexts: tuple[Context, ...]
+    contexts: tuple[ContextReport, ...]
     asked: int
     asked_samples: int
     p_value: float
@@ -110,13 +111,13 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Report:
-    """All that was found.
+class VerificationReport:
+    """The whole result.
 
     Attributes:
         target, draft, tree, scheme: of the engine; dtype: of the target's logits.
         greedy, sampled: the two parts.
-        seconds: that it took.
+        seconds: wall time.
     """
 
     target: str
@@ -124,8 +125,8 @@ class Report:
     tree: str
     scheme: str
     dtype: str
-    greedy: Greedy
-    sampled: Sampled
+    greedy: GreedyReport
+    sampled: SampledReport
     seconds: float
 
     @property

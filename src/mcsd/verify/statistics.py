@@ -1,80 +1,67 @@
-"""The chi-square tail, central and not, what a test can see, and Holm's correction. Free of models."""
+"""Chi-square and binomial tails, the power of the chi-square test, and Holm's correction. Free of models."""
 
-from collections.abc import Callable, Sequence
-from math import lgamma, sqrt
+from collections.abc import Sequence
+from math import sqrt
 
-import torch
 from torch import Tensor
 
 _POWER = 0.9
 
+_MIN_PROBABILITY = 1e-9
+"""No event counts as impossible: the probability allowed for is measured, and a measured 0 proves nothing."""
 
-def tail(statistic: float, degrees: int, shift: float = 0.0) -> float:
-    """The probability that a chi-square variable exceeds ``statistic``.
+
+def chi_square_sf(statistic: float, degrees: int, noncentrality: float = 0.0) -> float:
+    """The probability that a (noncentral) chi-square variable exceeds ``statistic``.
 
     Args:
         statistic: at least 0.
-        degrees: of freedom; with none the variable is 0.
-        shift: the noncentrality: N·Σ(p'-p)²/p where N samples follow p' and are held to p.
+        degrees: of freedom; a variable with 0 degrees is 0.
+        noncentrality: N·Σ(p'-p)²/p if N samples follow p' and are tested against p.
     """
+    from scipy.stats import chi2, ncx2
+
     if degrees == 0:
         return 1.0
-    # A noncentral variable is a central one with twice a Poisson number of further degrees.
-    terms = torch.arange(int(shift / 2 + 12 * sqrt(shift / 2)) + 40, dtype=torch.float64)
-    half = torch.tensor(shift / 2, dtype=torch.float64)
-    weights = (torch.special.xlogy(terms, half) - half - torch.lgamma(terms + 1)).exp()
-    tails = torch.special.gammaincc(degrees / 2 + terms, torch.tensor(statistic / 2, dtype=torch.float64))
-    return min(float((weights * tails).sum()), 1.0)
+    return float(ncx2.sf(statistic, degrees, noncentrality) if noncentrality else chi2.sf(statistic, degrees))
 
 
-def visible(degrees: int, shift: float, samples: int, level: float) -> float | None:
-    """The total variation from p that a test of this level finds nine times out of ten, whatever the bias is like.
+def detectable_total_variation(degrees: int, noncentrality: float, samples: int, level: float) -> float | None:
+    """The total variation from p that a test of this level detects with probability 0.9, for any kind of bias.
 
-    A bias of total variation d has a chi-square distance of at least 4d², so this holds for the hardest one. None where
-    there is but one cell: nothing can be seen.
+    A bias of total variation d has a chi-square distance of at least 4d², so this holds for the hardest bias. None if
+    there is only one cell (0 degrees), which cannot show a bias.
     """
+    from scipy.optimize import brentq
+    from scipy.stats import chi2, ncx2
+
     if degrees == 0:
         return None
-    critical = _least(lambda x: tail(x, degrees, shift) <= level, degrees + shift)
-    needed = _least(lambda x: tail(critical, degrees, x) >= _POWER, critical)
+    critical = ncx2.isf(level, degrees, noncentrality) if noncentrality else chi2.isf(level, degrees)
+    # With a noncentrality of four times the critical value the power is far above 0.9.
+    needed = brentq(lambda x: chi_square_sf(critical, degrees, x) - _POWER, 0, 4 * critical + 40)
     return min(sqrt(needed / samples) / 2, 1.0)
 
 
-def _least(true: Callable[[float], bool], guess: float) -> float:
-    """The smallest number at which a condition holds that holds from there on."""
-    low, high = 0.0, guess
-    while not true(high):
-        low, high = high, 2 * high
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if true(middle) else (middle, high)
-    return high
+def binomial_sf(count: int, samples: int, probability: float) -> float:
+    """The probability of at least ``count`` events in ``samples`` independent trials."""
+    from scipy.stats import binom
 
-
-def at_least(count: int, samples: int, probability: float) -> float:
-    """The probability that at least ``count`` of so many independent events happen."""
-    if count == 0:
-        return 1.0
-    # No event is taken to be impossible: what is allowed for is measured, and a measurement of 0 is not a proof.
-    chance = torch.tensor(min(max(probability, 1e-9), 1.0), dtype=torch.float64)
-    k = torch.arange(count, samples + 1, dtype=torch.float64)
-    ways = lgamma(samples + 1) - torch.lgamma(k + 1) - torch.lgamma(samples - k + 1)
-    log = ways + torch.xlogy(k, chance) + torch.special.xlog1py(samples - k, -chance)
-    return min(float(log.exp().sum()), 1.0)
+    return float(binom.sf(count - 1, samples, min(max(probability, _MIN_PROBABILITY), 1.0)))
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
-    """Which hypotheses fall, in the order given; a true one falls with a probability of at most ``level``."""
+    """Which hypotheses are rejected, in the given order; any is falsely rejected with probability up to ``level``."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    fallen = [False] * len(p_values)
+    rejected = [False] * len(p_values)
     for rank, which in enumerate(order):
         if p_values[which] > level / (len(p_values) - rank):
             break
-        fallen[which] = True
-    return fallen
+        rejected[which] = True
+    return rejected
 
 
-def total_variation(seen: Tensor, law: Tensor) -> Tensor:
-    """Half the sum of differences between shares: ``[...]`` for counts ``[..., C]`` and a law ``[C]``."""
-    shares = seen / seen.sum(-1, keepdim=True)
-    return (shares - law).abs().sum(-1) / 2
+def total_variation(counts: Tensor, distribution: Tensor) -> Tensor:
+    """Total variation distance of relative frequencies from a distribution: ``[...]`` for ``[..., C]`` and ``[C]``."""
+    frequencies = counts / counts.sum(-1, keepdim=True)
+    return (frequencies - distribution).abs().sum(-1) / 2

@@ -1,0 +1,131 @@
+"""The options of loading and of the engine, declared once for Python and the command line. Imports no torch.
+
+Everything that can be checked without reading a model is checked when an object is made.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mcsd.errors import InvalidOption, UnknownScheme, check_int
+from mcsd.schemes.registry import REGISTRY, check_tree
+from mcsd.tree import TreeShape
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8",)
+MAX_BATCH = 4096
+MAX_LENGTH = 1 << 20
+MAX_CACHE_TOKENS = 1 << 24
+"""Bound of ``max_batch * max_length``, for which the key-value cache is allocated."""
+
+Tree = str | Path | Sequence[int] | TreeShape
+
+_DEVICE = re.compile(r"[a-z]+(:[0-9]{1,3})?")
+
+
+def option(
+    default: Any, *flags: str, help: str, type: Any = str, shown: str | bool = True, panel: str = "Engine"
+) -> Any:
+    """A field of an options class that the command line offers as an option.
+
+    Args:
+        default: its value if the user gives none.
+        flags: such as ``--target`` and ``-m``.
+        help: one line.
+        type: of its value on the command line.
+        shown: how the help shows the default; True: the default itself.
+        panel: of the help.
+    """
+    metadata = {"flags": flags, "help": help, "type": type, "shown": shown, "panel": panel}
+    return field(default=default, metadata=metadata)
+
+
+def same_option(options: Any, name: str) -> Any:
+    """A field with the default, flags and help of another options class."""
+    original = options.__dataclass_fields__[name]
+    return field(default=original.default, metadata=original.metadata)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Which models are loaded, and how.
+
+    Raises:
+        InvalidOption: an unknown device, dtype or quantization.
+    """
+
+    target: str | Path = option(
+        "smollm2-135m", "--target", "-m", help="Target model: a name (see mcsd models), folder, GGUF file or hub id."
+    )
+    draft: str | Path | None = option(
+        None,
+        *("--draft", "-md"),
+        help="Draft model, named like the target, or ngram.",
+        type=str | None,
+        shown="the target's default draft, else ngram",
+    )
+    device: str = option("auto", "--device", help="auto, cpu, cuda or cuda:N.")
+    dtype: str = option("auto", "--dtype", help="auto, float32, bfloat16 or float16.")
+    quantize: str | None = option(None, "--quantize", help="Quantize the weights: int8.", type=str | None, shown="off")
+    compile: bool = option(False, "--compile", help="Compile the models; no effect yet.", type=bool)
+
+    def __post_init__(self) -> None:
+        if not _DEVICE.fullmatch(str(self.device)):
+            raise InvalidOption(f"device {self.device!r:.40} is not one", "auto, cpu, cuda or cuda:N")
+        if self.dtype not in DTYPES:
+            raise InvalidOption(f"dtype {self.dtype!r:.40} is unknown", f"one of {', '.join(DTYPES)}")
+        if self.quantize is not None and self.quantize not in QUANTIZATIONS:
+            raise InvalidOption(
+                f"quantize {self.quantize!r:.40} is unknown", f"one of {', '.join(QUANTIZATIONS)}, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class EngineOptions(LoadOptions):
+    """The arguments of `mcsd.Engine.load`.
+
+    Raises:
+        InvalidOption, InvalidTree, UnknownScheme: by name.
+    """
+
+    tree: Tree = option("auto", "--tree", help="Tree of candidates: 4x2x2x1, chain:4, none, auto or a JSON file.")
+    scheme: str = option("mcss-wor", "--scheme", help="Scheme that draws and verifies the candidates.")
+    max_batch: int = 8
+    max_length: int = option(2048, "--max-length", help="Maximum number of tokens, prompt included.", type=int)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_tree(self.scheme, self.tree)
+        check_sizes(self.max_batch, self.max_length)
+
+
+def parse_tree(scheme: str, tree: Tree) -> TreeShape | None:
+    """The shape of a tree; None for "auto".
+
+    Raises:
+        UnknownScheme, InvalidTree: an unknown scheme; not a tree, or one that the scheme cannot verify.
+    """
+    if not isinstance(scheme, str) or scheme not in REGISTRY:
+        raise UnknownScheme(f"scheme {scheme!r:.40} is unknown", f"one of {', '.join(REGISTRY)}")
+    if isinstance(tree, str) and tree == "auto":
+        return None
+    shape = TreeShape.parse(tree)
+    check_tree(scheme, shape)
+    return shape
+
+
+def check_sizes(max_batch: int, max_length: int) -> None:
+    """Check the size of the key-value cache.
+
+    Raises:
+        InvalidOption: a size outside its range.
+    """
+    check_int("max_batch", max_batch, 1, MAX_BATCH)
+    check_int("max_length", max_length, 1, MAX_LENGTH)
+    if max_batch * max_length > MAX_CACHE_TOKENS:
+        raise InvalidOption(
+            f"max_batch={max_batch} sequences of max_length={max_length} are more than {MAX_CACHE_TOKENS} tokens",
+            "lower one",
+        )

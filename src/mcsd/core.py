@@ -1,0 +1,299 @@
+"""The engine core: a batch of requests, stepped together. Draft, score, verify, commit, emit.
+
+The core is the only place where drafter, target and scheme meet. The tree of each step comes from a plan. It has no
+globals; one thread drives it.
+"""
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcsd import kernels
+from mcsd.drafters import MAX_LAG, Drafter
+from mcsd.errors import InvalidTree, NonFiniteLogits, RequestError, RequestInterrupted
+from mcsd.models import LanguageModel, TokenLayout
+from mcsd.models.prefill import prefill
+from mcsd.params import Completion, SamplingParams
+from mcsd.planning.plan import Plan, StepOutcome
+from mcsd.request import Request
+from mcsd.rng import DRAW, VERIFY, PhiloxStreams
+from mcsd.sampling import BatchSamplingParams
+from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult
+from mcsd.schemes.registry import check_tree
+from mcsd.tokenization import Prompt, PromptEncoder
+from mcsd.tree import TreeShape
+
+
+def cache_slots(max_length: int, max_nodes: int) -> int:
+    """Cache slots per sequence: the text, and the in-flight tokens of a tree or of a draft that catches up."""
+    return max_length + 2 + max(MAX_LAG, max_nodes)
+
+
+class EngineCore:
+    """Steps a batch of requests with a target, a drafter and a scheme; the output follows the target's distribution.
+
+    Args:
+        target: the target.
+        drafter: proposes candidates.
+        scheme: a name in `mcsd.SCHEMES`; "top-k" verifies candidates that were not sampled.
+        plan: names the tree of each step; it may be set later, before the first step.
+        max_nodes: of the largest tree that the plan may name.
+        tokenizer: of the target; without one, prompts are token ids and there is no text.
+        max_batch: sequences that run together; further requests wait.
+        max_length: the most tokens of a request, prompt included; at most the target's context.
+
+    Attributes:
+        tree: of the last step.
+        draft_levels: levels of candidates that all steps so far have drafted.
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        drafter: Drafter,
+        scheme: str,
+        plan: Plan | None,
+        max_nodes: int,
+        tokenizer: Any | None = None,
+        max_batch: int = 1,
+        max_length: int = 2048,
+    ) -> None:
+        self.target = target
+        self.drafter = drafter
+        self.tokenizer = tokenizer
+        self.plan = plan
+        self.max_batch = max_batch
+        self.max_length = min(max_length, target.max_length or max_length)
+        self.tree = TreeShape.parse("none")
+        self.draft_levels = 0
+        self.cache = target.new_cache(max_batch, cache_slots(self.max_length, max_nodes))
+        chosen = SCHEMES[scheme]
+        self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not drafter.is_sampled else chosen()
+        self.encoder = PromptEncoder(tokenizer, target.name, target.vocab_size, self.max_length)
+        eos = getattr(tokenizer, "eos_token_id", None)
+        self._eos = target.eos_token_ids | (frozenset() if eos is None else {eos})
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._sampling: BatchSamplingParams | None = None
+        self._streams = PhiloxStreams(torch.empty(0, dtype=torch.int64))
+        self._clock = dict.fromkeys(("prefill", "draft", "target", "judge", "commit", "other"), 0.0)
+        self._since = 0.0
+        if target.device.type == "cpu" and target.vocab_size >= kernels.LARGE_VOCABULARY:
+            # Kernels are compiled now, not in the first request.
+            kernels.available()
+
+    @property
+    def scheme_name(self) -> str:
+        """The scheme that verifies."""
+        return self._scheme.name
+
+    @property
+    def target_name(self) -> str:
+        """The target."""
+        return self.target.name
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time of all steps so far, by part."""
+        return dict(self._clock)
+
+    def request(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
+        """A request for `submit`.
+
+        Raises:
+            RequestError: the prompt or a parameter is wrong.
+        """
+        params = SamplingParams() if params is None else params
+        ids = self.encoder.encode(prompt, params)
+        return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request until a sequence is free."""
+        self._waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a waiting or running request with `RequestInterrupted`; its sequence is free at once."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+        elif request in self._running:
+            self._free(self._running.index(request))
+        if not request.done:
+            request.error = RequestInterrupted("the request was cancelled", "submit it again")
+
+    def run(self, requests: list[Request]) -> list[Completion]:
+        """Run requests to their end.
+
+        Raises:
+            RequestError: the first request that failed; its ``completions`` are those of the others.
+        """
+        for request in requests:
+            self.submit(request)
+        try:
+            for request in requests:
+                while not request.done:
+                    self.step()
+        finally:
+            for request in requests:
+                self.cancel(request)
+        for request in requests:
+            if isinstance(request.error, RequestError):
+                request.error.completions = tuple(other.completion for other in requests)
+                raise request.error
+        return [request.completion for request in requests if request.completion is not None]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Advance every sequence by at least one token. Requests receive what was emitted for them.
+
+        An exception (Ctrl-C, out of memory) ends the running requests with `RequestInterrupted`, because their caches
+        may be ahead of their texts. Waiting requests stay, and the engine goes on.
+        """
+        try:
+            self._since = time.perf_counter()
+            self._admit()
+            if not self._running:
+                return
+            before = dict(self._clock)
+            tree = self._draft()
+            logits, hidden = self._score(tree)
+            result = self._verify(tree, logits)
+            self._commit(result, hidden)
+            self._lap("commit")
+            self._observe(tree, result, before)
+            self._emit(tree, result, logits)
+        except BaseException:
+            self._abort()
+            raise
+        self._lap("other")
+
+    def _admit(self) -> None:
+        # Equal prompts that start together are read once.
+        started: dict[tuple[int, ...], tuple[int, Tensor | None]] = {}
+        while self._waiting and len(self._running) < self.max_batch:
+            request = self._waiting.popleft()
+            self._lap("other")
+            request.clock = dict(self._clock)
+            self._running.append(request)
+            self._sampling = None
+            same, hidden = started.get(tuple(request.prompt), (None, None))
+            index = self.cache.add(same)
+            if same is None:
+                hidden = prefill(self.target, self.cache, index, request.prompt[:-1], self.drafter.hidden_layers)
+                started[tuple(request.prompt)] = index, hidden
+            self.drafter.add(request.prompt, hidden)
+            self._lap("prefill")
+        assert self.cache.batch_size == len(self._running)
+        if self._sampling is None:
+            device = self.target.device
+            self._sampling = BatchSamplingParams.of([request.params for request in self._running], device)
+            self._streams = PhiloxStreams(torch.tensor([request.seed for request in self._running], device=device))
+        self._positions = [len(request.tokens) for request in self._running]
+
+    def _draft(self) -> CandidateTree:
+        assert self._sampling is not None
+        assert self.plan is not None
+        shape = self.plan.choose(self._sampling.params)
+        if shape != self.tree:
+            self._check(shape)
+            self.tree = shape
+        texts = [request.all_tokens for request in self._running]
+        random = self._streams.at(self._positions, DRAW)
+        self._lap("other")
+        if len(shape):
+            self.drafter.catch_up(texts)
+            self._lap("prefill")
+        tree = self.drafter.draft(texts, self.tree, self._scheme, self._sampling, random)
+        self.draft_levels += tree.shape.depth
+        self._lap("draft")
+        return tree
+
+    def _check(self, shape: TreeShape) -> None:
+        """Check a tree of the plan: a scheme would verify some trees by another distribution than the target's."""
+        assert self.plan is not None
+        check_tree(self._scheme.name, shape)
+        if len(shape) > self.plan.max_nodes:
+            raise InvalidTree(
+                f"the plan names a tree of {len(shape)} nodes; its max_nodes is {self.plan.max_nodes}",
+                "raise its max_nodes",
+            )
+
+    def _score(self, tree: CandidateTree) -> tuple[Tensor, Tensor | None]:
+        """One forward of the target over the whole tree: logits ``[B, 1 + n, V]``, root first, and hidden states."""
+        roots = torch.tensor([[request.all_tokens[-1]] for request in self._running], device=self.target.device)
+        tokens = torch.cat([roots, tree.tokens], dim=1)
+        layout = TokenLayout.tree(tree.shape)
+        output = self.target.forward(tokens, layout, self.cache, hidden_layers=self.drafter.hidden_layers)
+        self._lap("target")
+        return output.logits, output.hidden
+
+    def _verify(self, tree: CandidateTree, logits: Tensor) -> VerificationResult:
+        assert self._sampling is not None
+        running = self._running
+        history = TokenHistory([request.prompt for request in running], [request.tokens for request in running])
+        random = self._streams.at(self._positions, VERIFY)
+        result = self._scheme.verify(tree, logits, self._sampling, history, random)
+        self._lap("judge")
+        return result
+
+    def _commit(self, result: VerificationResult, hidden: Tensor | None) -> None:
+        columns = torch.nn.functional.pad(result.path + 1, (1, 0), value=0)
+        self.cache.commit(columns, result.accepted + 1)
+        if hidden is not None:
+            hidden = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+        self.drafter.commit(result.path, result.accepted, hidden)
+
+    def _observe(self, tree: CandidateTree, result: VerificationResult, before: dict[str, float]) -> None:
+        assert self._sampling is not None
+        assert self.plan is not None
+        paths = [path[:count] for path, count in zip(result.path.tolist(), result.accepted.tolist(), strict=True)]
+        spent = {part: seconds - before[part] for part, seconds in self._clock.items()}
+        self.plan.observe(StepOutcome(tree.shape, self._sampling.params, paths, spent))
+
+    def _emit(self, tree: CandidateTree, result: VerificationResult, logits: Tensor) -> None:
+        tokens, paths, last = tree.tokens.tolist(), result.path.tolist(), result.token.tolist()
+        valid, failed, accepted = tree.valid.tolist(), result.failed.tolist(), result.accepted.tolist()
+        # From last to first: the last sequence, already handled, takes the index of one that ends.
+        for i in range(len(self._running) - 1, -1, -1):
+            request, count = self._running[i], accepted[i]
+            new = [tokens[i][node] for node in paths[i][:count]] + ([] if failed[i] else [last[i]])
+            scores = None
+            if request.params.logprobs is not None:
+                scores = logits[i, [0, *(result.path[i, :count] + 1).tolist()]]
+            reason = request.append_tokens(new, count, sum(valid[i]), scores) if new else None
+            if failed[i] and not reason:
+                request.error = NonFiniteLogits(
+                    f"the model gave no distribution after {len(request.all_tokens)} tokens (NaN or infinite logits)",
+                    "try dtype float32; if it stays, the weights are broken",
+                )
+                self._free(i)
+            elif reason:
+                self._lap("other")
+                spent = {part: self._clock[part] - request.clock[part] for part in self._clock}
+                # Stats.seconds has five parts.
+                spent["other"] += spent.pop("commit")
+                request.finish(reason, spent)
+                self._free(i)
+
+    def _free(self, index: int) -> None:
+        self.cache.remove(index)
+        self.drafter.remove(index)
+        self._running[index] = self._running[-1]
+        self._running.pop()
+        self._sampling = None
+
+    def _abort(self) -> None:
+        for request in self._running:
+            if not request.done:
+                request.error = RequestInterrupted("a step of the engine was interrupted", "submit the request again")
+        self._running.clear()
+        self._sampling = None
+        self.cache.clear()
+        self.drafter.clear()
+
+    def _lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self._clock[part] += now - self._since
+        self._since = now

@@ -1,0 +1,1 @@
+"""The CPU back end: packed and quantized weights, fused layers, and decoders that run in our kernels."""

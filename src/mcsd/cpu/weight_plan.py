@@ -1,0 +1,88 @@
+"""The weight plan: the format of a model's linear layers and the kernels that run them, decided once per model.
+
+Device, dtype, role and ``quantize`` go in; the plan is data that loading carries out and `mcsd generate --profile`
+prints.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+from mcsd import kernels
+from mcsd.errors import InvalidOption
+from mcsd.kernels import WeightFormat
+
+
+class Role(StrEnum):
+    """What a model is loaded for."""
+
+    TARGET = "target"
+    DRAFT = "draft"
+    HEAD = "head"
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """How the linear layers of a model are kept and run.
+
+    Attributes:
+        dtype: of hidden states, and of weights that have no format.
+        format: of quantized and block floating point weights; None: the dtype's.
+        packed: whether known layers are fused and linear layers packed into the layout of their kernels.
+        native: whether our own kernels run them, instead of oneDNN's.
+    """
+
+    dtype: torch.dtype
+    format: WeightFormat | None = None
+    packed: bool = False
+    native: bool = False
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        weights = f"{dtype}, {self.format.name} weights" if self.format is not None else dtype
+        return f"{weights}, {'native kernels' if self.native else 'oneDNN'}" if self.packed else weights
+
+
+def plan_weights(device: torch.device, dtype: torch.dtype, role: Role, quantize: str | None = None) -> WeightPlan:
+    """Decide the weight plan of a model.
+
+    A draft in bfloat16 is quantized wherever int8 is fast, because that changes q only; a target if asked. Draft models
+    are memory-bound, so in our kernels they get int4 weights; draft heads mostly fit into the CPU cache and get int8.
+
+    Raises:
+        InvalidOption: this device cannot run ``quantize``.
+    """
+    if quantize is not None and not has_int8_gemm(device):
+        raise InvalidOption(
+            f"quantize {quantize!r} needs a CPU with int8 matrix products (AVX-512 VNNI), not {device.type}",
+            "leave it out on this machine",
+        )
+    native = device.type == "cpu" and kernels.available()
+    if quantize is not None or (role is not Role.TARGET and dtype == torch.bfloat16 and has_int8_gemm(device)):
+        if role is Role.TARGET:
+            weights = WeightFormat.W8A16
+        else:
+            weights = WeightFormat.W4A8 if native and role is Role.DRAFT else WeightFormat.W8A8
+        return WeightPlan(dtype, weights, packed=True, native=native)
+    if not has_bf16_gemm(device, dtype):
+        return WeightPlan(dtype)
+    # CPUs with bfloat16 instructions multiply it faster in oneDNN than in block floating point.
+    if native and not torch.cpu._is_avx512_bf16_supported():
+        return WeightPlan(dtype, WeightFormat.BFP16, packed=True, native=True)
+    return WeightPlan(dtype, packed=True)
+
+
+def has_bf16_gemm(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether ``dtype`` is bfloat16 and this device is a CPU whose oneDNN multiplies it."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def has_int8_gemm(device: torch.device) -> bool:
+    """Whether this device is a CPU with fast int8 matrix products (AVX-512 VNNI)."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()  # type: ignore[no-untyped-call]

@@ -1,0 +1,78 @@
+"""Options of `mcsd distill`."""
+
+import shlex
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+
+from mcsd.errors import InvalidOption, check_int, check_number
+
+KINDS = ("head", "model")
+LOSSES = ("kl", "reverse-kl", "tv")
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """Options of a run, named as those of ``mcsd distill``.
+
+    Attributes:
+        target: the model to train a draft for.
+        out: output folder.
+        kind: "head" or "model".
+        layers: of the draft; None: 1 for a head, all of ``init``, an eighth of the target's without one.
+        init: the model to start from, instead of the target; pruned if ``layers`` is given.
+        vocab: size of the draft vocabulary; None: 8192 for a head, the full vocabulary for a model.
+        minutes: for text and training together; steps: of training, instead of minutes.
+        tokens: maximum number of tokens of training text.
+        prompts: a file of prompts to answer; data: a text file, or the folder of an earlier run to take the text of.
+        loss: one of `LOSSES`.
+        batch: batch size of text generation.
+        seed: of text and training.
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        InvalidOption: a value outside its range, or two options that exclude each other.
+    """
+
+    target: str
+    out: Path
+    kind: str = "head"
+    layers: int | None = None
+    init: str | None = None
+    vocab: int | None = None
+    minutes: float = 60.0
+    steps: int | None = None
+    tokens: int = 1_000_000
+    prompts: Path | None = None
+    data: Path | None = None
+    loss: str = "kl"
+    batch: int = 96
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("kind", self.kind, KINDS), ("loss", self.loss, LOSSES)):
+            if value not in known:
+                raise InvalidOption(f"{name} {value!r:.40} is unknown", f"one of {', '.join(known)}")
+        bounds = {"layers": 64, "vocab": 1 << 22, "steps": 1 << 30, "tokens": 1 << 36, "batch": 1024, "seed": 1 << 31}
+        for name, high in bounds.items():
+            if (value := getattr(self, name)) is not None:
+                check_int(name, value, 0 if name == "seed" else 1, high)
+        check_number("minutes", self.minutes, 0, 1e6, low_open=True)
+        if self.init and self.kind == "head":
+            raise InvalidOption("init is for models only", "add --kind model")
+        if self.prompts and self.data:
+            raise InvalidOption("prompts and data exclude each other", "give one of them")
+
+    def command(self) -> str:
+        """The command line with these options."""
+        words = ["mcsd distill"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and (field.default is MISSING or value != field.default):
+                words.append(f"--{field.name} {shlex.quote(str(value))}")
+        return " ".join(words)
+
+    def settings(self) -> dict[str, str]:
+        """All options that the draft depends on, except the length of training."""
+        budget = ("out", "minutes", "steps", "tokens", "device")
+        return {name: str(value) for name, value in asdict(self).items() if name not in budget}

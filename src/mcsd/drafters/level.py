@@ -1,0 +1,202 @@
+"""Drafting a tree level by level: one forward a level, q cut to its most probable tokens."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mcsd.drafters.base import Drafter
+from mcsd.models import Cache, TokenLayout
+from mcsd.rng import Randomness
+from mcsd.sampling import BatchSamplingParams, SparseDistributions, sparse_probabilities
+from mcsd.schemes import CandidateTree, Scheme
+from mcsd.tree import TreeShape
+
+SUPPORT = 64
+"""Tokens of the draft's distribution that candidates are drawn from."""
+
+MAX_LAG = 32
+"""The most pending tokens that sequences read together in one forward. A sequence that lags by more catches up alone:
+in a batch, all sequences would be padded to its length."""
+
+
+class LevelDrafter(Drafter):
+    """Drafts from the logits that a subclass computes, one level after the other.
+
+    Args:
+        device: where it computes.
+        vocabulary: int64 ``[K]``, the token id of each logit; None: the logit's own index.
+        vocab_size: logits beyond this many are padding and are cut off.
+
+    Attributes:
+        cache: of the draft.
+    """
+
+    cache: Cache
+
+    def __init__(self, device: torch.device, vocabulary: Tensor | None, vocab_size: int) -> None:
+        self._device = device
+        self._vocabulary = vocabulary
+        self._vocab_size = vocab_size
+
+    def catch_up(self, token_ids: list[list[int]]) -> None:
+        """See `Drafter.catch_up`: one sequence at a time, all tokens but the last."""
+        prompts: dict[tuple[int, ...], int] = {}
+        for sequence, (tokens, length) in enumerate(zip(token_ids, self.cache.lengths.tolist(), strict=False)):
+            if not length and len(tokens) > 1:
+                # Sequences that begin with equal tokens are read once.
+                same = prompts.setdefault(tuple(tokens[:-1]), sequence)
+                if same != sequence:
+                    self.cache.copy(same, sequence)
+                    continue
+            elif len(tokens) - length <= MAX_LAG:
+                continue
+            self._prefill(sequence, tokens[length:-1])
+
+    @abstractmethod
+    def _prefill(self, sequence: int, tokens: list[int]) -> None:
+        """Read and commit the first pending tokens of a sequence."""
+
+    @abstractmethod
+    def _root_logits(self, token_ids: list[list[int]]) -> Tensor:
+        """Read and commit the pending tokens, the root included: logits ``[B, 1, K]`` after the root."""
+
+    @abstractmethod
+    def _level_logits(self, tokens: Tensor, level: "Level") -> Tensor:
+        """Read the inner nodes of a level, ``tokens [B, N]``: logits ``[B, N, K]`` after them."""
+
+    def draft(
+        self,
+        token_ids: list[list[int]],
+        shape: TreeShape,
+        scheme: Scheme,
+        sampling: BatchSamplingParams,
+        random: Randomness,
+    ) -> CandidateTree:
+        """See `Drafter.draft`."""
+        device, batch = self._device, len(token_ids)
+        if not len(shape):
+            return CandidateTree.none(batch, device)
+        levels = levels_of(shape, device)
+        weights: list[Tensor] = []
+        supports: list[Tensor] = []
+        # Nodes are numbered by depth: concatenating the levels gives the tree.
+        tokens: list[Tensor] = []
+        choices: list[Tensor] = []
+        valid: list[Tensor] = []
+        first_weights: list[Tensor] = []
+        for level in levels:
+            inner = len(level.columns)
+            if level.layout is None:
+                logits = self._root_logits(token_ids)
+            else:
+                logits = self._level_logits(tokens[-1].index_select(1, level.index_in_depth), level)
+            if logits.shape[-1] > self._vocab_size:
+                logits = logits[..., : self._vocab_size]
+            flat = logits.reshape(batch * inner, -1)
+            # At temperature 0 nothing is drawn: only as many tokens as candidates are needed.
+            width = max(level.child_counts) if sampling.all_greedy else SUPPORT
+            q = sparse_probabilities(flat, sampling.repeat_interleave(inner), width)
+            level_weights, support = (part.view(batch, inner, -1) for part in (q.weights, q.support))
+            # If the draft gives no distribution, all weights are NaN.
+            first_weights.append(level_weights[..., 0])
+            level_weights = level_weights.nan_to_num(1.0 / level_weights.shape[-1])
+            if self._vocabulary is not None:
+                support = self._vocabulary[support]
+            drawn = scheme.draw(level_weights, level.child_counts, sampling.greedy, random)
+            drawn = drawn[:, level.child_parent, level.child_rank]
+            choice = drawn.clamp(min=0)
+            is_valid = drawn >= 0
+            if valid:
+                parents = level.index_in_depth.index_select(0, level.child_parent)
+                is_valid &= valid[-1].index_select(1, parents)
+            weights.append(level_weights)
+            supports.append(support)
+            tokens.append(support.index_select(1, level.child_parent).gather(2, choice[..., None])[..., 0])
+            choices.append(choice)
+            valid.append(is_valid)
+        nodes = [torch.cat(parts, dim=1) for parts in (tokens, valid, choices)]
+        failed = torch.cat(first_weights, dim=1).isnan().any(-1)
+        q_by_column = None
+        if not sampling.all_greedy:
+            q_by_column = _by_column(shape, torch.cat(supports, dim=1), torch.cat(weights, dim=1))
+        return CandidateTree(shape, nodes[0], nodes[1], nodes[2], q_by_column, failed)
+
+
+def _by_column(shape: TreeShape, support: Tensor, weights: Tensor) -> SparseDistributions:
+    """``[B, 1 + n, S]`` from ``[B, N, S]`` at the inner nodes. A leaf has weights 0 and any distinct tokens."""
+    leaves = torch.arange(weights.shape[-1], device=weights.device).expand(len(weights), 1 + len(shape), -1)
+    columns = inner_columns(shape, weights.device)
+    return SparseDistributions(
+        leaves.index_copy(1, columns, support), weights.new_zeros(leaves.shape).index_copy(1, columns, weights)
+    )
+
+
+def pending_tokens(token_ids: list[list[int]], lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Each sequence's tokens after its first ``lengths``: int64 ``[B, longest]``, padded with 0, and counts ``[B]``."""
+    pending = [tokens[length:] for tokens, length in zip(token_ids, lengths, strict=False)]
+    longest = max(map(len, pending))
+    padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in pending], device=device)
+    return padded, torch.tensor([len(tokens) for tokens in pending], device=device)
+
+
+def last_token_outputs(outputs: Tensor, counts: Tensor) -> Tensor:
+    """``[B, 1, ...]`` from ``outputs [B, n, ...]``: those at the last of each sequence's own tokens, ``counts [B]``."""
+    if len(outputs) == 1:
+        return outputs[:, -1:]
+    return outputs[torch.arange(len(outputs), device=outputs.device), counts - 1][:, None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The inner nodes of one depth of a tree, which one forward of the draft reads.
+
+    Attributes:
+        columns: int64 ``[N]``, the inner nodes (root 0, node i is 1 + i).
+        index_in_depth: int64 ``[N]``, index of each among all nodes of its depth. Empty for the root.
+        parent_index: int64 ``[N]``, index of each one's parent among the inner nodes of the level before. Empty for the
+            root.
+        child_counts: the number of children of each.
+        child_parent: int64 ``[K]``, for each child, which are the nodes of the next depth: index of its parent in
+            ``columns``; child_rank: int64 ``[K]``, its index among its siblings.
+        layout: offsets and mask of these nodes after those of earlier levels; None for the root, which is committed.
+    """
+
+    columns: Tensor
+    index_in_depth: Tensor
+    parent_index: Tensor
+    child_counts: tuple[int, ...]
+    child_parent: Tensor
+    child_rank: Tensor
+    layout: TokenLayout | None
+
+
+@lru_cache(maxsize=64)
+def inner_columns(shape: TreeShape, device: torch.device) -> Tensor:
+    """int64 ``[N]``: the columns of all `levels_of` a tree."""
+    return torch.cat([level.columns for level in levels_of(shape, device)])
+
+
+@lru_cache(maxsize=64)
+def levels_of(shape: TreeShape, device: torch.device) -> tuple[Level, ...]:
+    """The levels of a tree."""
+    levels = []
+    read: list[int] = []
+    for depth, nodes in enumerate(shape.levels):
+        columns = torch.tensor(nodes) + 1
+        index_in_depth: list[int] = []
+        parent_index: list[int] = []
+        layout = None
+        if depth > 0:
+            index_in_depth = [node - shape.depths.index(depth) for node in nodes]
+            parent_index = [shape.levels[depth - 1].index(shape.parents[node]) for node in nodes]
+            read += columns.tolist()
+            layout = TokenLayout(shape.offsets[read] - 1, shape.mask[columns][:, read])
+        is_child = shape.children[columns] >= 0
+        child_parent, child_rank = (part.to(device) for part in is_child.nonzero(as_tuple=True))
+        indices = torch.tensor([index_in_depth, parent_index], dtype=torch.int64, device=device)
+        counts = tuple(is_child.sum(-1).tolist())
+        levels.append(Level(columns.to(device), indices[0], indices[1], counts, child_parent, child_rank, layout))
+    return tuple(levels)

@@ -1,0 +1,1 @@
+"""From names to models: the catalog, loading, and the caches of converted weights."""

@@ -1,0 +1,210 @@
+"""From a name, folder, GGUF file or hub id to a model and its tokenizer. Safetensors and GGUF only, no remote code."""
+
+import json
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcsd.config import LoadOptions
+from mcsd.cpu.draft_int4 import pack_int4
+from mcsd.cpu.native_decoder import as_decoder
+from mcsd.cpu.native_draft_head import bind_head
+from mcsd.cpu.packing import pack
+from mcsd.cpu.reference import quantize_reference
+from mcsd.cpu.weight_plan import Role, WeightPlan, has_bf16_gemm, plan_weights
+from mcsd.errors import InvalidOption, McsdError, McsdWarning
+from mcsd.kernels import WeightFormat
+from mcsd.loading.catalog import Location, default_draft, locate
+from mcsd.loading.gguf_cache import GgufCache
+from mcsd.loading.int8_cache import pack_from_int8_cache
+from mcsd.loading.pretrained import read_location
+from mcsd.models.compatibility import check_tokenizers
+from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, DraftHead
+from mcsd.models.draft_vocabulary import cut_vocabulary, load_vocabulary
+from mcsd.models.protocol import DecoderModel
+from mcsd.models.transformers import check_supported
+
+_INT8_WEIGHTS = (WeightFormat.W8A8, WeightFormat.W8A16)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and its tokenizer; None if the weights have none."""
+
+    model: DecoderModel
+    tokenizer: Any | None
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """A target and its draft: a `DecoderModel`, a `BoundHead` or "ngram"."""
+
+    target: LoadedModel
+    draft: Any
+
+
+def resolve_device(device: str) -> torch.device:
+    """A device by name; ``auto``: CUDA if available, else the CPU.
+
+    Raises:
+        InvalidOption: this machine does not have the device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InvalidOption(f"device {device!r:.40} cannot be used here", "auto, cpu, cuda or cuda:N") from error
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """A dtype by its name in `mcsd.config.DTYPES`; ``auto``: bfloat16 if the hardware has it, else float32."""
+    if dtype == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16_gemm(device)
+        return torch.bfloat16 if native else torch.float32
+    resolved: torch.dtype = getattr(torch, dtype)
+    return resolved
+
+
+def load_pair(options: LoadOptions, with_draft: bool = True) -> LoadedPair:
+    """Load a target and its draft; without the latter the pair drafts from n-grams.
+
+    Raises:
+        InvalidOption: an option that this machine cannot run; before anything is read.
+        UnknownModel, WeightsCorrupt, UnsupportedModel, VocabularyMismatch: see `load` and `load_draft`.
+    """
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.dtype, device)
+    draft = (default_draft(options.target) if options.draft is None else options.draft) if with_draft else "ngram"
+    plan = plan_weights(device, dtype, Role.TARGET, options.quantize)
+    for model in (options.target, draft):
+        if model != "ngram":
+            locate(model)
+    if options.compile:
+        warnings.warn("compile has no effect yet", McsdWarning, stacklevel=2)
+    target = load(options.target, device, plan)
+    return LoadedPair(target, load_draft(draft, target, options.quantize))
+
+
+def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role = Role.TARGET) -> LoadedModel:
+    """Load a model for generation.
+
+    Args:
+        model: a name of the catalog, a folder, a GGUF file or a hub id.
+        device: of its weights.
+        plan: of its weights, from `plan_weights`.
+        role: a draft may be cut to a draft vocabulary that its folder names.
+
+    Raises:
+        UnknownModel: no such model.
+        WeightsCorrupt: its files cannot be read.
+        UnsupportedModel: an architecture that the engine or transformers does not know.
+    """
+    location = locate(model)
+    cache = _gguf_cache(location, plan.dtype)
+    read = partial(_read, model, location, device, plan.dtype, role, cache)
+    network, tokenizer, vocabulary = read()
+    check_supported(network)
+    if plan.format is WeightFormat.W4A8 and not pack_int4(network, tokenizer, plan):
+        del network, tokenizer  # Two of them may not fit into memory.
+        network, tokenizer, vocabulary = read()
+        plan = replace(plan, format=WeightFormat.W8A8)
+    if plan.format in _INT8_WEIGHTS and cache:
+        pack_from_int8_cache(network, plan, cache)
+    elif plan.packed and plan.format is not WeightFormat.W4A8:
+        pack(network, plan)
+    decoder = as_decoder(network, str(model), vocabulary, str(plan), partial(read_reference, model, plan))
+    return LoadedModel(decoder, tokenizer)
+
+
+def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = None) -> Any:
+    """Load a draft model or head for a target, on its device and in its dtype; "ngram" is returned as it is.
+
+    Returns:
+        A `DecoderModel`, a `BoundHead`, or "ngram".
+
+    Raises:
+        UnknownModel, WeightsCorrupt, UnsupportedModel: see `load`.
+        VocabularyMismatch: it does not share the target's tokens.
+    """
+    if draft == "ngram":
+        return draft
+    role = Role.HEAD if is_head(draft) else Role.DRAFT
+    plan = plan_weights(target.model.device, target.model.dtype, role, quantize)
+    if role is Role.HEAD:
+        return bind_head(DraftHead.load(Path(locate(draft).source)), target.model, str(draft), plan)
+    loaded = load(draft, target.model.device, plan, Role.DRAFT)
+    check_tokenizers(target.model, target.tokenizer, loaded.model, loaded.tokenizer)
+    return loaded.model
+
+
+def is_head(draft: str | Path) -> bool:
+    """Whether a draft is a draft head rather than a language model.
+
+    Raises:
+        UnknownModel: no such draft.
+    """
+    location = locate(draft)
+    if location.kind != "folder":
+        return False
+    try:
+        config = json.loads((Path(location.source) / CONFIG_FILE).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False  # Loading it as a model says what is wrong with it.
+    return isinstance(config, dict) and config.get("model_type") == HEAD_TYPE
+
+
+def read_transformers(model: str | Path, dtype: torch.dtype) -> tuple[Any, Any | None]:
+    """A network as transformers runs it, and its tokenizer; None if there is none.
+
+    Raises:
+        UnknownModel, WeightsCorrupt, UnsupportedModel: see `load`.
+    """
+    location = locate(model)
+    return _read_network(model, location, dtype, _gguf_cache(location, dtype))
+
+
+def read_reference(model: str | Path, plan: WeightPlan) -> Any:
+    """A network as transformers runs it, with the rounding of a plan; the reference of `mcsd verify`."""
+    return quantize_reference(read_transformers(model, plan.dtype)[0], plan).eval()
+
+
+def _gguf_cache(location: Location, dtype: torch.dtype) -> GgufCache | None:
+    return GgufCache(Path(location.source) / location.file, dtype) if location.file else None
+
+
+def _read(
+    model: str | Path, location: Location, device: torch.device, dtype: torch.dtype, role: Role, cache: GgufCache | None
+) -> tuple[Any, Any | None, Tensor | None]:
+    """A network on its device, its tokenizer, and its draft vocabulary, if it has one."""
+    network, tokenizer = _read_network(model, location, dtype, cache)
+    network = network.to(device)
+    vocabulary = None
+    if role is Role.DRAFT and location.kind == "folder":
+        vocabulary = load_vocabulary(Path(location.source), network.config.get_text_config().vocab_size)
+    if vocabulary is not None:
+        vocabulary = vocabulary.to(device)
+        cut_vocabulary(network, vocabulary)
+    return network, tokenizer, vocabulary
+
+
+def _read_network(
+    model: str | Path, location: Location, dtype: torch.dtype, cache: GgufCache | None
+) -> tuple[Any, Any | None]:
+    """Network and tokenizer; of a GGUF file from its cached copy, which the first load writes."""
+    if cache and cache.is_current():
+        try:
+            return read_location(model, Location("folder", str(cache.folder)), dtype)
+        except McsdError:
+            cache.delete()
+    network, tokenizer = read_location(model, location, dtype)
+    if cache:
+        cache.write(network, tokenizer)
+    return network, tokenizer

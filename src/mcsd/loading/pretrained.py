@@ -1,0 +1,77 @@
+"""Reading networks and tokenizers with transformers, and what its errors mean for the user."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcsd.errors import McsdError, MissingPackage, UnknownModel, UnsupportedModel, WeightsCorrupt
+from mcsd.loading.catalog import Location
+
+_FETCH_AGAIN = "fetch the weights again; safetensors and GGUF files are read"
+_ADAPTER_FILE = "adapter_config.json"
+
+
+def read_location(model: str | Path, location: Location, dtype: torch.dtype) -> tuple[Any, Any | None]:
+    """A ``PreTrainedModel`` and its tokenizer; None if there is none.
+
+    Args:
+        model: as the user named it.
+        location: where it is.
+        dtype: of the weights.
+
+    Raises:
+        UnknownModel, WeightsCorrupt, UnsupportedModel: see `mcsd.loading.load.load`.
+        MissingPackage: an adapter beside the weights needs a library that is not installed.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
+    if location.kind == "gguf":
+        options |= {"gguf_file": location.file, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        options["use_safetensors"] = True
+    _check_adapter(model, location)
+    try:
+        network, report = AutoModelForCausalLM.from_pretrained(location.source, **options)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise _explained(model, location, error) from error
+    # transformers fills missing tensors with random numbers.
+    missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if missing:
+        raise WeightsCorrupt(f"{model}: {len(missing)} tensors are missing or misshapen: {missing[0]}", _FETCH_AGAIN)
+    return network, _tokenizer(location)
+
+
+def _check_adapter(model: str | Path, location: Location) -> None:
+    """transformers ignores an adapter if its library is missing; the text would be another model's."""
+    has_adapter = location.kind == "folder" and (Path(location.source) / _ADAPTER_FILE).exists()
+    if has_adapter and importlib.util.find_spec("peft") is None:
+        raise MissingPackage(f"{model} has an adapter ({_ADAPTER_FILE}), which needs peft", "pip install peft")
+
+
+def _explained(model: str | Path, location: Location, error: Exception) -> McsdError:
+    """The error of mcsd for an exception of transformers, gguf or safetensors, which may be of any type."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    what = f"{model}: {reason:.200}"
+    if "not supported" in reason or "does not recognize this architecture" in reason or "Unrecognized" in reason:
+        return UnsupportedModel(what, "choose a decoder-only model that transformers supports")
+    if location.kind == "hub":
+        return UnknownModel(
+            what, "check the id and the network, or give a folder or GGUF file; `mcsd models` lists names"
+        )
+    return WeightsCorrupt(what, _FETCH_AGAIN)
+
+
+def _tokenizer(location: Location) -> Any | None:
+    from transformers import AutoTokenizer
+
+    options = {"gguf_file": location.file} if location.kind == "gguf" else {}
+    try:
+        return AutoTokenizer.from_pretrained(location.source, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError):
+        # Weights without a tokenizer serve requests given as token ids.
+        return None

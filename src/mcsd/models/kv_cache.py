@@ -1,0 +1,181 @@
+"""The key-value cache: one pre-allocated tensor, written in place.
+
+A slot is the place of a token in its sequence: committed tokens fill slots 0 ... length-1, in-flight tokens follow in
+the order of their forwards. Later slots hold zeros or stale finite values, never NaN: a masked NaN still makes the
+attention output NaN.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from mcsd.errors import UnsupportedModel
+from mcsd.models.layout import TokenLayout
+from mcsd.models.protocol import Cache
+
+
+class KVCache(Cache):
+    """Keys and values of all layers: ``[layers, 2, max_batch, kv heads, slots, head size]``.
+
+    Allocated at the first forward, which shows the shape of the keys.
+
+    Args:
+        num_layers: attention layers of the model.
+        max_batch: the most sequences in use at a time.
+        slots: the most tokens of a sequence, in-flight tokens included.
+        device: of the model.
+    """
+
+    def __init__(self, num_layers: int, max_batch: int, slots: int, device: torch.device) -> None:
+        super().__init__(max_batch, device)
+        self.num_layers = num_layers
+        self.slots = slots
+        self._store: Tensor | None = None
+        self._written = [0] * max_batch
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of all layers; 0 before the first forward."""
+        return 0 if self._store is None else self._store[:, :, 0, :, 0].nbytes
+
+    def add(self, copy_of: int | None = None) -> int:
+        """Start a sequence; an empty one is cleared of an earlier request's values. See `Cache.add`."""
+        index = super().add(copy_of)
+        if copy_of is None:
+            self._clear(index)
+        return index
+
+    def view(self, sequences: slice, layout: TokenLayout) -> "CacheView":
+        """The part of the cache that a forward over some sequences reads and writes."""
+        view = CacheView(self, sequences, layout.earlier, layout.new)
+        self._written[sequences] = [max(written, view.columns) for written in self._written[sequences]]
+        return view
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> Tensor:
+        """The whole tensor ``[layers, 2, max_batch, kv heads, slots, head size]``, allocated at the first call.
+
+        Args:
+            layer: index of the layer.
+            keys, values: its new keys and values, ``[B, kv heads, n, head size]``.
+
+        Raises:
+            UnsupportedModel: their shape or dtype differs from the first layer's.
+        """
+        if self._store is None:
+            shape = (self.num_layers, 2, self.max_batch, keys.shape[1], self.slots, keys.shape[3])
+            self._store = torch.zeros(shape, dtype=keys.dtype, device=keys.device)
+        kept = (self._store.shape[3], self._store.shape[5], self._store.dtype)
+        if any((new.shape[1], new.shape[3], new.dtype) != kept for new in (keys, values)):
+            raise UnsupportedModel(
+                f"layer {layer} has keys of shape {tuple(keys.shape)} and values of shape {tuple(values.shape)}; "
+                f"the cache holds {kept[0]} heads of size {kept[1]}",
+                "models whose layers, or keys and values, differ in shape are not supported",
+            )
+        return self._store
+
+    def _copy(self, source: int, to: int) -> None:
+        self._clear(to)
+        if self._store is not None:
+            used = self._written[to] = int(self.lengths[source])
+            self._store[:, :, to, :, :used] = self._store[:, :, source, :, :used]
+
+    def _clear(self, index: int) -> None:
+        # A failed request may have left NaN.
+        if self._store is not None:
+            self._store[:, :, index, :, : self._written[index]] = 0
+        self._written[index] = 0
+
+    def _keep(self, columns: Tensor, counts: Tensor, sequences: slice) -> None:
+        if self._store is None:
+            return
+        index, to, source = [], [], []
+        each = zip(self.lengths[sequences].tolist(), columns.tolist(), counts.tolist(), strict=True)
+        for number, (start, kept, count) in enumerate(each, sequences.start):
+            moved = [(place, column) for place, column in enumerate(kept[:count]) if place != column]
+            index += [number] * len(moved)
+            to += [start + place for place, _ in moved]
+            source += [start + column for _, column in moved]
+        if index:
+            self._store[:, :, index, :, to] = self._store[:, :, index, :, source]
+
+
+class CacheView(transformers.Cache):
+    """The part of a cache that one forward reads and writes, as transformers takes it.
+
+    Args:
+        cache: the cache.
+        sequences: indices of its sequences.
+        earlier: in-flight tokens of earlier forwards.
+        new: tokens of this forward.
+
+    Attributes:
+        sequences: as given.
+        lengths: int64 ``[B]``, committed tokens of each sequence.
+        columns: slots that the forward reads, of the longest sequence.
+    """
+
+    def __init__(self, cache: KVCache, sequences: slice, earlier: int, new: int) -> None:
+        super().__init__(layers=[])
+        self.sequences = sequences
+        self.lengths = cache.lengths[sequences]
+        self._cache, self._earlier, self._length = cache, earlier, new
+        lengths = self.lengths.tolist()
+        self.columns: int = max(lengths) + earlier + new
+        self._equal_lengths = len(set(lengths)) == 1
+        self._slots = slice(lengths[0] + earlier, lengths[0] + earlier + new)
+        self._new: Sequence[Tensor] = ()
+        self._all: Sequence[Tensor] = ()
+
+    @cached_property
+    def _indices(self) -> tuple[Tensor, Tensor]:
+        """Sequences ``[B, 1]`` and slots ``[B, n]`` of the new tokens."""
+        device = self.lengths.device
+        sequences = torch.arange(self.sequences.start, self.sequences.stop, device=device)
+        new = torch.arange(self._earlier, self._earlier + self._length, device=device)
+        return sequences[:, None], self.lengths[:, None] + new
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values of a layer in place; return all that the forward may attend to."""
+        store = self._cache.store(layer_idx, key_states, value_states).flatten(0, 1)
+        if not self._all:
+            # The views of all layers are made at once, which takes fewer operations.
+            self._all = store[:, self.sequences, :, : self.columns].unbind()
+            self._new = store[:, self.sequences, :, self._slots].unbind() if self._equal_lengths else ()
+        for place, new in ((2 * layer_idx, key_states), (2 * layer_idx + 1, value_states)):
+            if self._equal_lengths:
+                self._new[place].copy_(new)
+            else:
+                sequences, slots = self._indices
+                store[place][sequences, :, slots] = new.transpose(1, 2)
+        return self._all[2 * layer_idx], self._all[2 * layer_idx + 1]
+
+    def store(self, like: Tensor) -> Tensor:
+        """`KVCache.store`, for a forward that writes the keys and values of all layers itself.
+
+        Args:
+            like: keys ``[B, kv heads, n, head size]`` in shape and dtype; it may be empty.
+
+        Raises:
+            IndexError: the forward needs more slots than the cache has.
+        """
+        if self.columns > self._cache.slots:
+            raise IndexError(f"a forward needs {self.columns} slots per sequence; the cache has {self._cache.slots}")
+        return self._cache.store(0, like, like)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before this forward's, in the longest sequence."""
+        return self.columns - self._length
+
+    def get_max_length(self, layer_idx: int = 0) -> int:
+        """Slots of a sequence."""
+        return self._cache.slots
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Columns of the mask, and the first one."""
+        return self.columns, 0

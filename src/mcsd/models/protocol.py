@@ -1,0 +1,177 @@
+"""The protocol of language models, target and draft alike. Independent of schemes and text.
+
+A model is immutable weights; the tokens read so far live in a `Cache`, so one model serves several caches. A forward
+appends *in-flight* tokens after the committed tokens of each sequence; `Cache.commit` keeps some of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from mcsd.models.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """The result of a forward.
+
+    Attributes:
+        logits: ``[B, n, V]``; of the last column only where logits were not asked for.
+        hidden: ``[B, n, F]``, the requested hidden states, concatenated: layer 0 is the embeddings, i the output of
+            layer i, and -1 the normalized output of the last layer, from which logits are computed.
+    """
+
+    logits: Tensor
+    hidden: Tensor | None
+
+
+class Cache:
+    """The committed length of each sequence of a batch. Sequences 0 ... batch_size-1 are in use, without gaps.
+
+    Subclasses keep the state of the model. `commit` is the only way a sequence grows.
+
+    Args:
+        max_batch: the most sequences in use at a time.
+        device: of ``lengths``.
+
+    Attributes:
+        batch_size: sequences in use.
+        lengths: int64 ``[max_batch]``, committed tokens; 0 for unused sequences.
+    """
+
+    def __init__(self, max_batch: int, device: torch.device) -> None:
+        self.max_batch = max_batch
+        self.batch_size = 0
+        self.lengths = torch.zeros(max_batch, dtype=torch.int64, device=device)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Cached bytes of one token, which every later forward reads."""
+        return 0
+
+    def add(self, copy_of: int | None = None) -> int:
+        """Start a sequence, empty or as a copy of another one's committed tokens. Returns its index, the highest."""
+        assert self.batch_size < self.max_batch, "no free sequence"
+        index = self.batch_size
+        self.batch_size += 1
+        if copy_of is not None:
+            self.copy(copy_of, index)
+        return index
+
+    def copy(self, source: int, to: int) -> None:
+        """Replace a sequence by the committed tokens of another."""
+        self._copy(source, to)
+        self.lengths[to] = self.lengths[source]
+
+    def remove(self, index: int) -> None:
+        """End a sequence. The last one takes its index."""
+        last = self.batch_size - 1
+        if index != last:
+            self.copy(last, index)
+        self.lengths[last] = 0
+        self.batch_size = last
+
+    def clear(self) -> None:
+        """End all sequences."""
+        self.batch_size = 0
+        self.lengths.zero_()
+
+    def commit(self, columns: Tensor, counts: Tensor, sequences: slice = slice(None)) -> None:
+        """Keep some in-flight tokens, in order, and drop the others.
+
+        Args:
+            columns: int64 ``[B, L]``, indices of in-flight tokens, ascending.
+            counts: int64 ``[B]``, how many of them each sequence keeps.
+            sequences: the B sequences; all in use by default.
+        """
+        sequences = slice(*sequences.indices(self.batch_size))
+        self._keep(columns, counts, sequences)
+        self.lengths[sequences].add_(counts)
+
+    def _copy(self, source: int, to: int) -> None:
+        """Subclass hook: copy the committed state of a sequence."""
+
+    def _keep(self, columns: Tensor, counts: Tensor, sequences: slice) -> None:
+        """Subclass hook: move the state of kept in-flight tokens behind the committed state."""
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Anything that predicts the next token.
+
+    Attributes:
+        vocab_size: logits per position.
+        max_length: the context length; None: unlimited.
+        device: of inputs and outputs.
+        eos_token_ids: tokens that end a text.
+        name: shown to users.
+    """
+
+    vocab_size: int
+    max_length: int | None
+    device: torch.device
+    eos_token_ids: frozenset[int]
+    name: str
+
+    def new_cache(self, max_batch: int, max_tokens: int) -> Cache:
+        """An empty cache for ``max_batch`` sequences of ``max_tokens`` tokens each, in-flight tokens included."""
+        ...
+
+    def forward(
+        self,
+        tokens: Tensor,
+        layout: TokenLayout,
+        cache: Cache,
+        sequences: slice = slice(None),
+        logits: bool = True,
+        hidden_layers: Sequence[int] = (),
+    ) -> ModelOutput:
+        """Read in-flight tokens.
+
+        Args:
+            tokens: int64 ``[B, n]``, right-padded. Padding never changes the results of a sequence's own tokens.
+            layout: of the new tokens among all in-flight tokens.
+            cache: made by this model.
+            sequences: the B sequences; all in use by default.
+            logits: whether to compute the logits of every column.
+            hidden_layers: layers whose hidden states to return, see `ModelOutput`.
+        """
+        ...
+
+
+@runtime_checkable
+class DecoderModel(LanguageModel, Protocol):
+    """A language model whose embeddings, hidden states and output matrix a draft head can read.
+
+    Attributes:
+        num_layers: decoder layers.
+        vocabulary: int64 ``[K]``, the token of each logit, if the output matrix was cut to a draft vocabulary.
+        precision: weight format and kernels, for people.
+    """
+
+    num_layers: int
+    vocabulary: Tensor | None
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states."""
+        ...
+
+    @property
+    def embed_tokens(self) -> nn.Module:
+        """Token ids to embeddings ``[..., H]``."""
+        ...
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """The last hidden states to logits."""
+        ...
+
+    @property
+    def weights(self) -> nn.Module:
+        """The modules with the weights that a forward reads; the network itself for a model of transformers."""
+        ...

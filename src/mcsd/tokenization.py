@@ -1,0 +1,172 @@
+"""Prompts to token ids, and generated tokens to text. Free of torch."""
+
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
+from mcsd.errors import EmptyPrompt, InvalidParameter, PromptTooLong, TokenOutOfVocabulary, UnsupportedModel
+from mcsd.params import SamplingParams
+
+Prompt = str | list[int]
+Prompts = list[str] | list[list[int]] | list[Prompt]
+Message = dict[str, str]
+
+_UNFINISHED = "�"
+
+
+class PromptEncoder:
+    """Encodes prompts and checks them.
+
+    Args:
+        tokenizer: of the target; None if prompts are token ids only.
+        name: of the target, for error messages.
+        vocab_size: of the target.
+        max_length: the most tokens of a text, prompt included.
+    """
+
+    def __init__(self, tokenizer: Any | None, name: str, vocab_size: int, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._name = name
+        self._vocab_size = vocab_size
+        self._max_length = max_length
+
+    def encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        """Encode a prompt and check that it can run with these parameters.
+
+        Raises:
+            RequestError: a wrong type, an empty or too long prompt, or a token id outside the vocabulary.
+        """
+        if not isinstance(params, SamplingParams):
+            raise InvalidParameter(f"{params!r:.60} is not an mcsd.SamplingParams", "give one, or one per prompt")
+        ids = self._to_ids(prompt)
+        if not ids or prompt == "":
+            raise EmptyPrompt("the prompt is empty", "give at least one token")
+        if len(ids) >= self._max_length:
+            raise PromptTooLong(
+                f"a prompt of {len(ids)} tokens leaves no space for a new token: max_length is {self._max_length}",
+                "shorten it or raise max_length, up to the model's context",
+            )
+        for token in (*ids, *params.logit_bias):
+            if not 0 <= token < self._vocab_size:
+                raise TokenOutOfVocabulary(
+                    f"token id {token} is outside [0, {self._vocab_size})", "check the tokenizer"
+                )
+        if params.stop and self._tokenizer is None:
+            raise InvalidParameter("stop strings need a tokenizer, and the engine has none", "give a tokenizer")
+        return ids
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return getattr(self._tokenizer, "chat_template", None) is not None
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Encode a conversation in the model's chat template, with the prompt for the answer.
+
+        Raises:
+            UnsupportedModel: there is no template.
+            InvalidParameter: the template refuses the messages.
+        """
+        if self._tokenizer is None or not self.has_chat_template:
+            raise UnsupportedModel(f"{self._name} has no chat template", "use generate with a text")
+        try:
+            return list(
+                self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+            )
+        except Exception as error:
+            # The template is code of the model and may raise anything.
+            raise InvalidParameter(
+                f"the chat template refuses these messages: {error!r:.100}", 'give [{"role": "user", "content": "..."}]'
+            ) from error
+
+    def encode_question(self, text: str) -> list[int]:
+        """Encode a question: in the model's chat template if there is one, else as plain text.
+
+        Raises:
+            RequestError: as `encode_chat` and `encode`.
+        """
+        if self.has_chat_template:
+            return self.encode_chat([{"role": "user", "content": text}])
+        return self.encode(text, SamplingParams())
+
+    def _to_ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            if self._tokenizer is None:
+                raise InvalidParameter(
+                    "a text prompt needs a tokenizer, and the engine has none", "give token ids or a tokenizer"
+                )
+            return list(self._tokenizer(prompt)["input_ids"])
+        try:
+            return [index(token) for token in prompt]
+        except TypeError as error:
+            raise InvalidParameter(
+                f"prompt {prompt!r:.60} is neither a text nor a list of token ids", "give [[1, 5, 7]] for one prompt"
+            ) from error
+
+
+class TextStream:
+    """Decodes the text of one request token by token.
+
+    Text is released once it is final: an incomplete character and a possible beginning of a stop string are held
+    back.
+
+    Args:
+        tokenizer: of the target; without one there is no text.
+        stop: strings that end the text.
+    """
+
+    def __init__(self, tokenizer: Any | None, stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._ids: list[int] = []
+        # Tokens from _start to _read are decoded; decoding the next ones from _start on gives them their context.
+        self._start = self._read = 0
+        self._held = ""
+        self.stopped = False
+        """Whether a stop string was found; the text ends before it."""
+
+    def push(self, token: int) -> str:
+        """Add a token and return the text that became final."""
+        if self._tokenizer is None or self.stopped:
+            return ""
+        self._ids.append(token)
+        new = self._undecoded()
+        if not new or new.endswith(_UNFINISHED):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return self._release(new)
+
+    def finish(self) -> str:
+        """Return the text that was held back; no token follows."""
+        if self._tokenizer is None or self.stopped:
+            return ""
+        self._held, rest = "", self._held + self._undecoded()
+        self._start = self._read = len(self._ids)
+        return self._before_stop(rest)
+
+    def _undecoded(self) -> str:
+        assert self._tokenizer is not None
+        old = self._tokenizer.decode(self._ids[self._start : self._read], skip_special_tokens=True)
+        new = self._tokenizer.decode(self._ids[self._start :], skip_special_tokens=True)
+        return str(new[len(old) :])
+
+    def _release(self, new: str) -> str:
+        text = self._held + new
+        before = self._before_stop(text)
+        if self.stopped:
+            self._held = ""
+            return before
+        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _before_stop(self, text: str) -> str:
+        # The stop string that is complete first counts; of several that end together, the longest.
+        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        self.stopped = bool(found)
+        return text[: min(found)[1]] if found else text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest proper beginning of ``stop`` that ends ``text``."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
