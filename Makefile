@@ -17,7 +17,7 @@ demo: $(READY)
 
 # Under a minute; no process starts, no network.
 quick: $(READY)
-	$(BIN)/python -m pytest $(QUICK) -m "not thorough" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	MCSD_LAW_INSTANCES=2 $(BIN)/python -m pytest $(QUICK) -m "not thorough" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(BIN)/python -m pytest -m "not large and not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
