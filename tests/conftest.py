@@ -47,8 +47,10 @@ with warnings.catch_warnings():
     kernels.available()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: a long file that is begun last leaves all workers but one idle."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several workers, begin with what takes longest: a long file that is begun last leaves all but one idle."""
+    if not hasattr(config, "workerinput"):
+        return
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
