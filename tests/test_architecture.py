@@ -14,10 +14,11 @@ SOURCE = Path(mcsd.__file__).parent
 _BASE = {"errors", "params", "tree"}
 _DRAWING = {*_BASE, "rng", "sampling", "schemes"}
 _ENGINE = {*_DRAWING, "models", "drafters", "tokenization", "request", "prompts", "planning", "core"}
-_TOOLS = {*_ENGINE, "config", "engine", "files", "loading", "system"}
+_TOOLS = {*_ENGINE, "config", "engine", "files", "lazy", "loading", "system"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "lazy": set(),
     "system": set(),
     "params": {"errors"},
     "tree": {"errors"},
@@ -26,9 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"errors", "files", "system"},
     "ops": {"kernels"},
     "sampling": {"ops", "params"},
-    "schemes": {"errors", "ops", "rng", "sampling", "tree"},
+    "schemes": {"errors", "lazy", "ops", "rng", "sampling", "tree"},
     "config": {"errors", "schemes", "tree"},
-    "models": {"errors", "tree"},
+    "models": {"errors", "lazy", "tree"},
     "testing": {"models"},
     "cpu": {"errors", "kernels", "models"},
     "loading": {"config", "cpu", "errors", "kernels", "models", "system"},
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {*_DRAWING, "drafters", "kernels", "models", "planning", "request", "tokenization"},
     "calibration": {*_ENGINE},
     "engine": {*_ENGINE, "calibration", "config", "loading"},
-    "tune": {*_ENGINE, "config", "files", "loading"},
+    "tune": {*_ENGINE, "config", "files", "lazy", "loading"},
     "verify": _TOOLS,
     "distill": {*_TOOLS, "cpu"},
     "bench": {*_TOOLS, "cpu"},

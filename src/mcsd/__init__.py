@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mcsd import errors
+from mcsd.lazy import lazy_attributes
 from mcsd.params import Chunk, Completion, SamplingParams, Stats, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -26,14 +27,10 @@ __all__ = [
     "errors",
 ]
 
-_LATE = {"Engine": "mcsd.engine", "SCHEMES": "mcsd.schemes", "TreeShape": "mcsd.tree"}
+_lazy = lazy_attributes(__name__, {"Engine": "mcsd.engine", "SCHEMES": "mcsd.schemes", "TreeShape": "mcsd.tree"})
 _PACKAGES = ("models", "drafters", "testing")
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first used, so that the command line starts without it."""
-    if name in _LATE:
-        return getattr(import_module(_LATE[name]), name)
-    if name in _PACKAGES:
-        return import_module(f"mcsd.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"mcsd.{name}") if name in _PACKAGES else _lazy(name)

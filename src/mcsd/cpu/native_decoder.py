@@ -10,7 +10,7 @@ from mcsd.cpu.native_layers import NativeLayers
 from mcsd.models.kv_cache import KVCache
 from mcsd.models.layout import TokenLayout
 from mcsd.models.protocol import Cache, DecoderModel, ModelOutput
-from mcsd.models.transformers import TransformersModel, eos_token_ids
+from mcsd.models.transformers import TransformersModel, check_supported, eos_token_ids
 
 _MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 """Classes of transformers whose logits are the output matrix times the hidden states."""
@@ -25,6 +25,9 @@ class NativeDecoder:
         vocabulary: int64 ``[K]``, the draft vocabulary that its output matrix was cut to; None: all tokens.
         precision: weight format and kernels, for people.
         load_reference: loads the same model as transformers runs it, without our kernels, for `mcsd verify`.
+
+    Raises:
+        UnsupportedModel: see `mcsd.models.TransformersModel`.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class NativeDecoder:
         precision: str,
         load_reference: Callable[[], Any],
     ) -> None:
+        check_supported(network)
         self._layers = NativeLayers(network.model)
         self.embed_tokens: nn.Module = network.get_input_embeddings()
         self.lm_head: nn.Module = network.get_output_embeddings()

@@ -27,7 +27,6 @@ from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, DraftHead
 from mcsd.models.draft_vocabulary import cut_vocabulary, load_vocabulary
 from mcsd.models.protocol import DecoderModel
-from mcsd.models.transformers import check_supported
 
 _INT8_WEIGHTS = (WeightFormat.W8A8, WeightFormat.W8A16)
 
@@ -111,7 +110,6 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
     cache = _gguf_cache(location, plan.dtype)
     read = partial(_read, model, location, device, plan.dtype, role, cache)
     network, tokenizer, vocabulary = read()
-    check_supported(network)
     if plan.format is WeightFormat.W4A8 and not pack_int4(network, tokenizer, plan):
         del network, tokenizer  # Two of them may not fit into memory.
         network, tokenizer, vocabulary = read()

@@ -3,9 +3,9 @@
 Importing this package does not import transformers: `TransformersModel` and the draft heads do, on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcsd.lazy import lazy_attributes
 from mcsd.models.layout import TokenLayout
 from mcsd.models.protocol import Cache, DecoderModel, LanguageModel, ModelOutput
 
@@ -24,15 +24,11 @@ __all__ = [
     "TransformersModel",
 ]
 
-_LAZY = {
-    "BoundHead": "mcsd.models.draft_head",
-    "DraftHead": "mcsd.models.draft_head",
-    "TransformersModel": "mcsd.models.transformers",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs transformers when it is first used."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "BoundHead": "mcsd.models.draft_head",
+        "DraftHead": "mcsd.models.draft_head",
+        "TransformersModel": "mcsd.models.transformers",
+    },
+)

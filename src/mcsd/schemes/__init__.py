@@ -6,6 +6,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from mcsd.lazy import lazy_attributes
 from mcsd.schemes.registry import REGISTRY
 
 if TYPE_CHECKING:
@@ -16,21 +17,20 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMES", "CandidateTree", "Scheme", "TokenHistory", "VerificationResult"]
 
-_LAZY = {
-    "CandidateTree": "mcsd.schemes.types",
-    "Scheme": "mcsd.schemes.base",
-    "TokenHistory": "mcsd.schemes.types",
-    "VerificationResult": "mcsd.schemes.types",
-}
+_lazy = lazy_attributes(
+    __name__,
+    {
+        "CandidateTree": "mcsd.schemes.types",
+        "Scheme": "mcsd.schemes.base",
+        "TokenHistory": "mcsd.schemes.types",
+        "VerificationResult": "mcsd.schemes.types",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first used."""
-    if name == "SCHEMES":
-        return _classes()
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _classes() if name == "SCHEMES" else _lazy(name)
 
 
 @cache

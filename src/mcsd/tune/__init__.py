@@ -1,8 +1,8 @@
 """Finding the fastest tree for a pair on a machine, by measurement."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcsd.lazy import lazy_attributes
 from mcsd.tune.options import TuneOptions
 
 if TYPE_CHECKING:
@@ -11,11 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["TuneOptions", "TuneReport", "tune"]
 
-_LAZY = {"TuneReport": "mcsd.tune.report", "tune": "mcsd.tune.tuning"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first used."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, {"TuneReport": "mcsd.tune.report", "tune": "mcsd.tune.tuning"})
