@@ -31,7 +31,7 @@ LONGEST = (
     "cli/test_cli_bench.py",
     "test_engine_states.py",
     "models/test_kv_cache_states.py",
-    "e2e/test_readme.py",
+    "e2e/test_documentation.py",
     "verify/test_verify.py",
     "e2e/test_bench_smollm2.py",
     "distill/test_writer.py",

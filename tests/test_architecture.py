@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lazy": set(),
     "system": set(),
     "params": {"errors"},
+    "generation_config": {"errors", "params"},
     "tree": {"errors"},
     "rng": set(),
     "files": {"errors"},
@@ -32,15 +33,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "lazy", "tree"},
     "testing": {"models"},
     "cpu": {"errors", "kernels", "models"},
-    "loading": {"config", "cpu", "errors", "kernels", "models", "system"},
+    "loading": {"config", "cpu", "errors", "generation_config", "kernels", "models", "system"},
     "drafters": {"models", "rng", "sampling", "schemes", "tree"},
     "tokenization": {"errors", "params"},
+    "inputs": {"errors", "tokenization"},
     "request": {"errors", "params", "tokenization"},
     "prompts": {"errors", "params", "tokenization"},
     "planning": {*_BASE, "files", "loading", "models", "schemes", "system"},
-    "core": {*_DRAWING, "drafters", "kernels", "models", "planning", "request", "tokenization"},
+    "core": {*_DRAWING, "drafters", "generation_config", "kernels", "models", "planning", "request", "tokenization"},
     "calibration": {*_ENGINE},
-    "engine": {*_ENGINE, "calibration", "config", "loading"},
+    "engine": {*_ENGINE, "calibration", "config", "cpu", "generation_config", "inputs", "loading"},
     "tune": {*_ENGINE, "config", "files", "lazy", "loading"},
     "verify": _TOOLS,
     "distill": {*_TOOLS, "cpu"},
@@ -58,7 +60,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("unmodified", "quantization", "packed_linear", "weight_plan", "fusion", "native_linear", "onednn_linear"),
         *("packing", "fastest", "native_layers", "native_decoder", "native_draft_head", "draft_int4", "reference"),
     ),
-    "loading": ("catalog", "gguf_cache", "pretrained", "int8_cache", "load"),
+    "loading": ("catalog", "disk_usage", "gguf_cache", "pretrained", "int8_cache", "load"),
     "schemes": (
         *("registry", "types", "residual", "node_level", "tree_level", "base", "optimum"),
         *("recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),
@@ -123,7 +125,7 @@ def test_modules_of_a_package_import_lower_ones_only(package: str) -> None:
 
 def test_every_module_has_its_place() -> None:
     packages = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert packages - {"__init__"} == set(MAY_IMPORT)
+    assert packages - {"__init__", "__main__"} == set(MAY_IMPORT)
     for package, order in ORDER.items():
         assert {path.stem for path in files_of(package)} - {"__init__"} == set(order)
 

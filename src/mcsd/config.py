@@ -18,7 +18,8 @@ QUANTIZATIONS = ("int8",)
 MAX_BATCH = 4096
 MAX_LENGTH = 1 << 20
 MAX_CACHE_TOKENS = 1 << 24
-"""Bound of ``max_batch * max_length``, for which the key-value cache is allocated."""
+"""Bound of ``max_batch * max_length``, the size to which the key-value cache may grow."""
+SAMPLING_DEFAULTS = ("model", "mcsd")
 
 Tree = str | Path | Sequence[int] | TreeShape
 
@@ -72,6 +73,12 @@ class LoadOptions:
     compile: bool = option(False, "--compile", help="Compile the models; no effect yet.", type=bool)
 
     def __post_init__(self) -> None:
+        for role, model, kinds in (("target", self.target, str | Path), ("draft", self.draft, str | Path | None)):
+            if not isinstance(model, kinds):
+                raise InvalidOption(
+                    f"{role} is a {type(model).__name__}, not a name or path",
+                    "for models as objects use mcsd.Engine(target=model, draft=draft, tokenizer=tokenizer)",
+                )
         if not _DEVICE.fullmatch(str(self.device)):
             raise InvalidOption(f"device {self.device!r:.40} is not one", "auto, cpu, cuda or cuda:N")
         if self.dtype not in DTYPES:
@@ -91,14 +98,27 @@ class EngineOptions(LoadOptions):
     """
 
     tree: Tree = option("auto", "--tree", help="Tree of candidates: 4x2x2x1, chain:4, none, auto or a JSON file.")
-    scheme: str = option("mcss-wor", "--scheme", help="Scheme that draws and verifies the candidates.")
+    scheme: str = option("mcss-wor", "--scheme", help=f"Draws and verifies the candidates: {', '.join(REGISTRY)}.")
     max_batch: int = 8
-    max_length: int = option(2048, "--max-length", help="Maximum number of tokens, prompt included.", type=int)
+    max_length: int | None = option(
+        None,
+        "--max-length",
+        help="Maximum number of tokens, prompt included.",
+        type=int | None,
+        shown="the model's context",
+    )
+    sampling_defaults: str = option(
+        "model",
+        "--sampling-defaults",
+        help="Sampling options that are not given: those of the model (its generation config), or of mcsd.",
+        panel="Sampling",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_tree(self.scheme, self.tree)
         check_sizes(self.max_batch, self.max_length)
+        check_sampling_defaults(self.sampling_defaults)
 
 
 def parse_tree(scheme: str, tree: Tree) -> TreeShape | None:
@@ -116,13 +136,25 @@ def parse_tree(scheme: str, tree: Tree) -> TreeShape | None:
     return shape
 
 
-def check_sizes(max_batch: int, max_length: int) -> None:
-    """Check the size of the key-value cache.
+def check_sampling_defaults(name: str) -> None:
+    """Check that a name is in `SAMPLING_DEFAULTS`.
+
+    Raises:
+        InvalidOption: it is not.
+    """
+    if name not in SAMPLING_DEFAULTS:
+        raise InvalidOption(f"sampling_defaults {name!r:.40} is unknown", f"one of {', '.join(SAMPLING_DEFAULTS)}")
+
+
+def check_sizes(max_batch: int, max_length: int | None) -> None:
+    """Check the size of the key-value cache; without ``max_length`` it is the model's context.
 
     Raises:
         InvalidOption: a size outside its range.
     """
     check_int("max_batch", max_batch, 1, MAX_BATCH)
+    if max_length is None:
+        return
     check_int("max_length", max_length, 1, MAX_LENGTH)
     if max_batch * max_length > MAX_CACHE_TOKENS:
         raise InvalidOption(

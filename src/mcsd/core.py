@@ -14,6 +14,7 @@ from torch import Tensor
 from mcsd import kernels
 from mcsd.drafters import MAX_LAG, Drafter
 from mcsd.errors import InvalidTree, NonFiniteLogits, RequestError, RequestInterrupted
+from mcsd.generation_config import combine
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.params import Completion, SamplingParams
@@ -25,6 +26,13 @@ from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, Verificat
 from mcsd.schemes.registry import check_tree
 from mcsd.tokenization import Prompt, PromptEncoder
 from mcsd.tree import TreeShape
+
+_UNLIMITED = 1 << 20
+
+
+def request_length(max_length: int | None, target: LanguageModel) -> int:
+    """The most tokens of a request: ``max_length``, if given, and at most the target's context."""
+    return min(length or _UNLIMITED for length in (max_length, target.max_length))
 
 
 def cache_slots(max_length: int, max_nodes: int) -> int:
@@ -43,7 +51,8 @@ class EngineCore:
         max_nodes: of the largest tree that the plan may name.
         tokenizer: of the target; without one, prompts are token ids and there is no text.
         max_batch: sequences that run together; further requests wait.
-        max_length: the most tokens of a request, prompt included; at most the target's context.
+        max_length: the most tokens of a request, prompt included; at most the target's context, which is the default.
+        defaults: sampling parameters of requests that have none of their own.
 
     Attributes:
         tree: of the last step.
@@ -59,14 +68,16 @@ class EngineCore:
         max_nodes: int,
         tokenizer: Any | None = None,
         max_batch: int = 1,
-        max_length: int = 2048,
+        max_length: int | None = None,
+        defaults: SamplingParams | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
         self.tokenizer = tokenizer
         self.plan = plan
         self.max_batch = max_batch
-        self.max_length = min(max_length, target.max_length or max_length)
+        self.defaults = SamplingParams() if defaults is None else defaults
+        self.max_length = request_length(max_length, target)
         self.tree = TreeShape.parse("none")
         self.draft_levels = 0
         self.cache = target.new_cache(max_batch, cache_slots(self.max_length, max_nodes))
@@ -100,13 +111,17 @@ class EngineCore:
         """Wall time of all steps so far, by part."""
         return dict(self._clock)
 
-    def request(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
+    def request(self, prompt: Prompt, params: Any = None, **fields: Any) -> Request:
         """A request for `submit`.
+
+        Args:
+            prompt: a text or token ids.
+            params, fields: sampling parameters, see `mcsd.generation_config.combine`.
 
         Raises:
             RequestError: the prompt or a parameter is wrong.
         """
-        params = SamplingParams() if params is None else params
+        params = combine(self.defaults, params, fields)
         ids = self.encoder.encode(prompt, params)
         return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)
 

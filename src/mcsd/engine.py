@@ -1,5 +1,6 @@
 """The engine as users have it: models by name or object, texts and conversations in, completions and chunks out."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -7,17 +8,25 @@ from typing import Any, overload
 import torch
 
 from mcsd.calibration import calibrated_plan
-from mcsd.config import EngineOptions, check_sizes, parse_tree
-from mcsd.core import EngineCore, cache_slots
+from mcsd.config import EngineOptions, check_sampling_defaults, check_sizes, parse_tree
+from mcsd.core import EngineCore, cache_slots, request_length
 from mcsd.drafters import Drafter
 from mcsd.drafters.make import make_drafter
-from mcsd.errors import InvalidParameter
-from mcsd.models.compatibility import as_model
+from mcsd.errors import InvalidOption, InvalidParameter, McsdWarning, UnsupportedModel
+from mcsd.generation_config import model_defaults
+from mcsd.inputs import as_conversations, as_prompts
+from mcsd.models import DecoderModel, LanguageModel
+from mcsd.models.compatibility import as_model, is_network
 from mcsd.params import Chunk, Completion, SamplingParams
 from mcsd.planning import FixedTree, Plan, Planner, ProfileFile, profile_file
 from mcsd.request import Request
-from mcsd.tokenization import Message, Prompt, Prompts
+from mcsd.tokenization import Message, Prompt
 from mcsd.tree import TreeShape
+
+_NO_DRAFT = (
+    "without a draft, candidates are n-grams of the text so far, which rarely help: give draft=, or make one with"
+    " `mcsd distill`; draft='ngram' silences this"
+)
 
 
 class Engine(EngineCore):
@@ -25,14 +34,18 @@ class Engine(EngineCore):
 
     Args:
         target: a ``PreTrainedModel`` of transformers, or any `mcsd.models.LanguageModel`.
-        draft: the same, a `mcsd.models.BoundHead`, a `mcsd.drafters.Drafter`, or "ngram" (also None): n-grams of the
-            text so far.
+        draft: the same; the name or folder of a model or of a draft head; a `mcsd.models.BoundHead` or
+            `mcsd.drafters.Drafter`; or "ngram" (also None): n-grams of the text so far.
         tokenizer: of the target; without one, prompts are token ids and there is no text.
         tree: anything `TreeShape.parse` reads; or "auto": the fastest tree by a calibration before the first request
             and by the acceptance rates since; or a `mcsd.planning.Plan`.
         scheme: a name in `mcsd.SCHEMES`. Candidates that are not sampled are verified as "top-k".
         max_batch: sequences that run together; further requests wait.
-        max_length: the most tokens of a request, prompt included; at most the target's context.
+        max_length: the most tokens of a request, prompt included; at most the target's context, which is the default.
+        sampling_defaults: where fields of sampling parameters that a request does not name come from: "model" (its
+            generation config; mcsd's for what that leaves open) or "mcsd" (those of `SamplingParams`).
+        optimize: make fused and packed copies of a target and draft of transformers on a CPU, as `load` does. The
+            models stay as they are; each copy takes memory of its own, in bfloat16 or int8.
         profile: where the calibration of tree "auto" is kept. Without it every engine calibrates, and the tree that a
             seed pins may differ between engines.
 
@@ -50,19 +63,36 @@ class Engine(EngineCore):
         tree: str | Path | Sequence[int] | TreeShape | Plan = EngineOptions.tree,
         scheme: str = EngineOptions.scheme,
         max_batch: int = EngineOptions.max_batch,
-        max_length: int = EngineOptions.max_length,
+        max_length: int | None = EngineOptions.max_length,
+        sampling_defaults: str = EngineOptions.sampling_defaults,
+        optimize: bool = False,
         profile: ProfileFile | None = None,
     ) -> None:
         check_sizes(max_batch, max_length)
+        check_sampling_defaults(sampling_defaults)
+        if tokenizer is not None and not callable(tokenizer):
+            raise InvalidOption(
+                f"tokenizer {tokenizer!r:.60} is not a tokenizer", "give AutoTokenizer.from_pretrained(...)"
+            )
         shape = parse_tree(scheme, "auto" if isinstance(tree, Plan) else tree)
         plan: Plan | None = tree if isinstance(tree, Plan) else None if shape is None else FixedTree(shape)
-        model = as_model(target)
-        length = min(max_length, model.max_length or max_length)
         max_nodes = (plan or Planner).max_nodes
-        # A draft model that no tree needs is not used.
-        proposer = draft if max_nodes or isinstance(draft, Drafter) else "ngram"
-        drafter = make_drafter(proposer, model, tokenizer, max_batch, cache_slots(length, max_nodes))
-        super().__init__(model, drafter, scheme, plan, max_nodes, tokenizer, max_batch, length)
+        if not max_nodes and not isinstance(draft, Drafter):
+            draft = "ngram"  # A draft model that no tree needs is not used.
+        if draft is None and is_network(target):
+            warnings.warn(_NO_DRAFT, McsdWarning, stacklevel=2)
+        if optimize:
+            target, draft = _optimized(target, draft, tokenizer)
+        model = as_model(target)
+        if isinstance(draft, str | Path) and draft != "ngram":
+            draft = _load_draft(draft, model, tokenizer)
+        length = request_length(max_length, model)
+        drafter = make_drafter(draft, model, tokenizer, max_batch, cache_slots(length, max_nodes))
+        own = sampling_defaults == "model"
+        self.model_defaults = model_defaults(getattr(model, "generation_config", None)) if own else {}
+        defaults = SamplingParams(**self.model_defaults)
+        super().__init__(model, drafter, scheme, plan, max_nodes, tokenizer, max_batch, length, defaults)
+        self._warned_of_defaults = False
         if shape is not None:
             self.tree = shape
         self._profile = profile
@@ -79,7 +109,8 @@ class Engine(EngineCore):
         quantize: str | None = EngineOptions.quantize,
         compile: bool = EngineOptions.compile,
         max_batch: int = EngineOptions.max_batch,
-        max_length: int = EngineOptions.max_length,
+        max_length: int | None = EngineOptions.max_length,
+        sampling_defaults: str = EngineOptions.sampling_defaults,
     ) -> "Engine":
         """Load models by name, path, GGUF file or hub id and make an engine of them.
 
@@ -91,7 +122,7 @@ class Engine(EngineCore):
             quantize: None, or "int8": the weights of target and draft are quantized. The output then follows the
                 distribution of the quantized target exactly, which differs slightly from the original target's.
             compile: has no effect yet, and a warning says so.
-            tree, scheme, max_batch, max_length: as in the class.
+            tree, scheme, max_batch, max_length, sampling_defaults: as in the class.
 
         Raises:
             UnknownModel, WeightsCorrupt, DownloadFailed, UnsupportedModel, VocabularyMismatch: about the models.
@@ -109,6 +140,7 @@ class Engine(EngineCore):
                 scheme=scheme,
                 max_batch=max_batch,
                 max_length=max_length,
+                sampling_defaults=sampling_defaults,
             )
         )
 
@@ -123,7 +155,20 @@ class Engine(EngineCore):
         profile = profile_file(target.model, pair.draft, options.scheme) if shape is None else None
         tree = "auto" if shape is None else shape
         sizes = options.max_batch, options.max_length
-        return cls(target.model, pair.draft, target.tokenizer, tree, options.scheme, *sizes, profile)
+        defaults = options.sampling_defaults
+        return cls(target.model, pair.draft, target.tokenizer, tree, options.scheme, *sizes, defaults, profile=profile)
+
+    def __repr__(self) -> str:
+        tree = self.tree if isinstance(self.plan, FixedTree) else "auto"
+        return (
+            f"Engine(target={self.target_name!r}, draft={self.draft_name!r}, tree='{tree}',"
+            f" scheme={self.scheme_name!r}, max_batch={self.max_batch}, max_length={self.max_length})"
+        )
+
+    @property
+    def plain_seconds(self) -> float | None:
+        """Seconds of a step without candidates for one sequence, as calibrated for tree "auto"; None without it."""
+        return self.plan.plain_seconds if isinstance(self.plan, Planner) else None
 
     @property
     def draft_name(self) -> str:
@@ -153,56 +198,99 @@ class Engine(EngineCore):
         super().step()
 
     @overload
-    def generate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...
+    def generate(self, prompts: str, params: Any = None, **fields: Any) -> Completion: ...
     @overload
-    def generate(
-        self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> list[Completion]: ...
-    def generate(
-        self,
-        prompts: str | Prompts,
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-    ) -> Completion | list[Completion]:
-        """Complete one prompt, or many together.
+    def generate(self, prompts: Any, params: Any = None, **fields: Any) -> Any: ...
+    def generate(self, prompts: Any, params: Any = None, **fields: Any) -> Completion | list[Completion]:
+        """Complete one prompt, or many together. No chat template is applied: that is `chat`.
 
         Args:
-            prompts: a text (returns a `Completion`), or a list of texts or of token id lists (returns a list, in
-                order).
-            params: for all prompts, or one per prompt. The same seed gives the same text in any position.
+            prompts: a text, or token ids as a list or tensor ``[n]`` (returns a `Completion`); a list of those, a
+                tensor ``[B, n]``, or what a tokenizer returns, with its attention mask (returns a list, in order).
+            params: `SamplingParams` or a transformers ``GenerationConfig``, which count whole; a dict of fields; or a
+                list of these, one per prompt. The same seed gives the same text in any position.
+            fields: sampling parameters by name, such as ``temperature=0``. They, and a dict, replace single fields of
+                the model's defaults.
 
         Raises:
             RequestError: a prompt or parameter is wrong; nothing has been generated. A request that fails later
                 (`NonFiniteLogits`) is raised when all others have ended, with their ``completions``.
         """
-        if isinstance(prompts, str):
-            return self.run([self.request(prompts, params)])[0]  # type: ignore[arg-type]
-        if not isinstance(prompts, Sequence):
-            raise InvalidParameter(
-                f"prompts {prompts!r:.40} are not a list", "give a text, a list of texts, or of lists"
-            )
-        each = params if isinstance(params, Sequence) else [params] * len(prompts)
-        if len(each) != len(prompts):
-            raise InvalidParameter(f"{len(each)} sampling parameters for {len(prompts)} prompts", "give one per prompt")
-        return self.run([self.request(prompt, p) for prompt, p in zip(prompts, each, strict=True)])
+        given, single = as_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
+        return self._complete(given, single, params, fields)
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
-        """Answer a conversation: ``[{"role": "user", "content": "..."}, ...]``, in the model's chat template."""
-        return self.run([self.request(self.chat_tokens(messages), params)])[0]
+    @overload
+    def chat(self, messages: Sequence[Message], params: Any = None, **fields: Any) -> Completion: ...
+    @overload
+    def chat(self, messages: Any, params: Any = None, **fields: Any) -> Any: ...
+    def chat(self, messages: Any, params: Any = None, **fields: Any) -> Completion | list[Completion]:
+        """Answer a conversation, or many together, in the model's chat template.
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        Args:
+            messages: ``[{"role": "user", "content": "..."}, ...]`` (returns a `Completion`), or a list of such
+                conversations (returns a list, in order).
+            params, fields: as in `generate`.
+        """
+        conversations, single = as_conversations(messages)
+        return self._complete([self.chat_tokens(one) for one in conversations], single, params, fields)
+
+    def stream(self, prompt: Any, params: Any = None, **fields: Any) -> Iterator[Chunk]:
         """Complete one prompt, one chunk per step; the last chunk carries the completion.
 
-        Closing the iterator cancels the request.
+        Closing the iterator cancels the request. Arguments are those of `generate`.
         """
-        return self._stream(self.request(prompt, params))
+        given, single = as_prompts(prompt)
+        if not single and len(given) != 1:
+            raise InvalidParameter(f"stream takes one prompt, not {len(given)}", "use generate, or one stream each")
+        return self._start_stream(given[0], params, fields)
 
-    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream_chat(self, messages: Sequence[Message], params: Any = None, **fields: Any) -> Iterator[Chunk]:
         """`stream`, for a conversation."""
-        return self._stream(self.request(self.chat_tokens(messages), params))
+        (conversation, *others), _ = as_conversations(messages)
+        if others:
+            raise InvalidParameter("stream_chat takes one conversation", "use chat, or one stream each")
+        return self._start_stream(self.chat_tokens(conversation), params, fields)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """A conversation as token ids, in the model's chat template, with the prompt for the answer."""
         return self.encoder.encode_chat(messages)
+
+    def _complete(
+        self, prompts: list[Prompt], single: bool, params: Any, fields: dict[str, Any]
+    ) -> Completion | list[Completion]:
+        """Run prompts to their end; one `Completion` if they were a single prompt."""
+        each = params if isinstance(params, Sequence) else [params] * len(prompts)
+        if len(each) != len(prompts):
+            raise InvalidParameter(f"{len(each)} sampling parameters for {len(prompts)} prompts", "give one per prompt")
+        requests = [self.request(prompt, one, **fields) for prompt, one in zip(prompts, each, strict=True)]
+        if requests:
+            self._warn_of_unused_defaults(each[0])
+        done = self.run(requests)
+        return done[0] if single else done
+
+    def _warn_of_unused_defaults(self, params: Any) -> None:
+        """Name the model's defaults that an explicit object leaves unused, once."""
+        if not isinstance(params, SamplingParams) or self._warned_of_defaults:
+            return
+        unused = [
+            f"{name}={value}"
+            for name, value in self.model_defaults.items()
+            # Truncation has no effect on a greedy text.
+            if name not in params.given and not (params.temperature == 0 and name in ("top_k", "top_p", "min_p"))
+        ]
+        if unused:
+            self._warned_of_defaults = True
+            warnings.warn(
+                f"SamplingParams replaces all sampling defaults of {self.target_name}: {', '.join(unused)} not used"
+                " (to keep them, name single fields, as in temperature=0.5)",
+                McsdWarning,
+                stacklevel=4,
+            )
+
+    def _start_stream(self, prompt: Prompt, params: Any, fields: dict[str, Any]) -> Iterator[Chunk]:
+        request = self.request(prompt, params, **fields)
+        self._warn_of_unused_defaults(params)
+        return self._stream(request)
 
     def _stream(self, request: Request) -> Iterator[Chunk]:
         self.submit(request)
@@ -216,3 +304,24 @@ class Engine(EngineCore):
             self.cancel(request)
         if request.error is not None:
             raise request.error
+
+
+def _optimized(target: Any, draft: Any, tokenizer: Any | None) -> tuple[Any, Any]:
+    """Packed copies of those of a target and draft that are models of transformers."""
+    from mcsd.cpu.weight_plan import Role
+    from mcsd.loading.load import optimize
+
+    if is_network(target):
+        target = optimize(target, tokenizer, Role.TARGET)
+    if is_network(draft):
+        draft = optimize(draft, tokenizer, Role.DRAFT)
+    return target, draft
+
+
+def _load_draft(draft: str | Path, target: LanguageModel, tokenizer: Any | None) -> Any:
+    """A draft by name or folder, for a target given as an object."""
+    from mcsd.loading.load import LoadedModel, load_draft
+
+    if not isinstance(target, DecoderModel):
+        raise UnsupportedModel(f"{target.name} takes no draft by name", "give the draft as an object")
+    return load_draft(draft, LoadedModel(target, tokenizer))

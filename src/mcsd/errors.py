@@ -8,6 +8,7 @@
     + WeightsCorrupt           a broken, truncated or altered weight file
     + DownloadFailed           the package index or the hub did not deliver the weights
   x OutputFailed               a file could not be written
+  x OutOfMemory                the key-value cache does not fit into memory
   x DataError                  training text or prompts are missing, empty or unreadable
   x MissingPackage             an optional dependency is not installed
   x OptionError                an option of the engine or of a command
@@ -84,6 +85,12 @@ class DownloadFailed(ModelError):
 
 class OutputFailed(McsdError):
     """A file could not be written: the disk is full, or the folder is not writable."""
+
+    exit_code = 1
+
+
+class OutOfMemory(McsdError):
+    """The key-value cache does not fit into memory."""
 
     exit_code = 1
 

@@ -63,7 +63,7 @@ def save_text(path: Path, text: str) -> None:
         OutputFailed: see `atomic_path`.
     """
     with atomic_path(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 @contextmanager

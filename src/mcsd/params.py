@@ -1,19 +1,54 @@
 """The parameters and the results of a request: frozen dataclasses, validated once. Free of torch."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from functools import partial, wraps
+from typing import Any, Literal, TypeVar
 
 from mcsd.errors import InvalidParameter, check_int, check_number
 
 FinishReason = Literal["stop", "length"]
+
+_ALIASES = {
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "n_predict", "num_predict"), "max_new_tokens"),
+    **dict.fromkeys(("stop_strings", "stop_sequences", "stop_words"), "stop"),
+    **dict.fromkeys(("repeat_penalty", "repetition"), "repetition_penalty"),
+    **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+    **dict.fromkeys(("topk", "top_n"), "top_k"),
+    **dict.fromkeys(("topp", "nucleus"), "top_p"),
+    **dict.fromkeys(("temp", "do_sample", "greedy"), "temperature (0 is greedy)"),
+    **dict.fromkeys(("top_logprobs", "num_logprobs", "output_scores"), "logprobs"),
+    "max_length": "max_new_tokens, which does not count the prompt",
+    "generation_config": "it as the second argument: generate(prompt, config)",
+}
+"""Names that other libraries give to these parameters."""
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 
 
+_Class = TypeVar("_Class", bound=type)
+
+
+def _names_checked(cls: _Class) -> _Class:
+    """Make unknown keyword arguments of a dataclass a named error, and remember which fields were given."""
+    init = cls.__init__  # type: ignore[misc]
+
+    @wraps(init)
+    def checked(self: Any, *args: Any, **values: Any) -> None:
+        values.pop("_given", None)  # As in SamplingParams(**vars(params)).
+        check_names(values)
+        init(self, *args, **values)
+        given = [one.name for one in fields(cls)][: len(args)]
+        object.__setattr__(self, "_given", frozenset((*given, *values)))
+
+    cls.__init__ = checked  # type: ignore[misc]
+    return cls
+
+
+@_names_checked
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling parameters of one request. The defaults sample from the model's own distribution.
@@ -36,7 +71,7 @@ class SamplingParams:
         ignore_eos: go on after an end-of-sequence token.
 
     Raises:
-        InvalidParameter: a value outside its range, NaN or infinite.
+        InvalidParameter: an unknown name; a value outside its range, NaN or infinite.
     """
 
     temperature: float = 1.0
@@ -88,6 +123,11 @@ class SamplingParams:
             )
 
     @property
+    def given(self) -> frozenset[str]:
+        """The fields that were named when the object was made."""
+        return frozenset(vars(self)["_given"])
+
+    @property
     def changes_logits(self) -> bool:
         """Whether penalties or a bias change the logits, which then depend on the text so far."""
         return bool(self.logit_bias) or (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (
@@ -95,6 +135,23 @@ class SamplingParams:
             0.0,
             0.0,
         )
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Check that all names are sampling parameters.
+
+    Raises:
+        InvalidParameter: one is not; the hint gives the right name.
+    """
+    known = [one.name for one in fields(SamplingParams)]
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidParameter(f"{name!r:.40} is not a sampling parameter", f"one of {', '.join(known)}")
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            right = _ALIASES.get(name) or (close[0] if close else None)
+            hint = f"use {right}" if right else f"one of {', '.join(known)}"
+            raise InvalidParameter(f"{name!r:.40} is not a sampling parameter", hint)
 
 
 @dataclass(frozen=True)
@@ -168,6 +225,16 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] | None
     stats: Stats
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
+        return (
+            f"Completion({text!r}, {len(self.token_ids)} tokens, {self.finish_reason!r},"
+            f" {self.stats.tokens_per_second:.1f} tokens/s, {self.stats.mean_acceptance_length:.2f} tokens per step)"
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ Prompt = str | list[int]
 Prompts = list[str] | list[list[int]] | list[Prompt]
 Message = dict[str, str]
 
+PROMPT_FORMS = "give a text, token ids, a list of either, or what a tokenizer returns"
 _UNFINISHED = "�"
 
 
@@ -36,8 +37,6 @@ class PromptEncoder:
         Raises:
             RequestError: a wrong type, an empty or too long prompt, or a token id outside the vocabulary.
         """
-        if not isinstance(params, SamplingParams):
-            raise InvalidParameter(f"{params!r:.60} is not an mcsd.SamplingParams", "give one, or one per prompt")
         ids = self._to_ids(prompt)
         if not ids or prompt == "":
             raise EmptyPrompt("the prompt is empty", "give at least one token")
@@ -67,7 +66,9 @@ class PromptEncoder:
             UnsupportedModel: there is no template.
             InvalidParameter: the template refuses the messages.
         """
-        if self._tokenizer is None or not self.has_chat_template:
+        if self._tokenizer is None:
+            raise InvalidParameter("a conversation needs a tokenizer, and the engine has none", "give a tokenizer")
+        if not self.has_chat_template:
             raise UnsupportedModel(f"{self._name} has no chat template", "use generate with a text")
         try:
             return list(
@@ -97,11 +98,11 @@ class PromptEncoder:
                 )
             return list(self._tokenizer(prompt)["input_ids"])
         try:
+            if any(isinstance(token, bool) for token in prompt):
+                raise TypeError("a bool is no token id")
             return [index(token) for token in prompt]
         except TypeError as error:
-            raise InvalidParameter(
-                f"prompt {prompt!r:.60} is neither a text nor a list of token ids", "give [[1, 5, 7]] for one prompt"
-            ) from error
+            raise InvalidParameter(f"prompt {prompt!r:.60} is neither a text nor token ids", PROMPT_FORMS) from error
 
 
 class TextStream:

@@ -18,8 +18,11 @@ from mcsd.bench.measure import measure
 from mcsd.bench.peers import running_peers
 from mcsd.bench.runners import JobRunner
 from mcsd.bench.schedule import schedule_jobs
-from mcsd.errors import EmptyPrompt, InvalidOption, InvalidParameter, MissingPackage, PromptTooLong
+from mcsd.bench.transformers_baselines import TransformersBaselines
+from mcsd.errors import EmptyPrompt, InvalidOption, InvalidParameter, PromptTooLong
+from mcsd.models import TransformersModel
 from support.tables import PROMPTS, tables
+from support.tiny import tiny
 
 FILES = {
     *("manifest.json", "requests.jsonl", "acceptance.jsonl", "attention.jsonl"),
@@ -34,7 +37,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_everything_is_measured_and_written(models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
     results = bench(models, PROMPTS, experiment, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"acceptance", "speedup", "steps", "attention"}
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"speedup", "steps", "acceptance", "attention"}
     requests = read(tmp_path / "requests.jsonl")
     names = [system.name for system in experiment.systems]
     assert names == [
@@ -160,14 +163,82 @@ def test_two_processes_cannot_share_a_folder(models: BenchModels, experiment: Ex
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.json"}
 
 
-def test_a_folder_of_another_format_is_refused(models: BenchModels, experiment: Experiment, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [None, 2])
+def test_a_folder_of_another_format_is_refused(
+    version: int | None, models: BenchModels, experiment: Experiment, tmp_path: Path
+) -> None:
     measure(models, PROMPTS, experiment, tmp_path, 2048)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    del manifest["version"]
+    assert manifest.pop("version") == 3
+    if version is not None:
+        manifest["version"] = version
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InvalidOption, match="was begun with another version of mcsd") as caught:
         measure(models, PROMPTS, experiment, tmp_path, 2048)
     assert "--out" in caught.value.hint
+
+
+def test_baselines_that_a_table_cannot_run_are_left_out(models: BenchModels, tmp_path: Path) -> None:
+    systems = tuple(grid(["2x1"], ["mcss-wor"], ["plain", "generate", "assisted"]))
+    results = bench(models, PROMPTS, Experiment(systems, (1.0,), max_new_tokens=4), tmp_path)
+    reason = "transformers does not run this target"
+    assert results.left_out == {"generate": reason, "assisted": reason}
+    assert {row.system for row in results.speeds} == {"plain", "2x1 mcss-wor"}
+    assert all(row.speedup_generate is None for row in results.speeds)
+    assert f"generate is left out: {reason}." in (tmp_path / "report.html").read_text()
+    # It resumes: the reasons are the same.
+    before = (tmp_path / "requests.jsonl").read_text()
+    measure(models, PROMPTS, Experiment(systems, (1.0,), max_new_tokens=4), tmp_path, 2048)
+    assert (tmp_path / "requests.jsonl").read_text() == before
+
+
+def test_generate_runs_on_the_network_of_an_object(tmp_path: Path) -> None:
+    """A draft that is no model of transformers is fine; it cannot assist."""
+    models = BenchModels(TransformersModel(tiny("llama")), None, {"draft": "ngram"})
+    systems = tuple(grid(["2x1"], ["mcss-wor"], ["generate", "assisted"]))
+    results = measure(models, PROMPTS, Experiment(systems, (0.0,), max_new_tokens=6), tmp_path, 64)
+    assert results.left_out == {"assisted": "the draft is not a model of transformers"}
+    lines = [line for line in read(tmp_path / "requests.jsonl") if line["prompts"] == "one"]
+    assert {line["system"] for line in lines} == {"plain", "generate", "2x1 mcss-wor"}
+    # Greedy, so all say the same.
+    assert len({json.dumps([line["numbers"], line["token_ids"]]) for line in lines}) == 3
+    rows = {row.system: row for row in results.speeds if row.prompts == "all"}
+    assert rows["generate"].speedup_generate is not None
+    assert rows["generate"].speedup_generate.value == 1.0
+    plain = rows["plain"]
+    assert plain.speedup_generate is not None
+    assert plain.speedup_generate.value == pytest.approx(1 / rows["generate"].speedup.value)
+
+
+def test_baselines_that_transformers_refuses_or_that_need_batches_of_one() -> None:
+    baselines = TransformersBaselines(tiny("llama"), tiny("llama"))
+    models = BenchModels(TransformersModel(tiny("llama")), None, {"draft": "ngram"}, baselines)
+    systems = grid(["2x1"], ["mcss-wor"], ["generate", "assisted"], peers=["other"])
+    assert models.left_out(systems, (1, 4), [1, 2]) == {}
+    assert list(models.left_out(systems, (4,), [1, 2])) == ["generate", "assisted", "other"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no\nluck")
+
+    baselines._target.generate = refuse
+    assert models.left_out(systems, (1,), [1, 2])["generate"] == "transformers refuses: no luck"
+
+
+def test_trees_have_short_names_in_all_files(models: BenchModels, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('{"parents": [-1, -1, 0]}')
+    long = "parents:" + ",".join(["-1"] * 9 + ["0"] * 3)
+    trees = ["parents:-1,-1,0,1", long, str(tmp_path / "mine.json")]
+    systems = grid(trees, ["mcss-wor"], [])
+    names = ["2x1", systems[2].name.removesuffix(" mcss-wor"), "mine.json"]
+    assert [system.name for system in systems[1:]] == [f"{name} mcss-wor" for name in names]
+    assert len(names[1]) < 12
+    results = bench(models, PROMPTS, Experiment(tuple(systems), (1.0,), max_new_tokens=2), tmp_path / "out")
+    assert [row.tree for row in results.attentions] == names
+    assert {line["tree"] for line in read(tmp_path / "out" / "requests.jsonl")} == {"none", *names}
+    assert results.manifest["trees"] == {
+        **{"none": [], "2x1": [-1, -1, 0, 1], names[1]: [-1] * 9 + [0] * 3, "mine.json": [-1, -1, 0]},
+    }
+    assert "parents:" not in (tmp_path / "out" / "summary.csv").read_text()
 
 
 PEER = """
@@ -233,14 +304,4 @@ def test_prompts_that_are_wrong(models: BenchModels, experiment: Experiment, tmp
         bench(models, PROMPTS, experiment, tmp_path / "c", max_length=6)
     with pytest.raises(InvalidParameter, match="needs a tokenizer"):
         bench(models, {"one": ["text"]}, experiment, tmp_path / "d")
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_matplotlib_nothing_is_written(
-    models: BenchModels, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(MissingPackage, match="matplotlib") as caught:
-        bench(models, PROMPTS, experiment, tmp_path / "out")
-    assert "mcsd[bench]" in caught.value.hint
     assert not list(tmp_path.iterdir())

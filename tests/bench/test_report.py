@@ -1,9 +1,11 @@
 """The report page: self-contained, loads nothing, and escapes names from outside."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -99,31 +101,67 @@ def test_names_from_outside_are_escaped(text: str) -> None:
     assert "&lt;script&gt;" in text
 
 
-def test_it_has_all_sections(text: str) -> None:
+def test_it_has_all_sections_speed_first(text: str) -> None:
     found = Page(text)
-    assert found.tags.count("figure") == found.tags.count("svg") == 4
-    for title in ("Acceptance against the number of candidates", "Speed-up", "Where a step's time goes"):
-        assert title in text
+    assert found.tags.count("figure") == 4
+    sections = ["Speed", "Time of a step", "Acceptance", "Tree attention", "Reproduce"]
+    assert re.findall("<h2>(.*?)</h2>", text) == sections
+    assert text.index("× plain</th>") < text.index("accepted</th>") < text.index("k=1</th>")
     assert "temperature 0: fastest is" in text
     # Twice the tokens a second of plain decoding, on every prompt alike.
-    assert "2.00 [2.00, 2.00] times plain decoding" in text
+    assert "2.00× plain decoding" in text
     assert text.count('<tr class="best">') == 2
     assert "currentColor" in text
 
 
+def test_names_are_the_same_in_figures_and_tables() -> None:
+    some = results("2x1 mcss")
+    figures = draw(some)
+    text = page(some, figures)
+    cells = set(re.findall('<td class="text">(.*?)</td>', text))
+    assert {key.name for key in figures["acceptance"].legend} == {
+        scheme + tuned for scheme in ("mcss-wor", "mcss", "naive") for tuned in ("", " tuned")
+    }
+    assert {key.name for key in figures["acceptance"].legend} <= cells
+    for name in ("speedup", "steps"):
+        shown = {
+            words for panel in figures[name].panels for words in re.findall('<text x="0" [^>]*>(.*?)<', panel.body)
+        }
+        assert shown == {"plain", "2x1 mcss"} <= cells
+
+
+def test_tables_scroll_in_boxes_and_panels_share_the_width(text: str) -> None:
+    assert text.count("<table>") == text.count('<div class="wide" tabindex="0"><table>') == 4
+    assert ".wide { overflow-x: auto" in text
+    # Drawings have no width of their own.
+    assert set(re.findall(r'<svg xmlns="[^"]*" ([^ ]*)', text)) == {'width="100%"'}
+    assert 'content="width=device-width' in text
+    assert "@media (prefers-color-scheme: dark)" in text
+    # Two temperatures side by side.
+    assert text.count('class="panels of2"') == 3
+
+
 def test_figure_files_are_complete(tmp_path: Path) -> None:
     write_report(results("2x1"), tmp_path / "report.html")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{name}.svg" for name in ("speedup", "steps", "acceptance", "attention")
+    }
     for path in (tmp_path / "figures").iterdir():
-        svg = path.read_text()
-        assert svg.startswith("<svg")
-        assert svg.rstrip().endswith("</svg>")
-        assert "currentColor" not in svg
+        ElementTree.fromstring(path.read_text())
+        assert "currentColor" not in path.read_text()
     assert Page((tmp_path / "report.html").read_text()).open == []
 
 
 def test_missing_measurements_are_named() -> None:
     some = results()
-    speeds_only = Results(some.speeds, (), (), MANIFEST)
+    speeds_only = Results(some.speeds, (), (), MANIFEST | {"left_out": {"generate": "<b>"}, "command": "mcsd bench"})
     text = page(speeds_only, draw(speeds_only))
     assert text.count("Not measured.") == 2
-    assert Page(text).tags.count("svg") == 2
+    assert Page(text).tags.count("figure") == 2
+    assert "generate is left out: &lt;b&gt;." in text
+    assert "<pre>mcsd bench --out FOLDER</pre>" in text
+
+
+def test_systems_outside_the_engine_alone_have_no_steps() -> None:
+    some = [replace(row, step={}, block_efficiency=None) for row in results().speeds]
+    assert list(draw(Results(tuple(some), (), (), MANIFEST))) == ["speedup"]

@@ -91,19 +91,56 @@ def test_systems_outside_the_engine_report_tokens_and_time_only() -> None:
 def test_the_conclusions() -> None:
     results = Results(tuple(speed_rows(KNOWN)), (), (), {})
     assert [row.system for row in results.best()] == ["2x1 mcss"]
-    (line,) = conclusions(results)
     # Without one prompt it is 1.96, 1.67 or 1.67; their logarithms' error is 0.108, times 4.30.
-    assert line == "temperature 1: fastest is 2x1 mcss, 1.78 [1.12, 2.83] times plain decoding"
+    speedup = results.best()[0].speedup
+    assert (speedup.low, speedup.high) == (pytest.approx(1.12, abs=0.005), pytest.approx(2.83, abs=0.005))
+    said = "temperature 1: fastest is 2x1 mcss, 13.3 tokens/s, 1.78× plain decoding"
+    reserved = "temperature 1: more prompts are needed to tell it from plain decoding"
+    assert conclusions(results) == [said]
     uneven = [*KNOWN[:5], answered("2x1 mcss", "b", 0, 30, 6.0, 25)]
-    (line,) = conclusions(Results(tuple(speed_rows(uneven)), (), (), {}))
-    assert line.endswith("too close to tell them apart")
+    assert conclusions(Results(tuple(speed_rows(uneven)), (), (), {}))[1:] == [reserved]
     few = Results(tuple(speed_rows([*KNOWN[:2], *KNOWN[3:5]])), (), (), {})
-    assert conclusions(few) == [
-        "temperature 1: fastest is 2x1 mcss, 1.67 times plain decoding, on too few prompts to tell"
-    ]
+    said = "temperature 1: fastest is 2x1 mcss, 16.7 tokens/s, 1.67× plain decoding"
+    assert conclusions(few) == [said, reserved]
     slow = Results(tuple(speed_rows(KNOWN[:3])), (), (), {})
-    assert conclusions(slow) == ["temperature 1: nothing beats plain decoding"]
-    assert len(speed_table(results.speeds)) == 7
+    assert conclusions(slow) == ["temperature 1: fastest is plain, 7.5 tokens/s"]
+
+
+GENERATED = [
+    answered("generate", record.prompts, record.numbers[0], record.new_tokens, 2 * record.seconds, 0, **{
+        **{"role": "generate", "target_calls": [], "draft_tokens": [], "accepted_tokens": [], "histogram": []},
+        "parts": {},
+    })
+    for record in KNOWN[:3]
+]  # fmt: skip
+
+
+def test_speeds_over_generate() -> None:
+    rows = {row.system: row for row in speed_rows([*KNOWN, *GENERATED]) if row.prompts == ALL_PROMPTS}
+    speedups = {name: row.speedup_generate.value for name, row in rows.items() if row.speedup_generate}
+    assert speedups == pytest.approx({"plain": 2.0, "2x1 mcss": 2 * 80 / 6 / (60 / 8), "generate": 1.0})
+    results = Results(tuple(rows.values()), (), (), {})
+    assert conclusions(results) == [
+        "temperature 1: fastest is 2x1 mcss, 13.3 tokens/s, 3.56× generate, 1.78× plain decoding"
+    ]
+    assert flatten(rows["plain"])["speedup_generate_low"] == pytest.approx(2.0)
+    without = flatten(speed_rows(KNOWN)[0])
+    assert list(without) == list(flatten(rows["plain"]))
+    assert [without[name] for name in ("speedup_generate", "speedup_generate_high")] == [None, None]
+
+
+def test_speed_comes_before_acceptance_and_a_cell_holds_one_number() -> None:
+    rows = [row for row in speed_rows([*KNOWN, *GENERATED]) if row.prompts == ALL_PROMPTS]
+    table = speed_table(rows)
+    assert table.names == (
+        *("temp", "system", "tokens/s", "× generate", "× plain", "low", "high", "tokens/step", "accepted"),
+    )
+    assert table.rows[2] == ("1", "generate", "3.8", "1.00", "0.50", "0.50", "0.50", "-", "-")
+    for row in speed_table(speed_rows([*KNOWN, *GENERATED]), details=True).rows:
+        assert all(cell == "-" or float(cell.rstrip("%")) >= 0 for cell in row[3:])
+    # Columns without figures are left out.
+    assert "× generate" not in speed_table(speed_rows(KNOWN)).names
+    assert "low" not in speed_table(speed_rows(KNOWN[:2])).names
 
 
 def test_acceptance_is_a_share_of_positions() -> None:

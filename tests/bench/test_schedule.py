@@ -1,6 +1,7 @@
 """Systems are interleaved, each answers everything, none is always first; options that are refused."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_tree_that_is_a_baseline_too_runs_once() -> None:
 
 def test_the_paper_has_its_experiments() -> None:
     names = [system.name for system in paper(tuned=True)]
-    assert names[:3] == ["plain", "assisted", "chain:3 mcss-wor"]
+    assert names[:4] == ["plain", "generate", "assisted", "chain:3 mcss-wor"]
     assert {"4x2x2x1 mcss-wor", "2x2x1 mcss", "2x2x1 naive", "2x2x1 mcss-wor tuned"} <= set(names)
     assert "assisted" not in [system.name for system in paper(assisted=False)]
     Experiment(tuple(paper()))
@@ -99,6 +100,19 @@ def test_baselines_outside_the_engine_run_in_batches_of_one() -> None:
 def test_wrong_experiments(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidOption, match=said):
         experiment(**changed)
+
+
+def test_two_trees_of_one_name(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "mine.json" for folder in "ab"]
+    for file, parents in zip(files, ("[-1, -1]", "[-1, 0]"), strict=True):
+        file.parent.mkdir()
+        file.write_text(parents)
+    with pytest.raises(InvalidOption, match="have the same name"):
+        grid([str(file) for file in files], ["mcss-wor"], [])
+    files[1].write_text("[-1, -1]")
+    assert len(grid([str(file) for file in files], ["mcss-wor"], [])) == 2
+    # Other words for the same tree.
+    assert [system.name for system in grid(["2x1", "parents:-1,-1,0,1"], ["mcss"], [])] == ["plain", "2x1 mcss"]
 
 
 def test_wrong_grids() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from mcsd.cli.bench import BenchModelArguments, ExperimentArguments, _command, _prompts
+from mcsd.cli.bench import TREES, BenchModelArguments, ExperimentArguments, _command, _prompts
 from support.cli import Run, assert_one_line_error, start
 
 SMALL = ("--each", 2, "-n", 6, "--dtype", "float32")
+SYSTEMS = 3
+"""Plain decoding, generate and a tree."""
 
 
 def lines_of(path: Path) -> list[Any]:
@@ -38,7 +41,7 @@ def test_a_table_and_a_report(run: Run, tiny: Path, prompts: Path, tmp_path: Pat
     assert lines[-1] == str(out / "report.html")
     assert lines[-2].startswith("temperature 0: ")
     systems = [line["system"] for line in lines_of(out / "requests.jsonl")]
-    assert sorted(set(systems)) == ["2x1 mcss-wor", "assisted", "generate", "lookup", "parents:-1,-1 mcss-wor", "plain"]
+    assert sorted(set(systems)) == ["2 mcss-wor", "2x1 mcss-wor", "assisted", "generate", "lookup", "plain"]
     # The draft is the target: everything it proposes is accepted, and all texts are the same.
     texts = {json.dumps([line["numbers"], line["token_ids"]]) for line in lines_of(out / "requests.jsonl")}
     assert len(texts) == 2
@@ -50,13 +53,35 @@ def test_a_table_and_a_report(run: Run, tiny: Path, prompts: Path, tmp_path: Pat
     assert "--trees 2x1 --trees parents:-1,-1" in manifest["command"]
 
 
+def test_plain_decoding_and_generate_are_the_default_baselines(
+    run: Run, tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """The default trees and temperatures: speed comes first, in lines of at most 100 columns."""
+    words = ("bench", "-m", tiny, "-md", tiny, "--out", tmp_path / "out", *SMALL, "--prompts", prompts)
+    result = run(*words, "--each", 3)
+    assert (result.code, result.err) == (0, "")
+    report = str(tmp_path / "out" / "report.html")
+    lines = result.out.removesuffix(f"{report}\n").splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].startswith("speed")
+    head = "× GENERATE", "× PLAIN", "LOW", "HIGH", "TOKENS/STEP", "ACCEPTED"
+    assert re.split("  +", lines[1]) == ["TEMP", "SYSTEM", "TOKENS/S", *head]
+    systems = [*("plain", "generate"), *(f"{tree} mcss-wor" for tree in TREES.split(","))]
+    assert [line[4:].strip().partition("  ")[0] for line in lines[2:12]] == systems * 2
+    titles = ("speed", "acceptance of one of the first k", "a forward of the target", "temperature 1: fastest is")
+    found = [next(i for i, line in enumerate(lines) if line.startswith(title)) for title in titles]
+    assert found == sorted(found)
+    assert "× generate" in result.out
+
+
 def test_json_is_one_object(run: Run, tiny: Path, prompts: Path, tmp_path: Path) -> None:
     words = ("bench", "-m", tiny, "-md", "ngram", "--out", tmp_path / "out", "--trees", "2x1", *SMALL)
     result = run(*words, "--prompts", prompts, "--batch-sizes", "2", "--json")
     assert (result.code, result.err) == (0, "")
     (line,) = result.out.splitlines()
     value = json.loads(line)
-    assert list(value) == ["verdict", "speeds", "acceptances", "attentions", "report"]
+    assert list(value) == ["verdict", "speeds", "acceptances", "attentions", "left_out", "report"]
+    assert value["left_out"] == {"generate": "it answers one prompt at a time, and there are no batches of one"}
     assert {row["batch"] for row in value["speeds"]} == {2}
     assert {row["prompts"] for row in value["speeds"]} == {"asked"}
     assert {row["scheme"] for row in value["acceptances"]} == {"top-k"}
@@ -82,7 +107,15 @@ def test_the_paper(run: Run, tiny: Path, prompts: Path, tmp_path: Path) -> None:
     assert (result.code, result.err) == (0, "")
     value = json.loads(result.out)
     systems = {row["system"] for row in value["speeds"]}
-    assert {"plain", "assisted", "chain:3 mcss-wor", "4x2x2x1 mcss-wor", "2x2x1 mcss", "2x2x1 naive"} <= systems
+    assert {
+        "plain",
+        "generate",
+        "assisted",
+        "chain:3 mcss-wor",
+        "4x2x2x1 mcss-wor",
+        "2x2x1 mcss",
+        "2x2x1 naive",
+    } <= systems
     assert {row["tree"] for row in value["attentions"]} >= {"2x2x1", "4x2x2x1", "8"}
     assert {row["draft"] for row in value["acceptances"]} == {"draft", "tuned"}
     # The draft is the target: its argmax is the target's.
@@ -105,7 +138,7 @@ def test_a_killed_process_loses_the_request_in_flight(tiny: Path, prompts: Path,
     assert process.returncode == -signal.SIGKILL
     before = log.read_text()
     whole = before[: before.rindex("\n") + 1]
-    assert len(whole.splitlines()) < 6 * 2 * 3
+    assert len(whole.splitlines()) < 6 * 2 * SYSTEMS
     log.write_text(whole + '{"system": "pla')
     process = start(*words, "--json")
     output, errors = process.communicate(timeout=200)
@@ -114,7 +147,7 @@ def test_a_killed_process_loses_the_request_in_flight(tiny: Path, prompts: Path,
     assert after.startswith(whole)
     entries = lines_of(log)
     keys = {(e["system"], e["prompts"], tuple(e["numbers"]), e["temperature"], e["repeat"]) for e in entries}
-    assert len(entries) == len(keys) == 6 * 2 * 3
+    assert len(entries) == len(keys) == 6 * 2 * SYSTEMS
     assert {row["requests"] for row in json.loads(output)["speeds"]} == {12}
 
 

@@ -20,7 +20,8 @@ def words(tiny: Path) -> list[object]:
 
 def answers(run: Run, words: list[object], *lines: str) -> list[dict[str, dict[str, int]]]:
     result = run(*words, "--json", stdin="".join(f"{line}\n" for line in lines))
-    assert (result.code, result.err) == (0, "")
+    assert result.code == 0
+    assert [line for line in result.err.splitlines() if not line.startswith(("saved to ", "a new "))] == []
     return [json.loads(line) for line in result.out.splitlines()]
 
 
@@ -41,7 +42,32 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(run: Run, words: list[object
     (answer,) = answers(run, words, "hello")
     result = run(*words, stdin="hello\n")
     assert result.out == f"{answer['text']}\n"
-    assert result.err.startswith("6 tokens in ")
+    assert "cut at 6 tokens" in result.err
+
+
+def test_commands_of_the_chat(run: Run, words: list[object], tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    (first, second, third) = answers(
+        run, words, "hello", "/system Be brief.", "hello", f"/save {file}", "/reset", "hello"
+    )
+    assert second["usage"]["prompt_tokens"] != first["usage"]["prompt_tokens"]
+    assert second["usage"] == third["usage"]  # /reset keeps the system prompt
+    saved = json.loads(file.read_text())
+    assert [one["role"] for one in saved] == ["system", "user", "assistant"]
+    assert saved[0]["content"] == "Be brief."
+    assert saved[2]["content"] == second["text"]
+    given = answers(run, [*words, "--system", "Be brief."], "hello")
+    assert given[0]["text"] == second["text"]
+
+
+def test_help_and_unknown_commands(run: Run, words: list[object]) -> None:
+    result = run(*words, stdin="/help\n")
+    assert (result.code, result.out) == (0, "")
+    assert all(name in result.err for name in ("/reset", "/system", "/save", "/exit"))
+    assert_one_line_error(run(*words, stdin="/nonsense\n"), 2, "/nonsense")
+    assert_one_line_error(run(*words, stdin="/save\n"), 2, "/save")
+    # A path is a message.
+    assert run(*words, stdin="/etc/hosts: what is it?\n").code == 0
 
 
 def test_a_piped_conversation_fails_when_it_is_too_long(run: Run, words: list[object]) -> None:
@@ -90,7 +116,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_then_the_chat(terminal: Termi
     while not terminal.screen.strip():
         terminal.screen += os.read(terminal._master, 4096).decode(errors="replace")
     terminal.process.send_signal(signal.SIGINT)
-    assert "tokens in" not in terminal.wait_for("\r\n> ")
+    assert "per step" not in terminal.wait_for("\r\n> ")
     # A prompt that is too long does not end the conversation.
     terminal.type("word " * 800 + "\n")
     terminal.type("word " * 800 + "\n")

@@ -29,6 +29,9 @@ from support.cli import Run, assert_one_line_error
         ("generate x -n 0", "max_new_tokens=0"),
         ("generate x --max-length abc", "--max-length"),
         ("generate x --no-such-option", "--no-such-option"),
+        ("generate x --raw --system y", "--system"),
+        ("generate x --sampling-defaults y", "sampling_defaults 'y'"),
+        ("cache sweep", "sweep"),
         ("generate x y", "y"),
         ("generate", "prompt is empty"),
         ("generate -", "prompt is empty"),
@@ -61,7 +64,7 @@ def test_unknown_scheme(run: Run, tiny: Path) -> None:
 
 
 def test_prompt_too_long(run: Run, tiny: Path) -> None:
-    words = ["generate", "a " * 40, "-m", tiny, "--dtype", "float32", "--max-length", 20, "--json"]
+    words = ["generate", "a " * 40, "--raw", "-m", tiny, "--dtype", "float32", "--max-length", 20, "--json"]
     assert_one_line_error(run(*words), 2, "41 tokens", "20")
 
 

@@ -21,7 +21,7 @@ from support.cli import Run, assert_one_line_error
 SHARED = """
     --target -m --draft -md --tree --scheme --temperature --top-k --top-p --min-p --max-new-tokens -n --seed --stop
     --repetition-penalty --presence-penalty --frequency-penalty --ignore-eos --device --dtype --quantize --compile
-    --max-length --json --color --no-color --debug
+    --max-length --sampling-defaults --system --json --color --no-color --debug
 """
 
 
@@ -74,7 +74,7 @@ def test_defaults_are_those_of_python() -> None:
     assert set(load) == {field.name for field in fields(EngineOptions)}
     in_python = {field.name for field in fields(SamplingParams)}
     assert in_python - {field.name for field in fields(SamplingArguments)} == {"logit_bias", "logprobs"}
-    assert SamplingArguments().params() == SamplingParams()
+    assert SamplingArguments().given() == {"ignore_eos": False}
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_every_value_arrives() -> None:
     assert got["engine"] == EngineOptions(
         device="cpu", dtype="float32", quantize="int8", compile=True, tree="2x2", scheme="mcss", max_length=9
     )
-    params = got["sampling"].params()
+    params = SamplingParams(**got["sampling"].given())
     assert params == SamplingParams(0.5, 4, 0.9, 0.1, 7, 3, ("a", "b"), 1.1, 0.2, 0.3, ignore_eos=True)
 
 
 def test_values_are_checked_before_anything_is_loaded() -> None:
     with pytest.raises(InvalidParameter):
-        SamplingArguments(top_p=2.0).params()
+        SamplingArguments(top_p=2.0).given()

@@ -15,7 +15,9 @@ SECONDS = {"prefill": 0.1, "draft": 0.8, "target": 1.0, "judge": 0.1, "other": 0
 STATS = Stats(9, 64, 22, 220, 42, (3, 5, 14), SECONDS)
 DONE = Completion("a\x1b]0;b", tuple(range(64)), "length", None, STATS)
 CHUNKS = [Chunk("a\x1b]0;b", (1, 2, 3), 2, ("a", "\x1b]0;", "b")), Chunk("\tc\n", (4,), 0, ("\tc\n",), DONE)]
-ENGINE: Any = SimpleNamespace(scheme_name="mcss-wor", tree="2x2x1")
+ENGINE: Any = SimpleNamespace(
+    scheme_name="mcss-wor", tree="2x2x1", draft_name="head", plain_seconds=None, max_length=999
+)
 
 
 class Terminal(io.StringIO):
@@ -34,12 +36,12 @@ def test_a_pipe_gets_the_text_unchanged(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shown(monkeypatch, Terminal(), color=False) == "a\\x1b]0;b\tc\n\n"
+    assert shown(monkeypatch, Terminal(), color=False) == "a\\x1b]0;b\tc\n\x1b[2m […]\x1b[0m\n"
 
 
 def test_candidates_and_the_targets_tokens_have_different_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     green, bold, plain = "\x1b[32m", "\x1b[1m", "\x1b[0m"
-    expected = f"{green}a{plain}{green}\\x1b]0;{plain}{bold}b{plain}{bold}\tc\n{plain}\n"
+    expected = f"{green}a{plain}{green}\\x1b]0;{plain}{bold}b{plain}{bold}\tc\n{plain}\x1b[2m […]{plain}\n"
     assert shown(monkeypatch, Terminal(), color=True) == expected
 
 
@@ -58,12 +60,23 @@ def test_control_characters_are_escaped_and_text_is_kept() -> None:
 
 
 def test_summary_has_speed_and_acceptance() -> None:
-    assert summary(ENGINE, DONE) == (
-        "64 tokens in 2.1 s (30.5 tokens/s) · 2.91 tokens a target call · 42 of 220 candidates accepted"
-        " · mcss-wor 2x2x1"
-    )
-    plain = Completion("", (), "stop", None, Stats(9, 1, 1, 0, 0, (1,), SECONDS))
-    assert "candidates" not in summary(ENGINE, plain)
+    assert summary(ENGINE, DONE) == "30 tokens/s · 2.9 tokens per step · cut at 64 tokens (-n sets the limit)"
+    ended = Completion("", (), "stop", None, Stats(9, 1, 1, 0, 0, (1,), SECONDS))
+    assert summary(ENGINE, ended) == "0.5 tokens/s · 1.0 tokens per step"
+
+
+def test_summary_compares_with_plain_decoding_where_its_speed_is_known() -> None:
+    calibrated: Any = SimpleNamespace(**{**vars(ENGINE), "plain_seconds": 0.05})
+    # 64 plain steps of 50 ms after the same prefill of 0.1 s: 3.3 s instead of 2.1 s.
+    assert "30 tokens/s · 1.6× plain decoding · 2.9 tokens per step" in summary(calibrated, DONE)
+
+
+def test_a_hint_where_n_grams_do_not_help() -> None:
+    without_draft: Any = SimpleNamespace(**{**vars(ENGINE), "draft_name": "ngram"})
+    assert "hint" not in summary(without_draft, DONE)
+    slow = Completion("", (), "stop", None, Stats(9, 12, 11, 40, 1, (10, 1), SECONDS))
+    assert "`mcsd distill` makes a draft" in summary(without_draft, slow).splitlines()[1]
+    assert "hint" not in summary(ENGINE, slow)
 
 
 def test_json_has_the_keys_of_the_contract() -> None:

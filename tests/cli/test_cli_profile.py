@@ -78,8 +78,9 @@ def test_memory_bandwidth_is_plausible() -> None:
 
 def test_the_table_shows_the_measurements() -> None:
     parts = (StepPart("draft", 0.010, 40_000_000, 10_000_000.0, 0.005), StepPart("judge", 0.030, 0, 0.0, 0.0))
-    lines = profile_table(StepProfile(7, 10e9, parts, {"target": "float32", "draft": ""}))
+    lines = profile_table(StepProfile(7, 10e9, parts, {"target": "float32", "draft": ""}, "mcss-wor", "2x1", 220, 42))
     assert lines.pop(0) == "target: float32"
+    assert lines.pop(0) == "scheme: mcss-wor; tree: 2x1; 42 of 220 candidates accepted"
     assert lines[0] == "7 steps of 40.0 ms; memory bandwidth 10.0 GB/s"
     assert lines[2].split() == ["draft", "10.00", "25.0%", "40", "MB", "10.0", "MB", "5.0", "ms", "2.0"]
     assert lines[3].split() == ["judge", "30.00", "75.0%"]

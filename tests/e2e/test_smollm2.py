@@ -39,11 +39,11 @@ def test_int8_weights_say_with_a_tree_what_they_say_without() -> None:
 
 
 def test_text_is_what_the_tokenizer_says(engine: mcsd.Engine) -> None:
-    done = engine.generate(PROMPT, mcsd.SamplingParams(seed=1, max_new_tokens=40))
+    done = engine.generate(PROMPT, mcsd.SamplingParams(temperature=1.0, seed=1, max_new_tokens=40))
     assert done.text == engine.tokenizer.decode(done.token_ids, skip_special_tokens=True)
-    assert "".join(chunk.text for chunk in engine.stream(PROMPT, mcsd.SamplingParams(seed=1, max_new_tokens=40))) == (
-        done.text
-    )
+    assert "".join(
+        chunk.text for chunk in engine.stream(PROMPT, mcsd.SamplingParams(temperature=1.0, seed=1, max_new_tokens=40))
+    ) == (done.text)
 
 
 def test_a_stop_string_ends_the_text_before_it(engine: mcsd.Engine) -> None:
@@ -68,7 +68,9 @@ def test_peak_memory_is_weights_and_cache_and_little_more(engine: mcsd.Engine) -
     network = engine.target.network  # type: ignore[attr-defined]
     weights = sum(parameter.nbytes for parameter in network.parameters())
     prompts = [[i + j for j in range(60)] for i in range(100, 800, 100)] + [list(range(1000, 1500))]
-    growth = peak_growth(lambda: engine.generate(prompts, mcsd.SamplingParams(seed=1, max_new_tokens=16)))
+    growth = peak_growth(
+        lambda: engine.generate(prompts, mcsd.SamplingParams(temperature=1.0, seed=1, max_new_tokens=16))
+    )
     store = engine.cache._store  # type: ignore[attr-defined]
     assert isinstance(store, torch.Tensor)
     assert growth < store.nbytes + 0.15 * (weights + store.nbytes)

@@ -7,6 +7,7 @@ to 1e-12. Faults in caches show only from the second step on, so texts are longe
 
 from collections import defaultdict
 from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -80,7 +81,7 @@ def engine_law(engine: mcsd.Engine, params: mcsd.SamplingParams, monkeypatch: py
             return SimpleNamespace(at=lambda positions, stream: Enumerated(decisions, seeds))
 
         monkeypatch.setattr(mcsd.core, "PhiloxStreams", streams)
-        each = [mcsd.SamplingParams(**{**vars(params), "seed": i}) for i in range(len(start))]
+        each = [replace(params, seed=i) for i in range(len(start))]
         return [list(done.token_ids) for done in engine.generate([PROMPT] * len(start), each)]
 
     law: Law = defaultdict(float)

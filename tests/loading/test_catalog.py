@@ -6,25 +6,31 @@ import os
 import random
 import sys
 import tarfile
+import time
 import venv
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from mcsd.cpu.weight_plan import WeightPlan
 from mcsd.errors import DownloadFailed, McsdError, UnknownModel, WeightsCorrupt
 from mcsd.loading.catalog import (
     CATALOG,
     DRAFTS,
     Entry,
     Location,
+    default_draft,
+    entry_of,
     is_pulled,
     locate,
     path_of,
     pull,
     pull_entry,
 )
+from mcsd.loading.load import load
 from mcsd.system import cache_folder
 
 DATA = random.Random(0).randbytes(5 << 19)  # two and a half blocks
@@ -253,3 +259,32 @@ def test_locate_refuses(model: str | Path, said: str, tmp_path: Path, monkeypatc
     assert type(caught.value) is UnknownModel
     assert caught.value.hint
     assert len(str(caught.value)) < 500
+
+
+def test_the_default_draft_of_a_name_a_hub_id_and_a_copy_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert default_draft("smollm2-135m") == default_draft("HuggingFaceTB/SmolLM2-135M-Instruct") == "smollm2-135m-head"
+    assert default_draft("qwen2.5-coder-1.5b") == "qwen2.5-coder-0.5b"
+    assert default_draft("Qwen/Qwen2.5-Coder-1.5B-Instruct") == "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+    assert default_draft("org/other") == default_draft(tmp_path) == "ngram"
+
+    copy = tmp_path / "renamed.GGUF"
+    copy.write_bytes(DATA)
+    entry = replace(CATALOG["smollm2-135m"], size=len(DATA), sha256=hashlib.sha256(DATA).hexdigest())
+    monkeypatch.setattr("mcsd.loading.catalog._ENTRIES", (entry,))
+    assert entry_of(copy) == entry
+    assert default_draft(copy) == "smollm2-135m-head"
+    copy.write_bytes(DATA[:-1] + b"x")
+    assert entry_of(copy) is None
+    copy.write_bytes(DATA[:-1])
+    assert default_draft(str(copy)) == "ngram"
+
+
+def test_a_hub_that_cannot_be_reached_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without retries, of which transformers makes half a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(UnknownModel, match="the hub cannot be reached"):
+        load("org/name-that-is-not-cached", torch.device("cpu"), WeightPlan(torch.float32))
+    assert time.monotonic() - start < 20

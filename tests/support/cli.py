@@ -21,7 +21,7 @@ Run = Callable[..., Result]
 
 def start(*words: object, **streams: Any) -> subprocess.Popen[str]:
     """Start a command line in its own process, with one thread: spin-waiting threads crawl on a busy machine."""
-    command = [sys.executable, "-m", "mcsd.cli", *map(str, words)]
+    command = [sys.executable, "-m", "mcsd", *map(str, words)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # If the tests run in the background, they ignore Ctrl-C, and a child would inherit that.

@@ -123,12 +123,16 @@ def enumerate_all(
     pending = [
         (torch.arange(starts), torch.zeros(starts, 0, dtype=torch.int64), torch.zeros(starts, dtype=torch.int64))
     ]
+    total = 0.0
     while pending:
         start, script, length = pending.pop()
         for begin in range(0, len(start), MAX_SCRIPTS):
             part = slice(begin, begin + MAX_SCRIPTS)
             decisions = Decisions(script[part], length[part])
             emitted = run(decisions, start[part])
+            total += float(decisions.probability.sum())
+            # Decisions that do not reach their run would be enumerated without end.
+            assert total <= starts + 1e-6, "the outcomes have more than all probability"
             yield start[part], emitted, decisions.probability
             origin, more, lengths = decisions.next()
             if len(origin):

@@ -1,6 +1,6 @@
 """The models of an experiment, loaded once and shared by all systems."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from mcsd.loading.catalog import default_draft, locate
 from mcsd.loading.load import is_head, load_draft, load_pair, resolve_device, resolve_dtype
 from mcsd.models import LanguageModel
 
+_NO_NETWORK = "transformers does not run this target"
+
 
 @dataclass(frozen=True)
 class BenchModels:
@@ -24,7 +26,8 @@ class BenchModels:
         target: the target.
         tokenizer: of the target; without one, prompts are token ids.
         drafts: by `mcsd.bench.experiment.DRAFT` or ``TUNED``: a model, a `mcsd.models.BoundHead`, or "ngram".
-        transformers: the baselines of transformers, if there are any.
+        transformers: the baselines of transformers. By default they run on the networks of target and draft, if those
+            are `mcsd.models.TransformersModel`; None where they cannot.
         peers: by name.
     """
 
@@ -33,6 +36,24 @@ class BenchModels:
     drafts: Mapping[str, Any]
     transformers: TransformersBaselines | None = None
     peers: Mapping[str, Peer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.transformers is None:
+            found = TransformersBaselines.of(self.target, self.drafts.get(DRAFT))
+            object.__setattr__(self, "transformers", found)
+
+    def left_out(self, systems: Iterable[System], batch_sizes: Sequence[int], prompt: list[int]) -> dict[str, str]:
+        """Why systems outside the engine cannot run, by name; ``prompt`` is one to try."""
+        reasons: dict[str, str] = {}
+        for system in systems:
+            if not system.in_engine and 1 not in batch_sizes:
+                reasons[system.name] = "it answers one prompt at a time, and there are no batches of one"
+            elif system.role in TRANSFORMERS:
+                baselines = self.transformers
+                fault = _NO_NETWORK if baselines is None else baselines.fault(system.role, prompt)
+                if fault is not None:
+                    reasons[system.name] = fault
+        return reasons
 
 
 @dataclass(frozen=True)

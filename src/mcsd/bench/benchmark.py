@@ -7,7 +7,6 @@ from typing import Any
 
 from mcsd.bench.bench_models import BenchModels
 from mcsd.bench.experiment import Experiment
-from mcsd.bench.figures import check_matplotlib
 from mcsd.bench.measure import Progress, Prompts, measure
 from mcsd.bench.report import write_report
 from mcsd.bench.results import Results, flatten
@@ -21,11 +20,13 @@ def bench(
     prompts: Prompts,
     experiment: Experiment,
     out: Path,
-    max_length: int = 2048,
+    max_length: int | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress = lambda line: None,
 ) -> Results:
     """Run an experiment, or resume it, and write tables, figures and the report.
+
+    A baseline that these models cannot run is left out; the report and `Results.left_out` say why.
 
     Args:
         models: loaded.
@@ -33,7 +34,7 @@ def bench(
         experiment: what is measured.
         out: a folder. What it holds already is not measured again; it must belong to the same experiment, versions and
             machine.
-        max_length: the most tokens of a prompt and its answer.
+        max_length: the most tokens of a prompt and its answer; by default the target's context.
         provenance: what else must be the same to resume, and is shown in the report: models, how they were loaded.
         progress: takes a line about the progress.
 
@@ -41,10 +42,8 @@ def bench(
         InvalidOption: a batch is larger than a set of prompts, a peer does not answer, or the folder belongs to another
             experiment.
         RequestError: a prompt is wrong.
-        MissingPackage: matplotlib is not installed.
         OutputFailed, DataError: the folder cannot be written, or holds something else.
     """
-    check_matplotlib()
     results = measure(models, prompts, experiment, out, max_length, provenance, progress)
     _write_csv(out / "summary.csv", [flatten(row) for row in results.speeds])
     _write_csv(out / "acceptance.csv", [flatten(row) for row in results.acceptances])

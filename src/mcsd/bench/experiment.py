@@ -1,10 +1,12 @@
 """What is measured: systems, and the conditions under which each of them answers."""
 
+import hashlib
 from dataclasses import dataclass
 from math import isfinite
 
 from mcsd.config import parse_tree
 from mcsd.errors import InvalidOption, check_int
+from mcsd.tree import TreeShape
 
 PLAIN, SINGLE, NAIVE = "plain", "single", "naive"
 """Baselines in the engine: plain decoding, one candidate a step, and naive verification of several."""
@@ -23,6 +25,9 @@ MULTI = "multi"
 DRAFT, TUNED = "draft", "tuned"
 """Which draft: the first one, or one to compare with it, such as the same after fine-tuning."""
 
+_MAX_TREE_NAME = 24
+"""Characters of a list of parents that still serves as a name."""
+
 _MAXIMUM = {"max_new_tokens": 1 << 20, "repeats": 1000, "seed": 1 << 32}
 
 
@@ -33,7 +38,7 @@ class System:
     Attributes:
         role: a name in `BASELINES`, `PEER` or `MULTI`.
         draft: `DRAFT` or `TUNED`; "" for plain decoding and peers.
-        tree, scheme: as `mcsd.Engine` takes them; "" outside the engine.
+        tree, scheme: as `mcsd.Engine` takes them; "" outside the engine. Results have `tree_name` of the tree.
         peer: the name of a peer.
     """
 
@@ -45,15 +50,30 @@ class System:
 
     @property
     def name(self) -> str:
-        """As tables show it."""
+        """As all tables, figures and files show it."""
         if not self.in_engine or self.role == PLAIN:
             return self.peer or self.role
-        return f"{self.tree} {self.scheme}" + (" tuned" if self.draft == TUNED else "")
+        return f"{tree_name(self.tree)} {self.scheme}" + (" tuned" if self.draft == TUNED else "")
 
     @property
     def in_engine(self) -> bool:
         """Whether `mcsd.Engine` runs it; the others answer one prompt at a time and report tokens and time only."""
         return self.role != PEER and self.role not in TRANSFORMERS
+
+
+def tree_name(tree: str) -> str:
+    """The short name of a tree: level counts as the user wrote them, the name of a file, or "auto".
+
+    A list of parents is named by its level counts, if it has any. A long one without them gets its number of candidates
+    and a digest; the manifest has its parents.
+    """
+    if tree in ("", "auto"):
+        return tree
+    shape = TreeShape.parse(tree)
+    name = str(shape)
+    if name.startswith("parents:") and len(name) > _MAX_TREE_NAME:
+        return f"tree{len(shape)}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
+    return name
 
 
 @dataclass(frozen=True)

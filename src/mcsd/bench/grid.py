@@ -31,7 +31,7 @@ def grid(
         peers: names of other programs.
 
     Raises:
-        InvalidOption: an unknown baseline, or a peer with the name of another system.
+        InvalidOption: an unknown baseline, a peer with the name of another system, or two trees of one name.
         InvalidTree, UnknownScheme: an unknown tree or scheme, or a scheme that does not support a tree.
     """
     for baseline in baselines:
@@ -64,8 +64,16 @@ def peer_systems(peers: Collection[str], systems: Sequence[System]) -> list[Syst
 
 
 def distinct(systems: Sequence[System]) -> list[System]:
-    """The first of each name: a tree that was asked for may be a baseline too."""
+    """The first of each name: a tree that was asked for may be a baseline too.
+
+    Raises:
+        InvalidOption: two different trees have the same name, which files of the same name do.
+    """
     named: dict[str, System] = {}
     for system in systems:
-        named.setdefault(system.name, system)
+        same = named.setdefault(system.name, system)
+        if system.tree and parse_tree(system.scheme, system.tree) != parse_tree(same.scheme, same.tree):
+            raise InvalidOption(
+                f"trees {same.tree!r:.40} and {system.tree!r:.40} have the same name", "rename one of the files"
+            )
     return list(named.values())

@@ -3,31 +3,33 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mcsd.bench.acceptance import COMPARED_SCHEMES, DRAWS, MAX_CANDIDATES, count_accepted, score_answer
 from mcsd.bench.attention import REPEATS, AttentionBenchmark, has_paths_to_compare
 from mcsd.bench.bench_models import BenchModels
-from mcsd.bench.experiment import DRAFT, MULTI, PLAIN, TUNED, Experiment, System
+from mcsd.bench.experiment import DRAFT, MULTI, PLAIN, TUNED, Experiment, System, tree_name
 from mcsd.bench.grid import DEFAULT_SCHEME
 from mcsd.bench.manifest import machine, versions
 from mcsd.bench.records import AcceptanceRecord, AttentionRecord, RequestRecord
-from mcsd.bench.results import Results, acceptance_rows, attention_rows, speed_rows
+from mcsd.bench.results import LEFT_OUT, Results, acceptance_rows, attention_rows, speed_rows
 from mcsd.bench.runners import JobRunner
 from mcsd.bench.schedule import schedule_jobs
 from mcsd.config import parse_tree
+from mcsd.core import request_length
 from mcsd.engine import Engine
 from mcsd.errors import InvalidOption
 from mcsd.files import VERSION, JsonlLog, check_settings, exclusive_lock
 from mcsd.params import SamplingParams
 from mcsd.prompts import encode_prompt_sets
 from mcsd.tokenization import PromptEncoder
+from mcsd.tree import TreeShape
 
 MANIFEST, REQUESTS, ACCEPTANCE, ATTENTION = "manifest.json", "requests.jsonl", "acceptance.jsonl", "attention.jsonl"
 
-_FORMAT = 2
+_FORMAT = 3
 """Of the files in the folder. Folders of another format are refused."""
 
 _CONTEXT = 128
@@ -43,14 +45,19 @@ def measure(
     prompts: Prompts,
     experiment: Experiment,
     out: Path,
-    max_length: int,
+    max_length: int | None,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress = lambda line: None,
 ) -> Results:
     """Run an experiment, or resume it; see `mcsd.bench.bench`, which also writes tables and the report."""
     ids = _encode(models, prompts, experiment.max_new_tokens, max_length)
-    jobs = schedule_jobs(experiment, {name: len(texts) for name, texts in ids.items()})
-    manifest = _manifest(models, ids, experiment, provenance or {})
+    sizes = {name: len(texts) for name, texts in ids.items()}
+    schedule_jobs(experiment, sizes)  # Wrong sizes are an error before a baseline is tried.
+    left_out = models.left_out(experiment.systems, experiment.batch_sizes, next(iter(ids.values()))[0])
+    kept = tuple(system for system in experiment.systems if system.name not in left_out)
+    experiment = replace(experiment, systems=kept)
+    jobs = schedule_jobs(experiment, sizes)
+    manifest = _manifest(models, ids, experiment, left_out, provenance or {})
     check_settings(out / MANIFEST, manifest)
     with exclusive_lock(out / MANIFEST):
         requests = JsonlLog(out / REQUESTS, lambda value: RequestRecord(**value))
@@ -72,9 +79,11 @@ def measure(
     )
 
 
-def _encode(models: BenchModels, prompts: Prompts, max_new_tokens: int, max_length: int) -> dict[str, list[list[int]]]:
+def _encode(
+    models: BenchModels, prompts: Prompts, max_new_tokens: int, max_length: int | None
+) -> dict[str, list[list[int]]]:
     target = models.target
-    max_prompt = min(max_length, target.max_length or max_length) - max_new_tokens
+    max_prompt = request_length(max_length, target) - max_new_tokens
     if max_prompt < 1:
         raise InvalidOption(
             f"max_length leaves no prompt beside {max_new_tokens} new tokens",
@@ -85,7 +94,11 @@ def _encode(models: BenchModels, prompts: Prompts, max_new_tokens: int, max_leng
 
 
 def _manifest(
-    models: BenchModels, ids: PromptTokens, experiment: Experiment, provenance: Mapping[str, Any]
+    models: BenchModels,
+    ids: PromptTokens,
+    experiment: Experiment,
+    left_out: Mapping[str, str],
+    provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     asked = {
         name: {"count": len(texts), "sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
@@ -94,6 +107,8 @@ def _manifest(
     manifest = {
         VERSION: _FORMAT,
         "experiment": asdict(experiment),
+        LEFT_OUT: left_out,
+        "trees": {name: shape.parents for name, shape in _shapes(experiment).items()},
         "prompts": asked,
         "versions": versions(),
         "machine": machine(models.target.device),
@@ -101,6 +116,14 @@ def _manifest(
     }
     # JSON has lists in place of tuples: it must equal the manifest on disk.
     return dict(json.loads(json.dumps(manifest)))
+
+
+def _shapes(experiment: Experiment) -> dict[str, TreeShape]:
+    """The trees of an experiment by name; "auto" is none."""
+    shapes = {
+        tree_name(system.tree): parse_tree(system.scheme, system.tree) for system in experiment.systems if system.tree
+    }
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 def _measure_acceptance(
@@ -156,13 +179,12 @@ def _measure_attention(
     progress: Progress,
 ) -> None:
     """Tree attention against a batch of paths, for every tree with branches of an experiment."""
-    shapes = {system.tree: parse_tree(system.scheme, system.tree) for system in experiment.systems if system.tree}
     prompt = next(iter(ids.values()))[0]
     text = (prompt * _CONTEXT)[: min(_CONTEXT, models.target.max_length or _CONTEXT)]
     done = {record.key for record in log.records}
-    for tree, shape in shapes.items():
+    for tree, shape in _shapes(experiment).items():
         missing = [repeat for repeat in range(REPEATS) if (tree, repeat) not in done]
-        if shape is None or not has_paths_to_compare(shape) or not missing:
+        if not has_paths_to_compare(shape) or not missing:
             continue
         progress(f"tree attention: {tree}")
         benchmark = AttentionBenchmark(models.target, text, shape)

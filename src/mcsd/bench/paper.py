@@ -1,6 +1,6 @@
 """The systems of ``mcsd bench --paper``: the experiments of arXiv 2401.06706 on one pair."""
 
-from mcsd.bench.experiment import ASSISTED, DRAFT, MULTI, NAIVE, SINGLE, TUNED, System
+from mcsd.bench.experiment import ASSISTED, DRAFT, GENERATE, MULTI, NAIVE, SINGLE, TUNED, System
 from mcsd.bench.grid import DEFAULT_SCHEME, PLAIN_SYSTEM, distinct
 
 CONFIGS = ("2x1", "2x2x1", "4x2x1", "4x2x2x1")
@@ -20,7 +20,7 @@ def paper(tuned: bool = False, assisted: bool = True) -> list[System]:
         tuned: whether there is a second draft, such as the first one fine-tuned.
         assisted: whether the draft can be transformers' assistant: it must be a model.
     """
-    systems = [PLAIN_SYSTEM]
+    systems = [PLAIN_SYSTEM, System(GENERATE)]
     if assisted:
         systems.append(System(ASSISTED))
     systems.append(System(SINGLE, DRAFT, "chain:3", DEFAULT_SCHEME))

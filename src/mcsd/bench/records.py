@@ -9,7 +9,7 @@ class RequestRecord:
     """One request to one system: a prompt, or a batch of prompts that were answered together.
 
     Attributes:
-        system, role, draft, tree, scheme: as in `mcsd.bench.System`.
+        system, role, draft, scheme: as in `mcsd.bench.System`; tree: its `mcsd.bench.experiment.tree_name`.
         prompts, numbers, temperature, repeat, seeds: as in `mcsd.bench.schedule.BenchJob`.
         prompt_tokens: of each prompt; token_ids: the new tokens of each.
         seconds: of wall time, prefill included.
@@ -78,8 +78,8 @@ class AttentionRecord:
     """Two forwards of the target over the same candidates: as a tree, and as a batch of its paths.
 
     Attributes:
-        tree: as the user gave it; nodes: its candidates; paths: from root to leaf, sequences of the batch; depth: of
-            the tree.
+        tree: its `mcsd.bench.experiment.tree_name`; nodes: its candidates; paths: from root to leaf, sequences of the
+            batch; depth: of the tree.
         repeat: index of the repeat.
         tree_seconds, batch_seconds: of the forwards.
     """

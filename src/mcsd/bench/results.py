@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcsd.bench.experiment import PLAIN
+from mcsd.bench.experiment import GENERATE, PLAIN
 from mcsd.bench.intervals import Interval, jackknife
 from mcsd.bench.records import AcceptanceRecord, AttentionRecord, RequestRecord
 
 ALL_PROMPTS = "all"
 """In place of the name of a prompt set: all sets together."""
+
+LEFT_OUT = "left_out"
+"""In the manifest: why systems do not run, by name."""
 
 STEP_PARTS = ("draft", "target", "judge", "commit", "other")
 """Parts of a step. Prefill is not part of a step."""
@@ -30,6 +33,7 @@ class SpeedRow:
         requests: texts; new_tokens: of all of them.
         tokens_per_second: new tokens by wall time, prefill included; of each prompt the median repeat counts.
         speedup: of that over plain decoding of the same prompts.
+        speedup_generate: the same over transformers' ``model.generate``; None where that was not measured.
         block_efficiency: all new tokens by all target calls; None outside the engine, as are the following.
         mean_acceptance_length: the mean over texts of a text's tokens by its calls.
         draft_acceptance_rate: the share of verified candidates that were emitted.
@@ -50,6 +54,7 @@ class SpeedRow:
     new_tokens: int
     tokens_per_second: Interval
     speedup: Interval
+    speedup_generate: Interval | None
     block_efficiency: Interval | None
     mean_acceptance_length: float | None
     draft_acceptance_rate: float | None
@@ -106,6 +111,11 @@ class Results:
     attentions: tuple[AttentionRow, ...]
     manifest: Mapping[str, Any]
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why systems do not run, by name."""
+        return dict(self.manifest.get(LEFT_OUT, {}))
+
     def best(self) -> list[SpeedRow]:
         """The fastest system over all prompts at each temperature and batch size; it may be plain decoding."""
         fastest: dict[tuple[float, int], SpeedRow] = {}
@@ -130,11 +140,11 @@ def speed_rows(records: Sequence[RequestRecord]) -> list[SpeedRow]:
         chosen = [record for record in records if prompts in (record.prompts, ALL_PROMPTS)]
         for temperature, batch in sorted({(record.temperature, len(record.numbers)) for record in chosen}):
             here = [r for r in chosen if (r.temperature, len(r.numbers)) == (temperature, batch)]
-            plain = [record for record in here if record.role == PLAIN]
+            plain, generate = ([record for record in here if record.role == role] for role in (PLAIN, GENERATE))
             for system in dict.fromkeys(record.system for record in records):
                 mine = [record for record in here if record.system == system]
                 if mine:
-                    rows.append(_speed_row(prompts, mine, plain))
+                    rows.append(_speed_row(prompts, mine, plain, generate))
     return rows
 
 
@@ -143,9 +153,13 @@ def _prompt_sets(records: Iterable[RequestRecord | AcceptanceRecord]) -> list[st
     return [*names, ALL_PROMPTS] if len(names) > 1 else names
 
 
-def _speed_row(prompts: str, mine: Sequence[RequestRecord], plain: Sequence[RequestRecord]) -> SpeedRow:
+def _speed_row(
+    prompts: str,
+    mine: Sequence[RequestRecord],
+    plain: Sequence[RequestRecord],
+    generate: Sequence[RequestRecord],
+) -> SpeedRow:
     first = mine[0]
-    speeds = torch.cat([_sums(_median_repeats(mine)), _sums(_median_repeats(plain))], dim=1)
     in_engine = all(record.target_calls for record in mine)
     calls = sum(sum(record.target_calls) for record in mine)
     drafted = sum(sum(record.draft_tokens) for record in mine)
@@ -164,8 +178,9 @@ def _speed_row(prompts: str, mine: Sequence[RequestRecord], plain: Sequence[Requ
         *(first.system, first.role, first.draft, first.tree, first.scheme),
         requests=sum(len(record.numbers) for record in mine),
         new_tokens=sum(record.new_tokens for record in mine),
-        tokens_per_second=jackknife(speeds, lambda s: s[..., 0] / s[..., 1]),
-        speedup=jackknife(speeds, lambda s: s[..., 0] / s[..., 1] / (s[..., 3] / s[..., 4])),
+        tokens_per_second=jackknife(_sums(_median_repeats(mine)), lambda s: s[..., 0] / s[..., 1]),
+        speedup=_speedup(mine, plain),
+        speedup_generate=_speedup(mine, generate) if generate else None,
         block_efficiency=jackknife(_sums(mine), lambda s: s[..., 0] / s[..., 2]) if in_engine else None,
         mean_acceptance_length=sum(lengths) / len(lengths) if in_engine else None,
         draft_acceptance_rate=accepted / drafted if drafted else None,
@@ -173,6 +188,12 @@ def _speed_row(prompts: str, mine: Sequence[RequestRecord], plain: Sequence[Requ
         overhead=1 - sum(seconds[part] for part in _MODEL_PARTS) / sum(seconds.values()) if in_engine else None,
         step={part: 1e3 * seconds[part] / steps for part in STEP_PARTS} if in_engine else {},
     )
+
+
+def _speedup(mine: Sequence[RequestRecord], other: Sequence[RequestRecord]) -> Interval:
+    """Of tokens/s over those of another system on the same prompts."""
+    speeds = torch.cat([_sums(_median_repeats(mine)), _sums(_median_repeats(other))], dim=1)
+    return jackknife(speeds, lambda s: s[..., 0] / s[..., 1] / (s[..., 3] / s[..., 4]))
 
 
 def _median_repeats(records: Sequence[RequestRecord]) -> list[RequestRecord]:
@@ -235,7 +256,7 @@ def flatten(row: SpeedRow | AcceptanceRow | AttentionRow) -> dict[str, Any]:
         elif isinstance(value, tuple):
             for k, interval in enumerate(value, 1):
                 columns |= {f"k{k}": interval["value"], f"k{k}_low": interval["low"], f"k{k}_high": interval["high"]}
-        elif name == "block_efficiency":
+        elif name in ("speedup_generate", "block_efficiency"):
             columns |= dict.fromkeys((name, f"{name}_low", f"{name}_high"))
         else:
             columns[name] = value

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mcsd.bench.bench_models import BenchModels
-from mcsd.bench.experiment import PEER, PLAIN, System
+from mcsd.bench.experiment import PEER, PLAIN, System, tree_name
 from mcsd.bench.records import RequestRecord
 from mcsd.bench.schedule import BenchJob
 from mcsd.engine import Engine
@@ -51,6 +51,7 @@ class JobRunner:
             scheme=system.scheme,
             max_batch=max_batch or self._max_batch,
             max_length=self._max_length,
+            sampling_defaults="mcsd",
         )
 
     def run(self, job: BenchJob) -> RequestRecord:
@@ -125,7 +126,7 @@ def _record(
 ) -> RequestRecord:
     system = job.system
     return RequestRecord(
-        *(system.name, system.role, system.draft, system.tree, system.scheme),
+        *(system.name, system.role, system.draft, tree_name(system.tree), system.scheme),
         *(job.prompts, job.numbers, job.temperature, job.repeat, job.seeds),
         [len(prompt) for prompt in prompts],
         token_ids,

@@ -1,12 +1,13 @@
 """transformers' own ``model.generate`` on the same weights: plain, with prompt look-up, and with an assistant model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from mcsd.bench.experiment import ASSISTED, GENERATE, LOOKUP
 from mcsd.loading.load import read_transformers
+from mcsd.models import LanguageModel, TransformersModel
 
 LOOKUP_TOKENS = 3
 """Tokens that prompt look-up proposes."""
@@ -37,6 +38,23 @@ class TransformersBaselines:
         """
         return cls(*(read_transformers(name, dtype)[0].to(device) for name in (target, draft) if name is not None))
 
+    @classmethod
+    def of(cls, target: LanguageModel, draft: Any) -> "TransformersBaselines | None":
+        """Those of models given as objects, on their own networks; None where transformers does not run the target."""
+        if not _is_unchanged(target):
+            return None
+        return cls(target.network, draft.network if _is_unchanged(draft) else None)
+
+    def fault(self, baseline: str, prompt: list[int]) -> str | None:
+        """Why a baseline does not run on these models; None if it answers a prompt with a token."""
+        if baseline not in self._options:
+            return "the draft is not a model of transformers"
+        try:
+            self.answer(baseline, prompt, 0, 0.0, 1)
+        except Exception as error:  # Models and their generation configs may raise anything.
+            return f"transformers refuses: {' '.join(str(error).split()) or type(error).__name__:.120}"
+        return None
+
     def answer(self, baseline: str, prompt: list[int], seed: int, temperature: float, max_new_tokens: int) -> list[int]:
         """The new tokens after a prompt.
 
@@ -61,3 +79,10 @@ class TransformersBaselines:
         )
         tokens: list[int] = output[0, len(prompt) :].tolist()
         return tokens
+
+
+def _is_unchanged(model: Any) -> TypeGuard[TransformersModel]:
+    """Whether a model is a network as transformers made it: not packed, not quantized, with its whole vocabulary."""
+    if not isinstance(model, TransformersModel) or model.vocabulary is not None:
+        return False
+    return model.precision == str(model.dtype).removeprefix("torch.")

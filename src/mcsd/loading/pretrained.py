@@ -10,6 +10,7 @@ from mcsd.errors import McsdError, MissingPackage, UnknownModel, UnsupportedMode
 from mcsd.loading.catalog import Location
 
 _FETCH_AGAIN = "fetch the weights again; safetensors and GGUF files are read"
+_HUB_SECONDS = 5
 _ADAPTER_FILE = "adapter_config.json"
 
 
@@ -32,18 +33,31 @@ def read_location(model: str | Path, location: Location, dtype: torch.dtype) -> 
         options |= {"gguf_file": location.file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options["use_safetensors"] = True
+    if location.kind == "hub" and not _hub_answers():
+        options["local_files_only"] = True
     _check_adapter(model, location)
     try:
         network, report = AutoModelForCausalLM.from_pretrained(location.source, **options)
     except (ImportError, MemoryError):
         raise
     except Exception as error:
-        raise _explained(model, location, error) from error
+        raise _explained(model, location, error, "local_files_only" in options) from error
     # transformers fills missing tensors with random numbers.
     missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if missing:
         raise WeightsCorrupt(f"{model}: {len(missing)} tensors are missing or misshapen: {missing[0]}", _FETCH_AGAIN)
-    return network, _tokenizer(location)
+    return network, _tokenizer(location, options.get("local_files_only", False))
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached: transformers takes half a minute of retries to find out that it cannot."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+    except Exception:  # The HTTP library and its errors differ between versions of the hub's client.
+        return False
+    return True
 
 
 def _check_adapter(model: str | Path, location: Location) -> None:
@@ -53,23 +67,27 @@ def _check_adapter(model: str | Path, location: Location) -> None:
         raise MissingPackage(f"{model} has an adapter ({_ADAPTER_FILE}), which needs peft", "pip install peft")
 
 
-def _explained(model: str | Path, location: Location, error: Exception) -> McsdError:
+def _explained(model: str | Path, location: Location, error: Exception, offline: bool) -> McsdError:
     """The error of mcsd for an exception of transformers, gguf or safetensors, which may be of any type."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     what = f"{model}: {reason:.200}"
     if "not supported" in reason or "does not recognize this architecture" in reason or "Unrecognized" in reason:
         return UnsupportedModel(what, "choose a decoder-only model that transformers supports")
     if location.kind == "hub":
+        if offline:
+            what = f"{model} is not in the local cache of the hub, and the hub cannot be reached"
         return UnknownModel(
             what, "check the id and the network, or give a folder or GGUF file; `mcsd models` lists names"
         )
     return WeightsCorrupt(what, _FETCH_AGAIN)
 
 
-def _tokenizer(location: Location) -> Any | None:
+def _tokenizer(location: Location, offline: bool) -> Any | None:
     from transformers import AutoTokenizer
 
-    options = {"gguf_file": location.file} if location.kind == "gguf" else {}
+    options: dict[str, Any] = {"gguf_file": location.file} if location.kind == "gguf" else {}
+    if offline:
+        options["local_files_only"] = True
     try:
         return AutoTokenizer.from_pretrained(location.source, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError):

@@ -1,5 +1,6 @@
 """What can be a model, and which target and draft fit together."""
 
+from os import PathLike
 from typing import Any
 
 from mcsd.errors import UnsupportedModel, VocabularyMismatch
@@ -10,6 +11,11 @@ from mcsd.models.transformers import TransformersModel
 _HINT = "choose a draft with the target's tokenizer, or draft='ngram'"
 
 
+def is_network(model: Any) -> bool:
+    """Whether an object is a ``PreTrainedModel`` that can generate."""
+    return not isinstance(model, LanguageModel) and hasattr(model, "config") and hasattr(model, "generate")
+
+
 def as_model(model: Any) -> LanguageModel:
     """A language model as it is, or a ``PreTrainedModel`` wrapped.
 
@@ -18,8 +24,12 @@ def as_model(model: Any) -> LanguageModel:
     """
     if isinstance(model, LanguageModel):
         return model
-    if hasattr(model, "config") and hasattr(model, "generate"):
+    if is_network(model):
         return TransformersModel(model)
+    if isinstance(model, str | PathLike):
+        raise UnsupportedModel(
+            f"{str(model)!r:.80} is a name, not a model", "load models by name with mcsd.Engine.load"
+        )
     raise UnsupportedModel(
         f"{type(model).__name__} is not a language model", "give a transformers model or an mcsd.models.LanguageModel"
     )

@@ -1,4 +1,4 @@
-"""The key-value cache: one pre-allocated tensor, written in place.
+"""The key-value cache: one tensor, written in place, which grows with the longest sequence.
 
 A slot is the place of a token in its sequence: committed tokens fill slots 0 ... length-1, in-flight tokens follow in
 the order of their forwards. Later slots hold zeros or stale finite values, never NaN: a masked NaN still makes the
@@ -7,21 +7,26 @@ attention output NaN.
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
-from mcsd.errors import UnsupportedModel
+from mcsd.errors import OutOfMemory, UnsupportedModel
 from mcsd.models.layout import TokenLayout
 from mcsd.models.protocol import Cache
+
+_FIRST_SLOTS = 2048
+"""Slots per sequence at first; a longer sequence doubles them."""
 
 
 class KVCache(Cache):
     """Keys and values of all layers: ``[layers, 2, max_batch, kv heads, slots, head size]``.
 
-    Allocated at the first forward, which shows the shape of the keys.
+    Allocated at the first forward, which shows the shape of the keys, for sequences of a moderate length.
 
     Args:
         num_layers: attention layers of the model.
@@ -35,6 +40,7 @@ class KVCache(Cache):
         self.num_layers = num_layers
         self.slots = slots
         self._store: Tensor | None = None
+        self._capacity = min(slots, _FIRST_SLOTS)
         self._written = [0] * max_batch
 
     @property
@@ -52,11 +58,13 @@ class KVCache(Cache):
     def view(self, sequences: slice, layout: TokenLayout) -> "CacheView":
         """The part of the cache that a forward over some sequences reads and writes."""
         view = CacheView(self, sequences, layout.earlier, layout.new)
+        if view.columns > self._capacity:
+            self._grow(view.columns)
         self._written[sequences] = [max(written, view.columns) for written in self._written[sequences]]
         return view
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> Tensor:
-        """The whole tensor ``[layers, 2, max_batch, kv heads, slots, head size]``, allocated at the first call.
+        """The tensor ``[layers, 2, max_batch, kv heads, slots, head size]``, allocated at the first call.
 
         Args:
             layer: index of the layer.
@@ -66,8 +74,8 @@ class KVCache(Cache):
             UnsupportedModel: their shape or dtype differs from the first layer's.
         """
         if self._store is None:
-            shape = (self.num_layers, 2, self.max_batch, keys.shape[1], self.slots, keys.shape[3])
-            self._store = torch.zeros(shape, dtype=keys.dtype, device=keys.device)
+            shape = (self.num_layers, 2, self.max_batch, keys.shape[1], self._capacity, keys.shape[3])
+            self._store = _zeros(shape, keys.dtype, keys.device)
         kept = (self._store.shape[3], self._store.shape[5], self._store.dtype)
         if any((new.shape[1], new.shape[3], new.dtype) != kept for new in (keys, values)):
             raise UnsupportedModel(
@@ -76,6 +84,18 @@ class KVCache(Cache):
                 "models whose layers, or keys and values, differ in shape are not supported",
             )
         return self._store
+
+    def _grow(self, slots: int) -> None:
+        """Make space for sequences of this many slots, up to the limit of the cache. If that fails, nothing changes."""
+        capacity = min(self.slots, max(slots, 2 * self._capacity))
+        if self._store is not None:
+            shape = list(self._store.shape)
+            shape[4] = capacity
+            grown = _zeros(shape, self._store.dtype, self._store.device)
+            for index, used in enumerate(self._written):
+                grown[:, :, index, :, :used] = self._store[:, :, index, :, :used]
+            self._store = grown
+        self._capacity = capacity
 
     def _copy(self, source: int, to: int) -> None:
         self._clear(to)
@@ -101,6 +121,24 @@ class KVCache(Cache):
             source += [start + column for _, column in moved]
         if index:
             self._store[:, :, index, :, to] = self._store[:, :, index, :, source]
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU the system provides their memory only when it is written.
+
+    Raises:
+        OutOfMemory: there is not enough memory.
+    """
+    size = prod(shape) * dtype.itemsize
+    try:
+        if device.type == "cpu":
+            return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(*shape)
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    except (MemoryError, RuntimeError) as error:
+        raise OutOfMemory(
+            f"the key-value cache needs {size / 1e9:.1f} GB, which {device} does not have",
+            "lower max_batch or max_length",
+        ) from error
 
 
 class CacheView(transformers.Cache):
@@ -164,9 +202,10 @@ class CacheView(transformers.Cache):
         Raises:
             IndexError: the forward needs more slots than the cache has.
         """
-        if self.columns > self._cache.slots:
-            raise IndexError(f"a forward needs {self.columns} slots per sequence; the cache has {self._cache.slots}")
-        return self._cache.store(0, like, like)
+        store = self._cache.store(0, like, like)
+        if self.columns > store.shape[4]:
+            raise IndexError(f"a forward needs {self.columns} slots per sequence; the cache has {store.shape[4]}")
+        return store
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before this forward's, in the longest sequence."""

@@ -6,7 +6,7 @@ appends *in-flight* tokens after the committed tokens of each sequence; `Cache.c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -150,11 +150,13 @@ class DecoderModel(LanguageModel, Protocol):
         num_layers: decoder layers.
         vocabulary: int64 ``[K]``, the token of each logit, if the output matrix was cut to a draft vocabulary.
         precision: weight format and kernels, for people.
+        generation_config: sampling parameters that the model recommends; see `mcsd.generation_config`.
     """
 
     num_layers: int
     vocabulary: Tensor | None
     precision: str
+    generation_config: Any
 
     @property
     def dtype(self) -> torch.dtype:

@@ -29,6 +29,9 @@ class TransformersModel:
             model can draft; it cannot be a target.
         precision: weight format and kernels, for people; by default the dtype.
 
+    Attributes:
+        generation_config: of the model; see `mcsd.generation_config.model_defaults`.
+
     Raises:
         UnsupportedModel: an encoder, layers without keys and values, or positions or attention that a mask and position
             ids do not control.
@@ -48,6 +51,7 @@ class TransformersModel:
         self.device: torch.device = model.device
         self.eos_token_ids = eos_token_ids(model)
         self.precision = precision or str(model.dtype).removeprefix("torch.")
+        self.generation_config: Any = model.generation_config
         self._layer_types = sorted(set(getattr(config, "layer_types", None) or ()))
         only_full = self._layer_types == ["full_attention"]
         self._window: int | None = None if only_full else getattr(config, "sliding_window", None)

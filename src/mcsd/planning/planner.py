@@ -57,6 +57,11 @@ class Planner:
         self._probe: TreeChoice | None = None
         self._probed: list[tuple[float, float]] = []
 
+    @property
+    def plain_seconds(self) -> float:
+        """Expected seconds of a step without candidates, for one sequence."""
+        return expected_speed(PLAIN, self._acceptance[False].rates(), self._costs, 1).seconds
+
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
         """See `Plan.choose`."""
         self._probe = None

@@ -20,7 +20,7 @@ class TuneOptions(LoadOptions):
     """
 
     scheme: str = same_option(EngineOptions, "scheme")
-    max_length: int = same_option(EngineOptions, "max_length")
+    max_length: int | None = same_option(EngineOptions, "max_length")
     minutes: float = option(
         10.0, "--minutes", help="In all. The next run resumes an interrupted one.", type=float, panel="Tuning"
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mcsd.core import EngineCore, cache_slots
+from mcsd.core import EngineCore, cache_slots, request_length
 from mcsd.drafters.make import make_drafter
 from mcsd.files import JsonlLog, exclusive_lock
 from mcsd.loading.load import load_pair
@@ -75,7 +75,7 @@ class ModelPair:
     def engine(self, plan: Plan, scheme: str) -> EngineCore:
         """An engine for batches of one."""
         target, tokenizer = self._pair.target.model, self._pair.target.tokenizer
-        length = min(self._max_length, target.max_length or self._max_length)
+        length = request_length(self._max_length, target)
         drafter = make_drafter(self._pair.draft, target, tokenizer, 1, cache_slots(length, plan.max_nodes))
         return EngineCore(target, drafter, scheme, plan, plan.max_nodes, tokenizer, 1, length)
 

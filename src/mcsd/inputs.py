@@ -1,0 +1,100 @@
+"""Prompts and conversations in the forms that users have them. Free of torch: tensors are read with ``tolist``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mcsd.errors import InvalidParameter
+from mcsd.tokenization import PROMPT_FORMS, Message, Prompt
+
+
+def as_prompts(prompts: Any, pad_token_id: int | None = None) -> tuple[list[Prompt], bool]:
+    """Prompts in any form as a list, and whether they were one prompt.
+
+    Args:
+        prompts: a text, a list of token ids or a tensor ``[n]``: one prompt; a list of those or a tensor ``[B, n]``; or
+            a mapping with ``input_ids`` and perhaps an ``attention_mask``, such as ``BatchEncoding``.
+        pad_token_id: of the tokenizer; rows of a tensor that are padded with it need an attention mask.
+
+    Raises:
+        InvalidParameter: another form, or padding without an attention mask.
+    """
+    if isinstance(prompts, str):
+        return [prompts], True
+    if isinstance(prompts, Mapping) and "input_ids" in prompts:
+        ids, mask = _listed(prompts["input_ids"]), _listed(prompts.get("attention_mask"))
+        if mask is None:
+            _check_no_padding(ids, pad_token_id)
+        return _unpadded(ids, mask)
+    if hasattr(prompts, "tolist"):
+        prompts = prompts.tolist()
+        _check_no_padding(prompts, pad_token_id)
+    if isinstance(prompts, (Mapping, bytes, bytearray)) or not isinstance(prompts, Sequence):
+        raise InvalidParameter(f"prompt {prompts!r:.60} is neither a text nor token ids", PROMPT_FORMS)
+    if prompts and isinstance(prompts[0], Mapping) and "role" in prompts[0]:
+        raise InvalidParameter("generate takes texts, not conversations", "use engine.chat(messages)")
+    listed = [_listed(one) for one in prompts]
+    single = bool(listed) and not any(isinstance(one, (str, list)) for one in listed)
+    return ([listed], True) if single else (listed, False)
+
+
+def as_conversations(messages: Any) -> tuple[list[list[Message]], bool]:
+    """Conversations as a list, and whether they were one: a list of messages, rather than a list of such lists.
+
+    Raises:
+        InvalidParameter: neither.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if isinstance(messages, Sequence) and messages:
+        if all(isinstance(one, Mapping) for one in messages):
+            return [list(messages)], True
+        if all(isinstance(one, Sequence) and not isinstance(one, str) for one in messages):
+            return [list(one) for one in messages], False
+    raise InvalidParameter(f"{messages!r:.60} is not a conversation", 'give [{"role": "user", "content": "..."}]')
+
+
+def _listed(value: Any) -> Any:
+    """Arrays and tuples as lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, list)) else value
+
+
+def _unpadded(ids: Any, mask: Any) -> tuple[list[Prompt], bool]:
+    """Token ids without the positions that an attention mask hides; without a mask, all of them."""
+    if not isinstance(ids, list):
+        raise InvalidParameter(f"input_ids={ids!r:.60} is not a list of token ids", PROMPT_FORMS)
+    single = not (ids and isinstance(_listed(ids[0]), list))
+    rows: list[Any] = [ids] if single else [_listed(row) for row in ids]
+    if mask is None:
+        return rows, single
+    masks = [mask] if single else [_listed(row) for row in mask] if isinstance(mask, list) else mask
+    shapes = [[len(row) if isinstance(row, list) else None for row in part] for part in (rows, _rows(masks))]
+    if shapes[0] != shapes[1]:
+        raise InvalidParameter("input_ids and attention_mask differ in shape", "give both as the tokenizer does")
+    kept: list[Any] = [
+        [token for token, seen in zip(*pair, strict=True) if seen] for pair in zip(rows, masks, strict=True)
+    ]
+    return kept, single
+
+
+def _rows(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_no_padding(ids: Any, pad_token_id: int | None) -> None:
+    """Check that a rectangle of token ids, which comes from a tokenizer, is not padded.
+
+    A token that begins or ends every row is no padding: tokenizers use one token as padding and as the beginning.
+    """
+    if pad_token_id is None or not (
+        isinstance(ids, list) and len(ids) > 1 and all(isinstance(row, list) for row in ids)
+    ):
+        return
+    for end in (0, -1):
+        padded = [bool(row) and row[end] == pad_token_id for row in ids]
+        if any(padded) and not all(padded):
+            raise InvalidParameter(
+                f"prompts are padded with token {pad_token_id} and have no attention mask",
+                "give the tokenizer's whole result, or lists without padding",
+            )
