@@ -107,7 +107,7 @@ def test_parameters_that_need_a_tokenizer() -> None:
         engine.generate([[1]], mcsd.SamplingParams(logit_bias={4: 1.0}))
     with pytest.raises(errors.InvalidParameter):
         engine.generate([[1], [2]], [mcsd.SamplingParams()])
-    with pytest.raises(errors.UnsupportedModel):
+    with pytest.raises(errors.InvalidParameter, match="needs a tokenizer"):
         engine.chat([{"role": "user", "content": "hi"}])
 
 

@@ -108,7 +108,7 @@ def test_a_draft_by_name_for_a_target_given_as_an_object(smollm2: LoadedModel) -
 
 
 def test_a_tokenizer_that_is_none_is_named() -> None:
-    with pytest.raises(InvalidOption, match="is not a tokenizer"):
+    with pytest.raises(InvalidOption, match="tokenizer 'some/path' is a name"):
         mcsd.Engine(tiny("llama"), "ngram", "some/path")
     with pytest.raises(InvalidParameter, match="needs a tokenizer"):
         mcsd.Engine(tiny("llama"), "ngram").chat("hello")

@@ -70,9 +70,9 @@ class Engine(EngineCore):
     ) -> None:
         check_sizes(max_batch, max_length)
         check_sampling_defaults(sampling_defaults)
-        if tokenizer is not None and not callable(tokenizer):
+        if isinstance(tokenizer, str | Path):
             raise InvalidOption(
-                f"tokenizer {tokenizer!r:.60} is not a tokenizer", "give AutoTokenizer.from_pretrained(...)"
+                f"tokenizer {str(tokenizer)!r:.60} is a name", "give AutoTokenizer.from_pretrained(...)"
             )
         shape = parse_tree(scheme, "auto" if isinstance(tree, Plan) else tree)
         plan: Plan | None = tree if isinstance(tree, Plan) else None if shape is None else FixedTree(shape)

@@ -89,8 +89,8 @@ def load_pair(options: LoadOptions, with_draft: bool = True) -> LoadedPair:
     dtype = resolve_dtype(options.dtype, device)
     draft = (default_draft(options.target) if options.draft is None else options.draft) if with_draft else "ngram"
     plan = plan_weights(device, dtype, Role.TARGET, options.quantize)
-    for model in (options.target, options.draft):
-        if model not in (None, "ngram"):
+    for model in (options.target, "ngram" if options.draft is None else draft):
+        if model != "ngram":
             locate(model)
     if options.compile:
         warnings.warn("compile has no effect yet", McsdWarning, stacklevel=2)
