@@ -11,7 +11,7 @@ from typing import Any
 from mcsd.errors import InvalidParameter, McsdWarning
 from mcsd.params import SamplingParams, check_names
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 """Fields that a generation config and `SamplingParams` share, with the same meaning."""
 
 _TRANSFORMERS_DEFAULTS = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
@@ -78,13 +78,11 @@ def from_generation_config(config: Any) -> SamplingParams:
         )
     if getattr(config, "max_new_tokens", None) is None and getattr(config, "max_length", None) is not None:
         raise InvalidParameter("max_length of a generation config counts the prompt", "give max_new_tokens")
-    fields = {name: value for name in _SAMPLING if (value := getattr(config, name, None)) is not None}
-    fields = _TRANSFORMERS_DEFAULTS | fields
+    fields = _TRANSFORMERS_DEFAULTS | _sampling_fields(config)
     if not config.do_sample:
         fields["temperature"] = 0.0
-    for name, field in {"max_new_tokens": "max_new_tokens", "stop_strings": "stop"}.items():
-        if (value := getattr(config, name, None)) is not None:
-            fields[field] = value
+    if getattr(config, "stop_strings", None) is not None:
+        fields["stop"] = config.stop_strings
     return SamplingParams(**fields)
 
 
@@ -94,8 +92,7 @@ def model_defaults(config: Any) -> dict[str, Any]:
     A config with ``do_sample=False`` means greedy decoding. One that only names special tokens sets nothing. A warning
     names fields that mcsd does not apply.
     """
-    names = (*_SAMPLING, "max_new_tokens")
-    fields = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    fields = _sampling_fields(config)
     if getattr(config, "do_sample", None) is False:
         fields["temperature"] = 0.0
     if fields.get("top_k") == -1:
@@ -111,6 +108,11 @@ def model_defaults(config: Any) -> dict[str, Any]:
             f"mcsd does not apply {', '.join(unused)} of the model's generation config", McsdWarning, stacklevel=3
         )
     return fields
+
+
+def _sampling_fields(config: Any) -> dict[str, Any]:
+    """The fields of `_SAMPLING` that a generation config names."""
+    return {name: value for name in _SAMPLING if (value := getattr(config, name, None)) is not None}
 
 
 def _unsupported_fields(config: Any, *others: str) -> list[str]:

@@ -68,18 +68,13 @@ def _unpadded(ids: Any, mask: Any) -> tuple[list[Prompt], bool]:
     rows: list[Any] = [ids] if single else [_listed(row) for row in ids]
     if mask is None:
         return rows, single
-    masks = [mask] if single else [_listed(row) for row in mask] if isinstance(mask, list) else mask
-    shapes = [[len(row) if isinstance(row, list) else None for row in part] for part in (rows, _rows(masks))]
-    if shapes[0] != shapes[1]:
-        raise InvalidParameter("input_ids and attention_mask differ in shape", "give both as the tokenizer does")
-    kept: list[Any] = [
-        [token for token, seen in zip(*pair, strict=True) if seen] for pair in zip(rows, masks, strict=True)
-    ]
-    return kept, single
-
-
-def _rows(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    try:
+        pairs = zip(rows, [mask] if single else mask, strict=True)
+        return [[token for token, seen in zip(row, _listed(of), strict=True) if seen] for row, of in pairs], single
+    except (TypeError, ValueError) as error:
+        raise InvalidParameter(
+            "input_ids and attention_mask differ in shape", "give both as the tokenizer does"
+        ) from error
 
 
 def _check_no_padding(ids: Any, pad_token_id: int | None) -> None:

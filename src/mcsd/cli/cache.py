@@ -43,13 +43,13 @@ def cache(
     if model is not None and not files:
         raise UnknownModel(f"the cache has nothing of {model!r:.80}", "see mcsd cache")
     if action is Action.CLEAR:
-        files = [file for file in files if weights or file.kind != WEIGHTS]
-        freed = delete(files)
+        kept = [file for file in files if file.kind == WEIGHTS and not weights]
+        freed = delete(file for file in files if file not in kept)
         if json:
             print_json({"folder": str(cache_folder("")), "freed": freed})
         else:
-            kept = any(file.kind == WEIGHTS for file in cached_files()) and not freed
-            print(f"{size_text(freed)} freed" + ("; --weights deletes downloaded weights too" if kept else ""))
+            hint = "; --weights deletes downloaded weights too" if kept and not freed else ""
+            print(f"{size_text(freed)} freed{hint}")
         return
     if json:
         entries = [{"model": one.model, "kind": one.kind, "path": str(one.path), "size": one.size} for one in files]

@@ -12,21 +12,23 @@ from mcsd.system import cache_folder
 @command
 def models(json: Json = False) -> None:
     """List the models that have a short name, and their space on disk, converted copies included."""
+    used = _bytes_on_disk()
     if json:
-        print_json({"folder": str(cache_folder("models")), "models": [_entry_json(name) for name in CATALOG]})
+        print_json(
+            {"folder": str(cache_folder("models")), "models": [_entry_json(name, used[name]) for name in CATALOG]}
+        )
         return
     rows = [("NAME", "DOWNLOAD", "ON DISK", "DRAFT", "DESCRIPTION")]
-    used = _bytes_on_disk()
     for name, entry in CATALOG.items():
         on_disk = size_text(used[name]) if used[name] else "no"
         rows.append((name, size_text(entry.size), on_disk, entry.draft or "ngram", entry.description))
     print("\n".join(columns(rows)))
 
 
-def _entry_json(name: str) -> dict[str, object]:
+def _entry_json(name: str, used: int) -> dict[str, object]:
     entry = asdict(CATALOG[name])
     kept = {key: entry[key] for key in ("name", "hub", "size", "sha256", "draft", "description")}
-    on_disk = {"on_disk": is_pulled(name), "bytes_on_disk": _bytes_on_disk()[name], "path": str(path_of(name))}
+    on_disk = {"on_disk": is_pulled(name), "bytes_on_disk": used, "path": str(path_of(name))}
     return kept | on_disk
 
 

@@ -18,7 +18,7 @@ from mcsd.cli.output import debug_enabled, fetch_missing, quiet_libraries, spinn
 from mcsd.config import EngineOptions
 from mcsd.errors import DownloadFailed
 from mcsd.loading.catalog import CATALOG, default_draft
-from mcsd.loading.disk_usage import COPY, cached_files
+from mcsd.loading.disk_usage import has_copy
 from mcsd.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def load_engine(options: EngineOptions) -> "Engine":
         ModelError, OptionError: see `mcsd.Engine.load`.
     """
     fetch_pair(options.target, options.draft if options.tree != "none" else options.target)
-    first = _is_first_start(options)
+    first = options.target in CATALOG and not has_copy(str(options.target))
     stage = f"converting {options.target} and compiling kernels, once" if first else f"loading {options.target}"
     with spinner(stage, once=first), collector_paused():
         from mcsd.engine import Engine
@@ -70,12 +70,6 @@ def load_engine(options: EngineOptions) -> "Engine":
     with spinner(f"measuring the speed of {options.target} and its draft, once"):
         engine.calibrate()
     return engine
-
-
-def _is_first_start(options: EngineOptions) -> bool:
-    """Whether a model of the catalog has no converted copy yet."""
-    kept = {(file.model, file.kind) for file in cached_files()}
-    return options.target in CATALOG and (str(options.target), COPY) not in kept
 
 
 @contextmanager

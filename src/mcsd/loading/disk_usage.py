@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +37,16 @@ def cached_files() -> list[CachedFile]:
     names = {str(path_of(name).resolve()): name for name in CATALOG}
     found = [_entry(name, WEIGHTS, path_of(name)) for name in CATALOG if path_of(name).is_file()]
     found += [_entry("", WEIGHTS, path) for path in _matching("models", ".pull-*")]
-    for path in _matching("converted", "*/source.json"):
-        try:
-            source = str(json.loads(path.read_text())["file"])
-        except (OSError, ValueError, LookupError, TypeError):
-            continue  # Another version, or deleted meanwhile.
-        found.append(_entry(names.get(source, source), COPY, path.parent))
+    found += [_entry(names.get(source, source), COPY, folder) for source, folder in _copies()]
     found += [_entry("", PROFILE, path) for path in _matching("profiles", "*-????????????.json")]
     found += [_entry("", KERNELS, path) for path in _matching("compiled", "kernels-*.so")]
     return sorted(found, key=lambda one: (not one.model, one.model, one.kind, one.path.name))
+
+
+def has_copy(name: str) -> bool:
+    """Whether a model of the catalog has a converted copy."""
+    weights = str(path_of(name).resolve())
+    return any(source == weights for source, _ in _copies())
 
 
 def delete(files: Iterable[CachedFile]) -> int:
@@ -67,6 +68,14 @@ def delete(files: Iterable[CachedFile]) -> int:
             ) from error
         freed += file.size
     return freed
+
+
+def _copies() -> Iterator[tuple[str, Path]]:
+    """The GGUF file and the folder of each converted copy."""
+    for path in _matching("converted", "*/source.json"):
+        # It may be of another version, or deleted meanwhile.
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            yield str(json.loads(path.read_text())["file"]), path.parent
 
 
 def _matching(folder: str, pattern: str) -> list[Path]:

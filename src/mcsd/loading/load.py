@@ -31,7 +31,7 @@ from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, DraftHead
 from mcsd.models.draft_vocabulary import cut_vocabulary, load_vocabulary
 from mcsd.models.protocol import DecoderModel
-from mcsd.models.transformers import TransformersModel, check_supported
+from mcsd.models.transformers import TransformersModel
 
 _INT8_WEIGHTS = (WeightFormat.W8A8, WeightFormat.W8A16)
 
@@ -138,7 +138,7 @@ def optimize(network: Any, tokenizer: Any | None, role: Role) -> DecoderModel:
         A `DecoderModel`; where nothing can be packed it wraps the model itself, and a warning says why.
     """
     plan = plan_weights(network.device, network.dtype, role)
-    name = network.config.get_text_config().name_or_path or type(network).__name__
+    wrapped = TransformersModel(network)
     if not plan.packed:
         if network.device.type != "cpu":
             reason = f"it is on {network.device.type}, and only models on a CPU are packed"
@@ -146,10 +146,9 @@ def optimize(network: Any, tokenizer: Any | None, role: Role) -> DecoderModel:
             reason = f"its dtype is {str(network.dtype).removeprefix('torch.')}; load it with dtype='bfloat16'"
         else:
             reason = "this CPU has no fast bfloat16"
-        warnings.warn(f"optimize has no effect on {name}: {reason}", McsdWarning, stacklevel=4)
-        return TransformersModel(network)
-    check_supported(network)
-    return _pack(lambda: (copy.deepcopy(network), tokenizer, None), name, plan, None, lambda: network).model
+        warnings.warn(f"optimize has no effect on {wrapped.name}: {reason}", McsdWarning, stacklevel=4)
+        return wrapped
+    return _pack(lambda: (copy.deepcopy(network), tokenizer, None), wrapped.name, plan, None, lambda: network).model
 
 
 def _pack(

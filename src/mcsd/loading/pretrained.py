@@ -33,20 +33,20 @@ def read_location(model: str | Path, location: Location, dtype: torch.dtype) -> 
         options |= {"gguf_file": location.file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options["use_safetensors"] = True
-    if location.kind == "hub" and not _hub_answers():
-        options["local_files_only"] = True
+    offline = location.kind == "hub" and not _hub_answers()
+    options["local_files_only"] = offline
     _check_adapter(model, location)
     try:
         network, report = AutoModelForCausalLM.from_pretrained(location.source, **options)
     except (ImportError, MemoryError):
         raise
     except Exception as error:
-        raise _explained(model, location, error, "local_files_only" in options) from error
+        raise _explained(model, location, error, offline) from error
     # transformers fills missing tensors with random numbers.
     missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if missing:
         raise WeightsCorrupt(f"{model}: {len(missing)} tensors are missing or misshapen: {missing[0]}", _FETCH_AGAIN)
-    return network, _tokenizer(location, options.get("local_files_only", False))
+    return network, _tokenizer(location, offline)
 
 
 def _hub_answers() -> bool:
@@ -85,11 +85,11 @@ def _explained(model: str | Path, location: Location, error: Exception, offline:
 def _tokenizer(location: Location, offline: bool) -> Any | None:
     from transformers import AutoTokenizer
 
-    options: dict[str, Any] = {"gguf_file": location.file} if location.kind == "gguf" else {}
-    if offline:
-        options["local_files_only"] = True
+    options = {"gguf_file": location.file} if location.kind == "gguf" else {}
     try:
-        return AutoTokenizer.from_pretrained(location.source, trust_remote_code=False, **options)
+        return AutoTokenizer.from_pretrained(
+            location.source, trust_remote_code=False, local_files_only=offline, **options
+        )
     except (OSError, ValueError, KeyError):
         # Weights without a tokenizer serve requests given as token ids.
         return None
