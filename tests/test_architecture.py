@@ -53,14 +53,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 ORDER: dict[str, tuple[str, ...]] = {
     "kernels": ("library", "huge_pages", "gemm", "attention", "decoder", "distributions"),
     "models": (
-        *("layout", "protocol", "masks", "prefill", "kv_cache", "draft_vocabulary", "transformers", "draft_head"),
-        "compatibility",
+        *("layout", "protocol", "masks", "prefill", "kv_cache", "llama", "draft_vocabulary", "transformers"),
+        *("draft_head", "compatibility"),
     ),
     "cpu": (
         *("unmodified", "quantization", "packed_linear", "weight_plan", "fusion", "native_linear", "onednn_linear"),
         *("packing", "fastest", "native_layers", "native_decoder", "native_draft_head", "draft_int4", "reference"),
     ),
-    "loading": ("catalog", "disk_usage", "gguf_cache", "pretrained", "int8_cache", "load"),
+    "loading": ("catalog", "disk_usage", "gguf_cache", "pretrained", "converted", "int8_cache", "load"),
     "schemes": (
         *("registry", "types", "residual", "node_level", "tree_level", "base", "optimum"),
         *("recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),

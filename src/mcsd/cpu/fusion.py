@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mcsd.cpu.unmodified import is_plain_linear, is_unmodified
+from mcsd.models.llama import grouped_query_attention
 
 _NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
 _ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
 _ROTARIES = {"LlamaRotaryEmbedding", "MistralRotaryEmbedding", "Qwen2RotaryEmbedding", "Qwen3RotaryEmbedding"}
-"""Classes of transformers whose computation these modules reproduce."""
+"""Classes of transformers, and of `mcsd.models.llama`, whose computation these modules reproduce."""
 
 _LENGTH_DEPENDENT = {"dynamic", "longrope"}
 """Kinds of RoPE whose angles depend on the length of the text."""
@@ -151,35 +152,6 @@ class FusedAttention(nn.Module):
         rotated = torch.addcmul(rotated * cos, rotated.roll(self.head_size // 2, dims=-1), sin)
         queries, keys = rotated.split_with_sizes([self.heads, self.kv_heads], dim=-2)
         return queries, keys.transpose(1, 2), values.transpose(1, 2)
-
-
-def grouped_query_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float
-) -> Tensor:
-    """Scaled dot-product attention whose query heads share key and value heads, without copies of these.
-
-    Args:
-        queries: ``[B, n, heads, size]``.
-        keys, values: ``[B, kv heads, columns, size]``.
-        mask: additive ``[B, 1, n, columns]``; None: causal.
-        scaling: of the scores.
-
-    Returns:
-        ``[B, n, heads * size]``.
-    """
-    batch, length, heads, size = queries.shape
-    kv_heads, columns = keys.shape[1:3]
-    group = heads // kv_heads
-    # The query heads of a group are rows of one product: [B, kv heads, group * n, size].
-    queries = queries.reshape(batch, length, kv_heads, group, size).permute(0, 2, 3, 1, 4)
-    if length > 1:
-        if mask is None:
-            mask = torch.ones(1, 1, length, columns, dtype=torch.bool, device=keys.device).tril(columns - length)
-        mask = mask.expand(batch, group, -1, -1).reshape(batch, 1, group * length, -1)
-    out = nn.functional.scaled_dot_product_attention(
-        queries.reshape(batch, kv_heads, group * length, size), keys, values, attn_mask=mask, scale=scaling
-    )
-    return out.view(batch, heads, length, size).transpose(1, 2).flatten(2)
 
 
 def _concatenated(*linears: nn.Linear) -> nn.Linear:

@@ -25,6 +25,10 @@ _STEP_DECAY = 0.8
 """Factor of the loss weight for each further step."""
 
 
+_INITIAL_STD = 0.02
+"""Of the weights of its decoder layers before training, as in transformers."""
+
+
 class HeadLearner:
     """A draft head in training.
 
@@ -41,6 +45,9 @@ class HeadLearner:
     def __init__(self, config: HeadConfig, teacher: Teacher, loss: Loss, records: Sequence[Record]) -> None:
         self.network = DraftHead(config).to(teacher.device)
         self.network.vocabulary.copy_(teacher.vocabulary)
+        for module in self.network.decoder.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=_INITIAL_STD)
         self._teacher = teacher
         self._loss = loss
         # The output matrix is the target's, so the final norm starts at the scale of the target's hidden states.

@@ -20,10 +20,11 @@ from mcsd.cpu.native_draft_head import bind_head
 from mcsd.cpu.packing import pack
 from mcsd.cpu.reference import quantize_reference
 from mcsd.cpu.weight_plan import Role, WeightPlan, has_bf16_gemm, plan_weights
-from mcsd.errors import DownloadFailed, InvalidOption, McsdError, McsdWarning, UnknownModel
+from mcsd.errors import DownloadFailed, InvalidOption, McsdError, McsdWarning, UnknownModel, WeightsCorrupt
 from mcsd.generation_config import model_defaults
 from mcsd.kernels import WeightFormat
 from mcsd.loading.catalog import Location, default_draft, entry_of, locate
+from mcsd.loading.converted import read_converted
 from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.int8_cache import pack_from_int8_cache
 from mcsd.loading.pretrained import read_location
@@ -239,7 +240,7 @@ def _read(
     model: str | Path, location: Location, device: torch.device, dtype: torch.dtype, role: Role, cache: GgufCache | None
 ) -> tuple[Any, Any | None, Tensor | None]:
     """A network on its device, its tokenizer, and its draft vocabulary, if it has one."""
-    network, tokenizer = _read_network(model, location, dtype, cache)
+    network, tokenizer = _read_converted(cache) or _read_network(model, location, dtype, cache)
     network = network.to(device)
     vocabulary = None
     if role is Role.DRAFT and location.kind == "folder":
@@ -248,6 +249,16 @@ def _read(
         vocabulary = vocabulary.to(device)
         cut_vocabulary(network, vocabulary)
     return network, tokenizer, vocabulary
+
+
+def _read_converted(cache: GgufCache | None) -> tuple[Any, Any | None] | None:
+    """Network and tokenizer of the cached copy of a GGUF file; None if transformers must read it."""
+    if cache and cache.is_current():
+        try:
+            return read_converted(cache)
+        except WeightsCorrupt:
+            cache.delete()
+    return None
 
 
 def _read_network(

@@ -1,6 +1,7 @@
 """Reading networks and tokenizers with transformers, and what its errors mean for the user."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def read_location(model: str | Path, location: Location, dtype: torch.dtype) -> 
     missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if missing:
         raise WeightsCorrupt(f"{model}: {len(missing)} tensors are missing or misshapen: {missing[0]}", _FETCH_AGAIN)
-    return network, _tokenizer(location, offline)
+    return network, read_tokenizer(location, offline)
 
 
 def _hub_answers() -> bool:
@@ -82,14 +83,35 @@ def _explained(model: str | Path, location: Location, error: Exception, offline:
     return WeightsCorrupt(what, _FETCH_AGAIN)
 
 
-def _tokenizer(location: Location, offline: bool) -> Any | None:
-    from transformers import AutoTokenizer
+def read_tokenizer(location: Location, offline: bool = False) -> Any | None:
+    """The tokenizer at a location; None if there is none.
 
+    Args:
+        location: where it is.
+        offline: whether a hub id is read from the local cache of the hub only.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer_class: Any = PreTrainedTokenizerFast
     options = {"gguf_file": location.file} if location.kind == "gguf" else {}
+    # AutoTokenizer imports the configurations of all models; a tokenizer without a class of its own needs none.
+    if location.kind != "folder" or _tokenizer_class(Path(location.source)) != tokenizer_class.__name__:
+        from transformers import AutoTokenizer
+
+        tokenizer_class = AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(
+        return tokenizer_class.from_pretrained(
             location.source, trust_remote_code=False, local_files_only=offline, **options
         )
     except (OSError, ValueError, KeyError):
         # Weights without a tokenizer serve requests given as token ids.
         return None
+
+
+def _tokenizer_class(folder: Path) -> str | None:
+    """The class of a tokenizer by its configuration; None if there is none."""
+    try:
+        fields = json.loads((folder / "tokenizer_config.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return fields.get("tokenizer_class") if isinstance(fields, dict) else None

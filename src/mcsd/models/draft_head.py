@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel
 
 from mcsd.errors import UnsupportedModel, VocabularyMismatch, WeightsCorrupt
 from mcsd.models.draft_vocabulary import check_vocabulary, dense_weight, output_rows
 from mcsd.models.kv_cache import CacheView, KVCache
 from mcsd.models.layout import TokenLayout
+from mcsd.models.llama import LlamaConfig, LlamaModel
 from mcsd.models.masks import make_masks
 from mcsd.models.protocol import DecoderModel, LanguageModel, ModelOutput
 
@@ -114,13 +114,11 @@ class DraftHead(nn.Module):
                 num_hidden_layers=config.num_layers,
                 num_attention_heads=config.num_heads,
                 num_key_value_heads=config.num_heads,
+                head_dim=size // config.num_heads,
                 max_position_embeddings=_MAX_POSITIONS,
-                pad_token_id=None,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
+            ),
+            embeddings=False,
         )
-        del self.decoder.embed_tokens
         self.vocabulary: Tensor
         self.register_buffer("vocabulary", torch.arange(config.vocab_size, dtype=torch.int32))
         """int32 ``[K]``, the draft vocabulary."""
@@ -128,7 +126,7 @@ class DraftHead(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of hidden states; packed linear layers may keep their weights in another format."""
-        return self.decoder.norm.weight.dtype  # type: ignore[no-any-return]
+        return self.decoder.norm.weight.dtype
 
     def project_features(self, hidden: Tensor) -> Tensor:
         """The target's hidden states ``[..., F]`` as ``[..., H]``; each layer is normalized, as their scales differ."""
@@ -157,12 +155,8 @@ class DraftHead(nn.Module):
             cache: of transformers.
         """
         hidden = self.project_inputs(state, embedding)
-        # The layers directly: LlamaModel.forward takes longer than a layer of a small head.
-        angles = self.decoder.rotary_emb(hidden, position_ids=positions)
-        for layer in self.decoder.layers:
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=angles, past_key_values=cache)
-        normed: Tensor = self.decoder.norm(hidden)
-        return normed
+        output: Tensor = self.decoder(hidden, mask, positions, cache)[-1]
+        return output
 
     @classmethod
     def load(cls, folder: Path) -> "DraftHead":
