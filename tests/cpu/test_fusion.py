@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers import DynamicCache
 
 from mcsd.cpu.fusion import FusedAttention, FusedMLP, FusedRMSNorm, FusedRotary, fuse
 from support.decoders import KNOWN, outputs
@@ -55,6 +56,19 @@ def test_transformers_runs_fused_layers_too(family: str) -> None:
         model.generate(tokens, attention_mask=whole, max_new_tokens=8, do_sample=False) for model in (fused, network)
     ]
     assert torch.equal(*greedy)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_has_the_name_of_any_version_of_transformers(name: str) -> None:
+    network = exact("llama")
+    fuse(network)
+    hidden = torch.ones(1, 3, 32, dtype=torch.float64)
+    angles = network.model.rotary_emb(hidden, position_ids=torch.arange(3)[None])
+    cache = DynamicCache()
+    network.model.layers[0].self_attn(
+        hidden_states=hidden, position_embeddings=angles, attention_mask=None, **{name: cache}
+    )
+    assert cache.get_seq_length() == 3
 
 
 def test_length_dependent_rope_is_not_fused() -> None:

@@ -133,13 +133,18 @@ class FusedAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
+        cache: Any = None,
         past_key_values: Any = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """See ``LlamaAttention.forward``; the angles are a `FusedRotary`'s."""
+        """See ``LlamaAttention.forward``; the angles are a `FusedRotary`'s.
+
+        The cache was named ``past_key_values`` before transformers 5.24.
+        """
         queries, keys, values = self._project(hidden_states, *position_embeddings)
-        if past_key_values is not None:
-            keys, values = past_key_values.update(keys, values, self.layer)
+        cache = past_key_values if cache is None else cache
+        if cache is not None:
+            keys, values = cache.update(keys, values, self.layer)
         return self.o_proj(grouped_query_attention(queries, keys, values, attention_mask, self.scaling)), None
 
     def _project(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -165,7 +165,7 @@ class LlamaAttention(nn.Module):
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.output_bias)
 
     def forward(
-        self, hidden: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, past_key_values: Any = None
+        self, hidden: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None
     ) -> tuple[Tensor, None]:
         """The output ``[B, n, H]`` of hidden states ``[B, n, H]``, as a pair as in transformers.
 
@@ -173,15 +173,15 @@ class LlamaAttention(nn.Module):
             hidden: the normalized input of the layer.
             angles: of `LlamaRotaryEmbedding`.
             mask: additive ``[B, 1, n, columns]``; None: causal.
-            past_key_values: a cache of transformers.
+            cache: of transformers.
         """
         projections = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
         queries, keys, values = (part.unflatten(-1, (-1, self.head_dim)) for part in projections)
         cos, sin = (part[:, :, None] for part in angles)
         queries, keys = _rotate(queries, cos, sin), _rotate(keys, cos, sin)
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-        if past_key_values is not None:
-            keys, values = past_key_values.update(keys, values, self.layer_idx)
+        if cache is not None:
+            keys, values = cache.update(keys, values, self.layer_idx)
         return self.o_proj(grouped_query_attention(queries, keys, values, mask, self.scaling)), None
 
 
@@ -195,11 +195,9 @@ class LlamaDecoderLayer(nn.Module):
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, hidden: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, past_key_values: Any = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None) -> Tensor:
         """Hidden states ``[B, n, H]``; see `LlamaAttention.forward`."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), angles, mask, past_key_values)[0]
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), angles, mask, cache)[0]
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
@@ -296,14 +294,14 @@ class LlamaForCausalLM(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor,
-        past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
     ) -> SimpleNamespace:
         """Logits and hidden states, named and shaped as in transformers."""
         hidden = self.model.embed_tokens(input_ids)
-        states = self.model(hidden, attention_mask, position_ids, past_key_values, output_hidden_states)
+        states = self.model(hidden, attention_mask, position_ids, cache, output_hidden_states)
         return SimpleNamespace(logits=self.lm_head(states[-1][:, -logits_to_keep:]), hidden_states=states)
 
 

@@ -52,6 +52,7 @@ class TransformersModel:
         self.eos_token_ids = eos_token_ids(model)
         self.precision = precision or str(model.dtype).removeprefix("torch.")
         self.generation_config: Any = model.generation_config
+        self._cache_argument = cache_argument(model)
         self._layer_types = sorted(set(getattr(config, "layer_types", None) or ()))
         only_full = self._layer_types == ["full_attention"]
         self._window: int | None = None if only_full else getattr(config, "sliding_window", None)
@@ -107,10 +108,10 @@ class TransformersModel:
             input_ids=tokens.clamp(max=self.vocab_size - 1),
             attention_mask=mask,
             position_ids=masks.positions,
-            past_key_values=view,
             use_cache=True,
             logits_to_keep=0 if logits else 1,
             output_hidden_states=bool(hidden_layers),
+            **{self._cache_argument: view},
         )
         hidden = [out.hidden_states[layer] for layer in hidden_layers]
         return ModelOutput(out.logits, torch.cat(hidden, dim=-1) if hidden else None)
@@ -141,6 +142,11 @@ def _unsupported(model: Any, config: Any) -> str | None:
     if model.config._attn_implementation not in _KNOWN_ATTENTION:
         return f"uses {model.config._attn_implementation} attention, which takes no tree mask"
     return None
+
+
+def cache_argument(model: Any) -> str:
+    """The name of the argument with the key-value cache: ``cache`` since transformers 5.24, before that another."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def eos_token_ids(model: Any) -> frozenset[int]:

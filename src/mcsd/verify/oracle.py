@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mcsd.models import LanguageModel, TokenLayout
+from mcsd.models.transformers import cache_argument
 from mcsd.params import SamplingParams
 from mcsd.sampling import BatchSamplingParams, apply_penalties, probabilities
 
@@ -88,23 +89,24 @@ def _padded(network: Any, tokens: Tensor, last: int, pad: int, uncached: int | N
     """Logits of left-padded texts; the last ``uncached`` tokens are processed in a second forward."""
     padding = tokens.new_zeros(len(tokens), pad)
     padded, mask = torch.cat([padding, tokens], dim=1), torch.cat([padding, torch.ones_like(tokens)], dim=1)
-    positions, past = (mask.cumsum(-1) - 1).clamp(min=0), None
+    positions, past, cache = (mask.cumsum(-1) - 1).clamp(min=0), None, cache_argument(network)
     cut = 0 if uncached is None else max(padded.shape[1] - uncached, 0)
     if cut:
-        past = network(
+        out = network(
             padded[:, :cut],
             attention_mask=mask[:, :cut],
             position_ids=positions[:, :cut],
             use_cache=True,
             logits_to_keep=1,
-        ).past_key_values
+        )
+        past = getattr(out, cache)
     out = network(
         padded[:, cut:],
         attention_mask=mask,
         position_ids=positions[:, cut:],
-        past_key_values=past,
         use_cache=True,
         logits_to_keep=last,
+        **{cache: past},
     )
     logits: Tensor = out.logits
     return logits
