@@ -260,7 +260,7 @@ FAULTS = (
     Fault("traversal does not update α", _TRAVERSAL, "            if column:\n", "            if False:\n"),
     Fault(
         "queries that share keys grouped by node",
-        _FUSION,
+        "models/llama.py",
         "group, size).permute(0, 2, 3, 1, 4)",
         "group, size).permute(0, 2, 1, 3, 4)",
     ),
