@@ -219,7 +219,7 @@ def share_accepted(pairs: Pairs, scheme: str, k: int, repeat: int) -> float:
     judge, shape = SCHEMES[scheme](), mcsd.TreeShape.parse(str(k))
     settings = BatchSamplingParams.of([TEMPERATURE_1] * count, CPU)
     seeds, place = torch.arange(count), torch.full((count,), repeat)
-    drawn = judge.draw(pairs.q[:, None], [k], settings.greedy, PhiloxStream(seeds, place, DRAW))[:, 0]
+    drawn = judge.draw(pairs.q[:, None], [k], settings, PhiloxStream(seeds, place, DRAW))[:, 0]
     choice = drawn.clamp(min=0)
     weights = torch.nn.functional.pad(pairs.q[:, None], (0, 0, 0, k))
     q = SparseDistributions(torch.arange(size).expand_as(weights), weights)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +77,9 @@ def family(request: pytest.FixtureRequest) -> str:
 def smollm2() -> LoadedModel:
     """SmolLM2-135M-Instruct in float32, fetched once."""
     return load("smollm2-135m", torch.device("cpu"), WeightPlan(torch.float32))
+
+
+@pytest.fixture(scope="session")
+def smollm2_network(smollm2: LoadedModel) -> Any:
+    """The same weights as transformers runs them."""
+    return smollm2.model.reference()  # type: ignore[attr-defined]

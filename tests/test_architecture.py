@@ -62,7 +62,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "loading": ("catalog", "disk_usage", "gguf_cache", "pretrained", "converted", "int8_cache", "load"),
     "schemes": (
-        *("registry", "types", "residual", "node_level", "tree_level", "base", "optimum"),
+        *("registry", "types", "residual", "device_walk", "node_level", "tree_level", "base", "optimum"),
         *("recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),
     ),
     "drafters": ("base", "level", "model", "head", "ngram", "make"),

@@ -245,9 +245,9 @@ class HiddenStateCollector(NgramDrafter):
         assert hidden is not None
         self.states.append(hidden[0])
 
-    def commit(self, path: torch.Tensor, accepted: torch.Tensor, hidden: torch.Tensor | None) -> None:
+    def commit(self, path: torch.Tensor, paths: list[list[int]], hidden: torch.Tensor | None) -> None:
         assert hidden is not None
-        self.states.append(hidden[0, : int(accepted[0]) + 1])
+        self.states.append(hidden[0, : len(paths[0]) + 1])
 
 
 def test_a_drafter_is_handed_the_hidden_states_of_committed_tokens() -> None:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from mcsd.params import Chunk, SamplingParams
-from mcsd.request import Request
+from mcsd.request import Request, token_logprobs
 
 EOS = 0
 
@@ -149,8 +149,10 @@ def test_log_probabilities_are_the_models_own() -> None:
     """Against float64, to 1e-5; only for emitted tokens; alternatives in descending order."""
     logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(0)) * 4
     request = request_for(None, logprobs=3, temperature=0.2, top_k=1)
-    request.append_tokens([11, 12], 1, 3, logits[:2])
-    assert request.append_tokens([5, EOS, 9], 2, 3, logits[1:]) == "stop"
+    for tokens, start in (([11, 12], 0), ([5, EOS, 9], 1)):
+        steps = token_logprobs(logits[None, start : start + len(tokens)], torch.tensor([tokens]), 5)
+        reason = request.append_tokens(tokens, len(tokens) - 1, 3, steps[0])
+    assert reason == "stop"
     request.finish("stop", {})
     assert request.completion is not None
     assert request.completion.logprobs is not None
@@ -166,7 +168,8 @@ def test_log_probabilities_are_the_models_own() -> None:
 @pytest.mark.parametrize(("asked", "given"), [(0, 0), (5, 5), (20, 8)])
 def test_as_many_alternatives_as_asked_for(asked: int, given: int) -> None:
     request = request_for(None, logprobs=asked)
-    request.append_tokens([1], 0, 0, torch.zeros(1, 8, dtype=torch.bfloat16))
+    logits = torch.zeros(1, 1, 8, dtype=torch.bfloat16)
+    request.append_tokens([1], 0, 0, token_logprobs(logits, torch.tensor([[1]]), asked)[0])
     request.finish("length", {})
     assert request.completion is not None
     assert request.completion.logprobs is not None

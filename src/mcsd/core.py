@@ -17,12 +17,12 @@ from mcsd.errors import InvalidTree, NonFiniteLogits, RequestError, RequestInter
 from mcsd.generation_config import combine
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
-from mcsd.params import Completion, SamplingParams
+from mcsd.params import Completion, SamplingParams, TokenLogprobs
 from mcsd.planning.plan import Plan, StepOutcome
-from mcsd.request import Request
+from mcsd.request import Request, token_logprobs
 from mcsd.rng import DRAW, VERIFY, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
-from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult
+from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence
 from mcsd.schemes.registry import check_tree
 from mcsd.tokenization import Prompt, PromptEncoder
 from mcsd.tree import TreeShape
@@ -175,10 +175,12 @@ class EngineCore:
             tree = self._draft()
             logits, hidden = self._score(tree)
             result = self._verify(tree, logits)
-            self._commit(result, hidden)
+            verified = result.read(tree)
+            self._lap("judge")
+            self._commit(result, verified, hidden)
             self._lap("commit")
-            self._observe(tree, result, before)
-            self._emit(tree, result, logits)
+            self._observe(tree, verified, before)
+            self._emit(verified, self._logprobs(tree, result, logits))
         except BaseException:
             self._abort()
             raise
@@ -202,10 +204,15 @@ class EngineCore:
             self._lap("prefill")
         assert self.cache.batch_size == len(self._running)
         if self._sampling is None:
-            device = self.target.device
-            self._sampling = BatchSamplingParams.of([request.params for request in self._running], device)
+            device, running = self.target.device, self._running
+            self._sampling = BatchSamplingParams.of([request.params for request in running], device)
             self._streams = PhiloxStreams(torch.tensor([request.seed for request in self._running], device=device))
+            # The histories see what the requests append to their tokens.
+            self._history = TokenHistory([request.prompt for request in running], [r.tokens for r in running])
         self._positions = [len(request.tokens) for request in self._running]
+        roots = [request.all_tokens[-1] for request in self._running]
+        table = torch.tensor([roots, self._positions], device=self.target.device)
+        self._roots, self._positions_on_device = table[0, :, None], table[1]
 
     def _draft(self) -> CandidateTree:
         assert self._sampling is not None
@@ -215,7 +222,7 @@ class EngineCore:
             self._check(shape)
             self.tree = shape
         texts = [request.all_tokens for request in self._running]
-        random = self._streams.at(self._positions, DRAW)
+        random = self._streams.at(self._positions, DRAW, self._positions_on_device)
         self._lap("other")
         if len(shape):
             self.drafter.catch_up(texts)
@@ -237,48 +244,55 @@ class EngineCore:
 
     def _score(self, tree: CandidateTree) -> tuple[Tensor, Tensor | None]:
         """One forward of the target over the whole tree: logits ``[B, 1 + n, V]``, root first, and hidden states."""
-        roots = torch.tensor([[request.all_tokens[-1]] for request in self._running], device=self.target.device)
-        tokens = torch.cat([roots, tree.tokens], dim=1)
-        layout = TokenLayout.tree(tree.shape)
+        tokens = torch.cat([self._roots, tree.tokens], dim=1)
+        layout = TokenLayout.tree(tree.shape, self.target.device)
         output = self.target.forward(tokens, layout, self.cache, hidden_layers=self.drafter.hidden_layers)
         self._lap("target")
         return output.logits, output.hidden
 
     def _verify(self, tree: CandidateTree, logits: Tensor) -> VerificationResult:
         assert self._sampling is not None
-        running = self._running
-        history = TokenHistory([request.prompt for request in running], [request.tokens for request in running])
-        random = self._streams.at(self._positions, VERIFY)
-        result = self._scheme.verify(tree, logits, self._sampling, history, random)
-        self._lap("judge")
+        random = self._streams.at(self._positions, VERIFY, self._positions_on_device)
+        result = self._scheme.verify(tree, logits, self._sampling, self._history, random)
+        self._history.append(tree, result)
         return result
 
-    def _commit(self, result: VerificationResult, hidden: Tensor | None) -> None:
-        columns = torch.nn.functional.pad(result.path + 1, (1, 0), value=0)
-        self.cache.commit(columns, result.accepted + 1)
+    def _commit(self, result: VerificationResult, verified: list[VerifiedSequence], hidden: Tensor | None) -> None:
+        columns = result.columns
+        self.cache.commit(columns, result.accepted + 1, host_counts=[1 + len(each.path) for each in verified])
         if hidden is not None:
             hidden = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
-        self.drafter.commit(result.path, result.accepted, hidden)
+        self.drafter.commit(result.path, [each.path for each in verified], hidden)
 
-    def _observe(self, tree: CandidateTree, result: VerificationResult, before: dict[str, float]) -> None:
+    def _observe(self, tree: CandidateTree, verified: list[VerifiedSequence], before: dict[str, float]) -> None:
         assert self._sampling is not None
         assert self.plan is not None
-        paths = [path[:count] for path, count in zip(result.path.tolist(), result.accepted.tolist(), strict=True)]
         spent = {part: seconds - before[part] for part, seconds in self._clock.items()}
+        paths = [each.path for each in verified]
         self.plan.observe(StepOutcome(tree.shape, self._sampling.params, paths, spent))
 
-    def _emit(self, tree: CandidateTree, result: VerificationResult, logits: Tensor) -> None:
-        tokens, paths, last = tree.tokens.tolist(), result.path.tolist(), result.token.tolist()
-        valid, failed, accepted = tree.valid.tolist(), result.failed.tolist(), result.accepted.tolist()
+    def _logprobs(
+        self, tree: CandidateTree, result: VerificationResult, logits: Tensor
+    ) -> list[list[TokenLogprobs]] | None:
+        """Log-probabilities of the tokens of a step for each sequence; None if no request wants them."""
+        counts = [request.params.logprobs for request in self._running]
+        most = max((count for count in counts if count is not None), default=None)
+        if most is None:
+            return None
+        columns = result.columns
+        rows = torch.arange(len(columns), device=columns.device)[:, None]
+        tokens = torch.cat([result.path_tokens(tree), result.token[:, None]], dim=1)
+        # The target's own token stands after the path, wherever that ends.
+        tokens = tokens.scatter(1, result.accepted[:, None], result.token[:, None])
+        return token_logprobs(logits[rows, columns], tokens, most)
+
+    def _emit(self, verified: list[VerifiedSequence], logprobs: list[list[TokenLogprobs]] | None) -> None:
         # From last to first: the last sequence, already handled, takes the index of one that ends.
         for i in range(len(self._running) - 1, -1, -1):
-            request, count = self._running[i], accepted[i]
-            new = [tokens[i][node] for node in paths[i][:count]] + ([] if failed[i] else [last[i]])
-            scores = None
-            if request.params.logprobs is not None:
-                scores = logits[i, [0, *(result.path[i, :count] + 1).tolist()]]
-            reason = request.append_tokens(new, count, sum(valid[i]), scores) if new else None
-            if failed[i] and not reason:
+            request, each = self._running[i], verified[i]
+            scores = None if logprobs is None else logprobs[i]
+            reason = request.append_tokens(each.tokens, len(each.path), each.drafted, scores) if each.tokens else None
+            if each.failed and not reason:
                 request.error = NonFiniteLogits(
                     f"the model gave no distribution after {len(request.all_tokens)} tokens (NaN or infinite logits)",
                     "try dtype float32; if it stays, the weights are broken",

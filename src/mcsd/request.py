@@ -3,6 +3,7 @@
 import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class Request:
         return self.completion is not None or self.error is not None
 
     def append_tokens(
-        self, tokens: Sequence[int], accepted: int, drafted: int, logits: Tensor | None
+        self, tokens: Sequence[int], accepted: int, drafted: int, logprobs: Sequence[TokenLogprobs] | None
     ) -> FinishReason | None:
         """Emit the tokens of one step up to the end of the text; nothing after the end is emitted or counted.
 
@@ -66,7 +67,7 @@ class Request:
             tokens: the accepted candidates and the target's own (bonus) token; at least one token.
             accepted: how many of them are candidates.
             drafted: candidates that were verified.
-            logits: ``[len(tokens), V]``, the target's for each token, if log-probabilities are requested.
+            logprobs: of each token, if a request of the batch wants them; others after those are not used.
 
         Returns:
             The finish reason, or None if the text goes on.
@@ -87,8 +88,9 @@ class Request:
         emitted = tuple(tokens[: len(pieces)])
         self.all_tokens += emitted
         self._pieces += pieces
-        if logits is not None:
-            self._logprobs += _logprobs(emitted, logits, self.params.logprobs or 0)
+        if logprobs is not None and self.params.logprobs is not None:
+            count = self.params.logprobs
+            self._logprobs += [replace(each, top=each.top[:count]) for each in logprobs[: len(emitted)]]
         accepted = min(accepted, len(emitted))
         self._drafted += drafted
         self._histogram += [0] * (1 + accepted - len(self._histogram))
@@ -113,11 +115,26 @@ class Request:
         self.chunks.append(Chunk(last.text, last.token_ids, last.accepted, last.pieces, self.completion))
 
 
-def _logprobs(tokens: Sequence[int], logits: Tensor, count: int) -> list[TokenLogprobs]:
-    logprobs = logits[: len(tokens)].float().log_softmax(-1)
-    own = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
-    values, ids = (part.tolist() for part in logprobs.topk(min(count, logprobs.shape[-1]), dim=-1))
+def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> list[list[TokenLogprobs]]:
+    """The log-probabilities of some tokens, and of the most probable ones in their place, in one read from the device.
+
+    Args:
+        logits: ``[B, L, V]``, of the target.
+        tokens: int64 ``[B, L]``.
+        count: how many of the most probable tokens.
+    """
+    logprobs = logits.float().log_softmax(-1)
+    best = logprobs.topk(min(count, logprobs.shape[-1]), dim=-1)
+    parts = (tokens[..., None], logprobs.gather(2, tokens[..., None]), best.indices, best.values)
+    # Token ids are exact in float64.
+    table = torch.cat([part.double() for part in parts], dim=2).tolist()
+    size = best.indices.shape[2]
     return [
-        TokenLogprobs(token, value, tuple(zip(top, best, strict=True)))
-        for token, value, top, best in zip(tokens, own, ids, values, strict=True)
+        [
+            TokenLogprobs(
+                int(token), own, tuple((int(id), value) for id, value in zip(rest[:size], rest[size:], strict=True))
+            )
+            for token, own, *rest in each
+        ]
+        for each in table
     ]

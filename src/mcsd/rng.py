@@ -9,17 +9,18 @@ of all outcomes.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
-_MULTIPLIERS = torch.tensor([0xD2511F53, 0xCD9E8D57])
-_WEYL = torch.tensor([0x9E3779B9, 0xBB67AE85])
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_PREFETCH = 16
-"""Numbers that are generated at a time."""
+_PREFETCH = 64
+"""Numbers that are generated at a time: at least those of a step with a common tree."""
 
 _CHUNKED_VOCABULARY, _CHUNK = 4096, 64
 """From this many weights on, a chunk of them is sampled first and then an entry of the chunk."""
@@ -40,10 +41,8 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     Returns:
         int64 ``[..., 4]``, words of 32 random bits.
     """
-    device = counter.device
-    weyl = torch.arange(_ROUNDS, device=device)[:, None] * _WEYL.to(device)
+    multipliers, weyl = _constants(counter.device)
     keys = ((key[..., None, :] + weyl) & _MASK).unbind(-2)
-    multipliers = _MULTIPLIERS.to(device)
     even, odd = counter[..., 0::2], counter[..., 1::2]
     for round_key in keys:
         # The products may wrap around in int64. Their 64 bits are still right, and the masks split them.
@@ -51,6 +50,13 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
         even = ((product >> 32) & _MASK).flip(-1) ^ odd ^ round_key
         odd = (product & _MASK).flip(-1)
     return torch.stack([even, odd], dim=-1).flatten(-2)
+
+
+@lru_cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The multipliers ``[2]``, and what is added to the key in each round, ``[rounds, 2]``."""
+    multipliers, weyl = torch.tensor([_MULTIPLIERS, _WEYL], device=device)
+    return multipliers, torch.arange(_ROUNDS, device=device)[:, None] * weyl
 
 
 def uniforms(seeds: Tensor, positions: Tensor, stream: int, first: int, count: int) -> Tensor:
@@ -204,23 +210,31 @@ class PhiloxStreams:
         self._sequences = torch.arange(len(seeds), device=seeds.device)
         self._offsets = torch.arange(max(1, _MAX_POSITIONS // max(1, len(seeds))), device=seeds.device)
         self._first: list[int] = []
+        self._first_on_device = seeds
         self._generated: dict[int, Tensor] = {}
 
-    def at(self, positions: Sequence[int], stream: int) -> PhiloxStream:
-        """The stream of a step; see `PhiloxStream`."""
-        device = self._seeds.device
-        current = torch.tensor(positions, dtype=torch.int64, device=device)
+    def at(self, positions: Sequence[int], stream: int, on_device: Tensor | None = None) -> PhiloxStream:
+        """The stream of a step; see `PhiloxStream`.
+
+        Args:
+            positions: tokens that each request has emitted.
+            stream: `DRAW` or `VERIFY`.
+            on_device: the same positions, int64 ``[B]``, if they are on the device already.
+        """
+        if on_device is None:
+            on_device = torch.tensor(positions, dtype=torch.int64, device=self._seeds.device)
 
         def prefetched() -> Tensor:
             offsets = [now - first for now, first in zip(positions, self._first, strict=False)]
             if len(offsets) < len(positions) or not all(0 <= offset < len(self._offsets) for offset in offsets):
-                self._first, self._generated, offsets = list(positions), {}, [0] * len(positions)
+                self._first, self._first_on_device = list(positions), on_device
+                self._generated, offsets = {}, [0] * len(positions)
             if stream not in self._generated:
-                first = torch.tensor(self._first, dtype=torch.int64, device=device)
-                self._generated[stream] = uniforms(self._seeds, first[:, None] + self._offsets, stream, 0, _PREFETCH)
+                counters = self._first_on_device[:, None] + self._offsets
+                self._generated[stream] = uniforms(self._seeds, counters, stream, 0, _PREFETCH)
             generated = self._generated[stream]
             if len(offsets) == 1:
                 return generated[:, offsets[0]]
-            return generated[self._sequences, torch.tensor(offsets, dtype=torch.int64, device=device)]
+            return generated[self._sequences, on_device - self._first_on_device]
 
-        return PhiloxStream(self._seeds, current, stream, prefetched)
+        return PhiloxStream(self._seeds, on_device, stream, prefetched)

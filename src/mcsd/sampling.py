@@ -1,7 +1,7 @@
 """From logits to probabilities: the one path, for target and draft, in float32 (float64 stays float64)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -55,28 +55,35 @@ class BatchSamplingParams:
     @cached_property
     def any_greedy(self) -> bool:
         """Whether a sequence is greedy."""
-        return bool(self.greedy.any())
+        return any(p.temperature == 0 for p in self.params)
 
     @cached_property
     def all_greedy(self) -> bool:
         """Whether every sequence is greedy."""
-        return bool(self.greedy.all())
+        return all(p.temperature == 0 for p in self.params)
 
     @cached_property
     def any_truncates(self) -> bool:
         """Whether a sequence truncates."""
-        return bool(self.truncates.any())
+        return any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in self.params)
+
+    @cached_property
+    def any_penalties(self) -> bool:
+        """Whether a sequence has penalties or bias."""
+        return any(p.changes_logits for p in self.params)
 
     @cached_property
     def scaling_temperature(self) -> Tensor | None:
         """`temperature`, or None where it is 1 for every sequence."""
-        return None if bool((self.temperature == 1).all()) else self.temperature
+        return None if all(p.temperature in (0, 1) for p in self.params) else self.temperature
 
     def repeat_interleave(self, times: int) -> "BatchSamplingParams":
         """Each sequence ``times`` times, one copy after the other."""
         if times not in self._repeated:
-            indices = torch.arange(len(self.params), device=self.greedy.device).repeat_interleave(times)
-            self._repeated[times] = self.select(indices)
+            params = tuple(each for each in self.params for _ in range(times))
+            self._repeated[times] = BatchSamplingParams(
+                params, *(column.repeat_interleave(times) for column in self._columns)
+            )
         return self._repeated[times]
 
     @cached_property
@@ -88,15 +95,12 @@ class BatchSamplingParams:
         chosen = sequences.tolist()
         if chosen == list(range(len(self.params))):
             return self
-        return BatchSamplingParams(
-            tuple(self.params[index] for index in chosen),
-            self.temperature[sequences],
-            self.greedy[sequences],
-            self.top_k[sequences],
-            self.top_p[sequences],
-            self.min_p[sequences],
-            self.truncates[sequences],
-        )
+        params = tuple(self.params[index] for index in chosen)
+        return BatchSamplingParams(params, *(column[sequences] for column in self._columns))
+
+    @property
+    def _columns(self) -> tuple[Tensor, ...]:
+        return self.temperature, self.greedy, self.top_k, self.top_p, self.min_p, self.truncates
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,14 @@ def probabilities(logits: Tensor, sampling: BatchSamplingParams) -> Tensor:
     if sampling.all_greedy:
         return _one_hot(ops.to_float32(logits))
     p = ops.softmax(logits, sampling.scaling_temperature)
-    if sampling.any_truncates:
+    if sampling.any_truncates and p.device.type != "cpu":
+        cut = _cut_by_sorting(p, sampling)
+        p = torch.where(sampling.truncates[:, None], cut / cut.sum(-1, keepdim=True), p)
+    elif sampling.any_truncates:
         chosen = sampling.truncates.nonzero()[:, 0]
         p[chosen] = _truncate(p[chosen], sampling.select(chosen))
     if sampling.any_greedy:
-        p[sampling.greedy] = _one_hot(ops.to_float32(logits[sampling.greedy]))
+        p = torch.where(sampling.greedy[:, None], _one_hot(ops.to_float32(logits)), p)
     return p
 
 
@@ -179,11 +186,73 @@ def apply_penalties(logits: Tensor, params: SamplingParams, prompt: Sequence[int
     return logits
 
 
+@dataclass(frozen=True)
+class Penalties:
+    """`apply_penalties` for a whole batch, from counts on the device.
+
+    Attributes:
+        counts: float32 ``[B, V]``, occurrences of each token in the generated text.
+        seen: bool ``[B, V]``, tokens of prompt and text.
+        bias: float32 ``[B, V]``, or None without any.
+        repetition, presence, frequency: float32 ``[B, 1]``.
+    """
+
+    counts: Tensor
+    seen: Tensor
+    bias: Tensor | None
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        params: Sequence[SamplingParams],
+        prompts: Sequence[Sequence[int]],
+        generated: Sequence[Sequence[int]],
+        vocab_size: int,
+        device: torch.device,
+    ) -> "Penalties":
+        """The penalties of each sequence after its prompt and the tokens generated since."""
+        counts = torch.stack([torch.tensor(list(text)).long().bincount(minlength=vocab_size) for text in generated])
+        read = torch.stack([torch.tensor(list(text)).long().bincount(minlength=vocab_size) for text in prompts])
+        bias = torch.zeros(len(params), vocab_size)
+        for row, each in enumerate(params):
+            for token, value in each.logit_bias.items():
+                bias[row, token] = value
+        factors = [(p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params]
+        return cls(
+            counts.float().to(device),
+            (counts + read > 0).to(device),
+            bias.to(device) if any(p.logit_bias for p in params) else None,
+            *torch.tensor(factors, device=device)[..., None].unbind(1),
+        )
+
+    def after(self, tokens: Tensor, valid: Tensor) -> "Penalties":
+        """The penalties after more tokens ``[B, L]`` of the text, where they are ``valid [B, L]``."""
+        counts = self.counts.scatter_add(1, tokens, valid.to(self.counts.dtype))
+        return replace(self, counts=counts, seen=self.seen | (counts > 0))
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Penalized logits ``[B, V]``, in float32; float64 stays float64."""
+        logits = ops.to_float32(logits)
+        penalized = torch.where(logits > 0, logits / self.repetition, logits * self.repetition)
+        logits = torch.where(self.seen, penalized, logits)
+        logits = logits - (self.presence * (self.counts > 0) + self.frequency * self.counts)
+        return logits if self.bias is None else logits + self.bias
+
+
 def _one_hot(logits: Tensor) -> Tensor:
     """One-hot at the argmax of ``[A, V]``; NaN throughout where the largest logit is not finite."""
     best = logits.max(-1, keepdim=True)
     rest = torch.where(best.values.isfinite(), 0.0, torch.nan).to(logits.dtype)
     return rest.repeat(1, logits.shape[1]).scatter_(1, best.indices, 1 + rest)
+
+
+def _cut_by_sorting(p: Tensor, sampling: BatchSamplingParams) -> Tensor:
+    """``p [A, V]`` cut by top-k, top-p and min-p, not renormalised. The host need not know the numbers."""
+    top, ids = p.sort(-1, descending=True)
+    return torch.zeros_like(p).scatter_(1, ids, top * _truncation_mask(top, sampling))
 
 
 def _truncate(p: Tensor, sampling: BatchSamplingParams) -> Tensor:
@@ -197,8 +266,7 @@ def _truncate(p: Tensor, sampling: BatchSamplingParams) -> Tensor:
     more = (keep[:, -1:] | tied)[:, 0].nonzero()[:, 0]
     if top.shape[-1] < p.shape[-1] and len(more):
         # Only those sequences: which of equal tokens are kept must not depend on the other sequences.
-        top, ids = p[more].sort(-1, descending=True)
-        cut[more] = torch.zeros_like(top).scatter_(1, ids, top * _truncation_mask(top, sampling.select(more)))
+        cut[more] = _cut_by_sorting(p[more], sampling.select(more))
     return cut / cut.sum(-1, keepdim=True)
 
 

@@ -169,7 +169,7 @@ class Drafters(RuleBasedStateMachine):
         states = self.states([[*text, 0] for text in self.texts])
         hidden = [None if known is None else known[0, -1:].expand(1 + shape.depth, -1) for known in states]
         nothing = torch.full((len(self.texts), shape.depth), -1)
-        self.drafter.commit(nothing, torch.zeros(len(self.texts), dtype=torch.int64), stacked(hidden))
+        self.drafter.commit(nothing, [[] for _ in self.texts], stacked(hidden))
         for text in self.texts:
             text.append(1)
         self.free(sequence)
@@ -180,6 +180,7 @@ class Drafters(RuleBasedStateMachine):
         if isinstance(self.drafter, ModelDrafter | HeadDrafter):
             cache = self.drafter.cache
             lengths = cache.lengths.tolist()
+            assert cache.host_lengths == lengths
             used = len(self.texts)
             assert cache.batch_size == used
             assert all(held < len(text) for held, text in zip(lengths, self.texts, strict=False))
@@ -202,8 +203,7 @@ class Drafters(RuleBasedStateMachine):
             columns = [*range(start - 1, start + len(path)), *[start - 1] * (depth - len(path))]
             hidden.append(None if known is None else known[0, columns])
         padded = torch.tensor([path + [-1] * (depth - len(path)) for path in paths], dtype=torch.int64)
-        counts = torch.tensor([len(path) for path in paths])
-        self.drafter.commit(padded.view(len(paths), depth), counts, stacked(hidden))
+        self.drafter.commit(padded.view(len(paths), depth), paths, stacked(hidden))
         for text, token in zip(self.texts, random_tokens(seed, len(every)), strict=True):
             text.append(token % 4 if self.kind == "ngram" else token)
         self.end_full_texts()

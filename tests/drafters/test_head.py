@@ -105,7 +105,7 @@ def test_in_a_tree_q_is_that_of_training(family: str) -> None:
         cache.commit(kept, counts + 1)
         assert output.hidden is not None
         states = output.hidden.gather(1, kept.clamp(min=0)[..., None].expand(-1, -1, output.hidden.shape[-1]))
-        drafter.commit(path, counts, states)
+        drafter.commit(path, [[], [1], [0, 3]], states)
         for row, text in enumerate(texts):
             text += [int(tree.tokens[row, node]) for node in path[row] if node >= 0] + [11 + step]
 

@@ -144,5 +144,5 @@ def test_removed_sequences_do_not_change_the_others(data: st.DataObject) -> None
             tree = draft(drafter, texts, "2x2")
             for sequence, text in enumerate(texts):
                 assert paths(tree, sequence) == proposed(text, "2x2")
-            drafter.commit(torch.full((len(texts), 2), -1), torch.zeros(len(texts), dtype=torch.int64), None)
+            drafter.commit(torch.full((len(texts), 2), -1), [[] for _ in texts], None)
         texts = [text + data.draw(tokens) for text in texts]

@@ -78,7 +78,7 @@ def engine_law(engine: mcsd.Engine, params: mcsd.SamplingParams, monkeypatch: py
 
     def run(decisions: Decisions, start: Tensor) -> list[list[int]]:
         def streams(seeds: Tensor) -> SimpleNamespace:
-            return SimpleNamespace(at=lambda positions, stream: Enumerated(decisions, seeds))
+            return SimpleNamespace(at=lambda positions, stream, on_device: Enumerated(decisions, seeds))
 
         monkeypatch.setattr(mcsd.core, "PhiloxStreams", streams)
         each = [replace(params, seed=i) for i in range(len(start))]

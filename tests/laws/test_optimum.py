@@ -46,7 +46,7 @@ def exact(scheme: str, p: Tensor, q: Tensor, k: int) -> Exact:
         count = len(start)
         random = Enumerated(decisions, torch.arange(count))
         sampling = BatchSamplingParams.of([mcsd.SamplingParams()] * count, torch.device("cpu"))
-        drawn = verifier.draw(q[start, None], [k], sampling.greedy, random)[:, 0]
+        drawn = verifier.draw(q[start, None], [k], sampling, random)[:, 0]
         choice, valid = drawn.clamp(min=0), drawn >= 0
         weights = torch.nn.functional.pad(q[start, None], (0, 0, 0, k))
         sparse = SparseDistributions(torch.arange(TOKENS).expand_as(weights), weights)

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from mcsd import errors
-from mcsd.loading.catalog import pull
+from mcsd.cpu.weight_plan import Role, plan_weights
+from mcsd.loading.catalog import path_of, pull
 from mcsd.loading.converted import read_converted
 from mcsd.loading.gguf_cache import GgufCache
+from mcsd.loading.load import load
 from support.tiny import tiny
 
 
@@ -36,6 +39,15 @@ def test_the_weights_and_end_tokens_of_the_copy(cache: GgufCache) -> None:
     ours, theirs = copy.state_dict(), network.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_verification_compares_with_transformers_own_network(dtype: torch.dtype) -> None:
+    pull("smollm2-135m")
+    plan = plan_weights(torch.device("cpu"), dtype, Role.TARGET)
+    load(path_of("smollm2-135m"), torch.device("cpu"), plan)  # Writes the copy, if there is none yet.
+    model = load(path_of("smollm2-135m"), torch.device("cpu"), plan).model
+    assert isinstance(model.reference(), transformers.PreTrainedModel)
 
 
 def test_networks_of_another_kind_are_left_to_transformers(cache: GgufCache) -> None:

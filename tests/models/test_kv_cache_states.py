@@ -208,7 +208,7 @@ class Caches(RuleBasedStateMachine):
     def lengths_are_those_of_the_texts(self) -> None:
         lengths = [len(text) for text in self.texts]
         assert self.cache.batch_size == len(self.texts)
-        assert self.cache.lengths.tolist() == lengths + [0] * (ROWS - len(lengths))
+        assert self.cache.lengths.tolist() == self.cache.host_lengths == lengths + [0] * (ROWS - len(lengths))
 
     def teardown(self) -> None:
         if self.texts:

@@ -84,8 +84,8 @@ FAULTS = (
     Fault(
         "bonus token from the parent's logits",
         _TYPES,
-        "self.logits[sequences, columns]",
-        "self.logits[sequences, (columns - 1).clamp(min=0)]",
+        "logits = self.logits[sequences, columns] if",
+        "logits = self.logits[sequences, (columns - 1).clamp(min=0)] if",
     ),
     Fault(
         "candidates that were never drawn are verified", _NODES, "valid.bool()", "torch.arange(width) < count[:, None]"
@@ -146,14 +146,14 @@ FAULTS = (
     Fault(
         "drawing and verification share their random numbers",
         _CORE,
-        "self._positions, VERIFY)",
-        "self._positions, DRAW)",
+        "self._streams.at(self._positions, VERIFY, ",
+        "self._streams.at(self._positions, DRAW, ",
     ),
     Fault(
         "every step verifies with the same random numbers",
         _CORE,
-        "self._positions, VERIFY)",
-        "[0] * len(self._running), VERIFY)",
+        "self._positions, VERIFY, self._positions_on_device)",
+        "[0] * len(self._running), VERIFY, self._positions_on_device * 0)",
     ),
     Fault(
         "sequences share their random numbers",
@@ -167,15 +167,15 @@ FAULTS = (
     ),
     Fault(
         "accepted path gathered in the wrong order",
-        _CORE,
-        "columns = torch.nn.functional.pad(result.path + 1, (1, 0), value=0)",
-        "columns = torch.nn.functional.pad(result.path + 1, (1, 0), value=0).flip(1)",
+        _TYPES,
+        "torch.nn.functional.pad(self.path + 1, (1, 0), value=0)",
+        "torch.nn.functional.pad(self.path + 1, (1, 0), value=0).flip(1)",
     ),
     Fault(
         "the path's cache entries off by one",
-        _CORE,
-        "columns = torch.nn.functional.pad(result.path + 1,",
-        "columns = torch.nn.functional.pad(result.path.clamp(min=0),",
+        _TYPES,
+        "torch.nn.functional.pad(self.path + 1,",
+        "torch.nn.functional.pad(self.path.clamp(min=0),",
     ),
     Fault(
         "siblings attend to each other",
@@ -192,8 +192,8 @@ FAULTS = (
     Fault(
         "positions by index in the tree, not by depth",
         _MASKS,
-        "layout.offsets.to(lengths.device)",
-        "torch.arange(len(layout.offsets))",
+        "lengths[:, None] + layout.offsets",
+        "lengths[:, None] + torch.arange(len(layout.offsets))",
     ),
     Fault(
         "stale cache after another sequence ends",
@@ -225,11 +225,11 @@ FAULTS = (
         "if token in self._eos or",
         "if (token in self._eos and token == tokens[-1]) or",
     ),
-    Fault("k-seq without its ρ", _KSEQ, "rho = smallest_rho(p, q, tries)", "rho = torch.ones_like(p[:, :1])"),
+    Fault("k-seq without its ρ", _KSEQ, "rho = smallest_rho(p, q, tries, children)", "rho = torch.ones_like(p[:, :1])"),
     Fault(
         "k-seq's residual for one draw",
         _KSEQ,
-        "accepted_mass = each * _geometric_sum(beta, tries)",
+        "accepted_mass = each * _geometric_sum(beta, tries, children)",
         "accepted_mass = each",
     ),
     Fault("greedy-draft verified against q, not q'", _GREEDY, "q = renormalised(rest) *", "q = node.q.weights *"),

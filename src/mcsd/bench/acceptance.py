@@ -88,8 +88,7 @@ def count_accepted(engine: Engine, text: ScoredText, params: SamplingParams, sch
             accepted_at += torch.bincount(accepted[accepted >= 0], minlength=MAX_CANDIDATES)
         # The next position continues the target's text, so all candidates are dropped.
         empty_path = torch.full((draws, tree.shape.depth), -1, device=device)
-        root = torch.zeros(draws, dtype=torch.int64, device=device)
-        drafter.commit(empty_path, root, _root_hidden(text, step, draws))
+        drafter.commit(empty_path, [[]] * draws, _root_hidden(text, step, draws))
     drafter.clear()
     return accepted_at.cumsum(0).tolist()
 

@@ -56,12 +56,12 @@ class AttentionBenchmark:
 
     def as_tree(self) -> Tensor:
         """Logits ``[1, 1 + n, V]`` of one forward with a tree mask."""
-        return self._forward(self._tokens, TokenLayout.tree(self._shape), self._tree_cache)
+        return self._forward(self._tokens, TokenLayout.tree(self._shape, self._tokens.device), self._tree_cache)
 
     def as_batch(self) -> Tensor:
         """Logits ``[paths, 1 + depth, V]`` of one forward over all paths."""
         tokens = self._tokens[0, self._paths.to(self._tokens.device)]
-        return self._forward(tokens, TokenLayout.chain(tokens.shape[1]), self._batch_cache)
+        return self._forward(tokens, TokenLayout.chain(tokens.shape[1], tokens.device), self._batch_cache)
 
     def measure(self, tree: str, repeat: int) -> AttentionRecord:
         """Time both, in an order that alternates between repeats; ``tree`` is the name of the shape."""

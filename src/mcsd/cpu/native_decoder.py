@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mcsd.cpu.native_layers import NativeLayers
 from mcsd.models.kv_cache import KVCache
 from mcsd.models.layout import TokenLayout
+from mcsd.models.llama import LlamaForCausalLM
 from mcsd.models.protocol import Cache, DecoderModel, ModelOutput
 from mcsd.models.transformers import TransformersModel, check_supported, eos_token_ids
 
@@ -95,4 +96,5 @@ def as_decoder(
     """
     if NativeDecoder.is_native(network):
         return NativeDecoder(network, name, vocabulary, precision, load_reference)
-    return TransformersModel(network, name, vocabulary, precision)
+    reference = load_reference if isinstance(network, LlamaForCausalLM) else None
+    return TransformersModel(network, name, vocabulary, precision, reference)

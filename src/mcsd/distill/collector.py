@@ -53,7 +53,7 @@ class HiddenStateCollector(Drafter):
             read.append(text[-1])
         return CandidateTree.none(len(token_ids), sampling.temperature.device)
 
-    def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
+    def commit(self, path: Tensor, paths: list[list[int]], hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
         assert hidden is not None
         for states, (_, kept) in zip(hidden, self._running, strict=True):

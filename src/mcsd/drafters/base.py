@@ -62,11 +62,12 @@ class Drafter(ABC):
         """
 
     @abstractmethod
-    def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
+    def commit(self, path: Tensor, paths: list[list[int]], hidden: Tensor | None) -> None:
         """Take the result of verifying the last draft.
 
         Args:
-            path: int64 ``[B, depth]``, accepted nodes, padded with -1; accepted: int64 ``[B]``, how many.
+            path: int64 ``[B, depth]``, accepted nodes, padded with -1.
+            paths: the same nodes on the host, without padding.
             hidden: the target's hidden states ``[B, 1 + depth, F]`` of the root and the path, if asked for.
         """
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mcsd.drafters.level import Level, LevelDrafter, last_token_outputs, pending_tokens
+from mcsd.drafters.level import Level, LevelDrafter, PendingTokens, last_token_outputs
 from mcsd.models import TokenLayout
 from mcsd.models.prefill import CHUNK
 
@@ -48,13 +48,12 @@ class HeadDrafter(LevelDrafter):
             states = torch.cat([states, hidden], dim=1)
         self._target_hidden.append([states[0]])
 
-    def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
+    def commit(self, path: Tensor, paths: list[list[int]], hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
         assert hidden is not None
         # The target's own token follows the root and the path: as many pending tokens as hidden states.
-        counts = (accepted + 1).tolist()
-        for pieces, states, count in zip(self._target_hidden, hidden, counts, strict=True):
-            pieces.append(states[:count])
+        for pieces, states, nodes in zip(self._target_hidden, hidden, paths, strict=True):
+            pieces.append(states[: 1 + len(nodes)])
 
     def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""
@@ -74,24 +73,25 @@ class HeadDrafter(LevelDrafter):
             piece = torch.tensor([tokens[start : start + CHUNK]], device=self._device)
             length = piece.shape[1]
             before = states[None, start : start + length]
-            self.model.forward(piece, before, TokenLayout.chain(length), self.cache, sequences, logits=False)
+            layout = TokenLayout.chain(length, self._device)
+            self.model.forward(piece, before, layout, self.cache, sequences, logits=False)
             keep = torch.arange(length, device=self._device)[None]
-            self.cache.commit(keep, torch.tensor([length], device=self._device), sequences)
+            self.cache.commit(keep, torch.tensor([length], device=self._device), sequences, [length])
         self._target_hidden[sequence] = [states[len(tokens) :].clone()]
 
     def _root_logits(self, token_ids: list[list[int]]) -> Tensor:
-        tokens, counts = pending_tokens(token_ids, self.cache.lengths.tolist(), self._device)
+        pending = PendingTokens.of(token_ids, self.cache.host_lengths, self._device)
         # A sequence copied in `catch_up` still has the hidden states of the tokens that another one has read.
-        pending = zip(self._target_hidden, counts.tolist(), strict=True)
-        states = [torch.cat(pieces)[-count:] for pieces, count in pending]
+        pieces = zip(self._target_hidden, pending.host_counts, strict=True)
+        states = [torch.cat(parts)[-count:] for parts, count in pieces]
         padded = states[0][None] if len(states) == 1 else torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
-        longest = tokens.shape[1]
-        output = self.model.forward(tokens, padded, TokenLayout.chain(longest), self.cache)
-        self.cache.commit(torch.arange(longest, device=self._device).expand(len(token_ids), -1), counts)
+        layout = TokenLayout.chain(pending.tokens.shape[1], self._device)
+        output = self.model.forward(pending.tokens, padded, layout, self.cache)
+        pending.commit(self.cache)
         self._target_hidden = [[] for _ in token_ids]
         assert output.hidden is not None
-        self._own_hidden = last_token_outputs(output.hidden, counts)
-        return last_token_outputs(output.logits, counts)
+        self._own_hidden = last_token_outputs(output.hidden, pending.counts)
+        return last_token_outputs(output.logits, pending.counts)
 
     def _level_logits(self, tokens: Tensor, level: Level) -> Tensor:
         assert level.layout is not None

@@ -44,7 +44,7 @@ class LevelDrafter(Drafter):
     def catch_up(self, token_ids: list[list[int]]) -> None:
         """See `Drafter.catch_up`: one sequence at a time, all tokens but the last."""
         prompts: dict[tuple[int, ...], int] = {}
-        for sequence, (tokens, length) in enumerate(zip(token_ids, self.cache.lengths.tolist(), strict=False)):
+        for sequence, (tokens, length) in enumerate(zip(token_ids, self.cache.host_lengths, strict=False)):
             if not length and len(tokens) > 1:
                 # Sequences that begin with equal tokens are read once.
                 same = prompts.setdefault(tuple(tokens[:-1]), sequence)
@@ -105,7 +105,7 @@ class LevelDrafter(Drafter):
             level_weights = level_weights.nan_to_num(1.0 / level_weights.shape[-1])
             if self._vocabulary is not None:
                 support = self._vocabulary[support]
-            drawn = scheme.draw(level_weights, level.child_counts, sampling.greedy, random)
+            drawn = scheme.draw(level_weights, level.child_counts, sampling, random)
             drawn = drawn[:, level.child_parent, level.child_rank]
             choice = drawn.clamp(min=0)
             is_valid = drawn >= 0
@@ -134,12 +134,34 @@ def _by_column(shape: TreeShape, support: Tensor, weights: Tensor) -> SparseDist
     )
 
 
-def pending_tokens(token_ids: list[list[int]], lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Each sequence's tokens after its first ``lengths``: int64 ``[B, longest]``, padded with 0, and counts ``[B]``."""
-    pending = [tokens[length:] for tokens, length in zip(token_ids, lengths, strict=False)]
-    longest = max(map(len, pending))
-    padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in pending], device=device)
-    return padded, torch.tensor([len(tokens) for tokens in pending], device=device)
+@dataclass(frozen=True)
+class PendingTokens:
+    """Each sequence's tokens that its draft has not read; the last one is the root.
+
+    Attributes:
+        tokens: int64 ``[B, longest]``, padded with 0.
+        counts: int64 ``[B]``.
+        host_counts: the same numbers on the host.
+    """
+
+    tokens: Tensor
+    counts: Tensor
+    host_counts: list[int]
+
+    @classmethod
+    def of(cls, token_ids: list[list[int]], lengths: list[int], device: torch.device) -> "PendingTokens":
+        """The tokens after each sequence's first ``lengths``, in one copy to the device."""
+        pending = [tokens[length:] for tokens, length in zip(token_ids, lengths, strict=False)]
+        counts = [len(tokens) for tokens in pending]
+        longest = max(counts)
+        padded = [[*tokens, *[0] * (longest - len(tokens)), len(tokens)] for tokens in pending]
+        table = torch.tensor(padded, device=device)
+        return cls(table[:, :-1], table[:, -1], counts)
+
+    def commit(self, cache: Cache) -> None:
+        """Commit them all, after a forward that has read them."""
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        cache.commit(columns.expand(len(self.tokens), -1), self.counts, host_counts=self.host_counts)
 
 
 def last_token_outputs(outputs: Tensor, counts: Tensor) -> Tensor:
@@ -193,7 +215,7 @@ def levels_of(shape: TreeShape, device: torch.device) -> tuple[Level, ...]:
             index_in_depth = [node - shape.depths.index(depth) for node in nodes]
             parent_index = [shape.levels[depth - 1].index(shape.parents[node]) for node in nodes]
             read += columns.tolist()
-            layout = TokenLayout(shape.offsets[read] - 1, shape.mask[columns][:, read])
+            layout = TokenLayout(shape.offsets[read] - 1, shape.mask[columns][:, read]).to(device)
         is_child = shape.children[columns] >= 0
         child_parent, child_rank = (part.to(device) for part in is_child.nonzero(as_tuple=True))
         indices = torch.tensor([index_in_depth, parent_index], dtype=torch.int64, device=device)

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mcsd.drafters.level import Level, LevelDrafter, last_token_outputs, pending_tokens
+from mcsd.drafters.level import Level, LevelDrafter, PendingTokens, last_token_outputs
 from mcsd.models import DecoderModel, LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.rng import Randomness
@@ -30,6 +30,7 @@ class ModelDrafter(LevelDrafter):
         self.model = model
         self.cache = model.new_cache(max_batch, slots)
         self._in_flight_index = torch.empty(0, dtype=torch.int64)
+        self._inner: frozenset[int] = frozenset()
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
@@ -44,16 +45,20 @@ class ModelDrafter(LevelDrafter):
         random: Randomness,
     ) -> CandidateTree:
         """See `Drafter.draft`."""
-        self._in_flight_index = _in_flight_indices(shape).to(self.model.device)
+        self._in_flight_index = _in_flight_indices(shape, self.model.device)
+        self._inner = frozenset(shape.parents)
         return super().draft(token_ids, shape, scheme, sampling, random)
 
-    def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
+    def commit(self, path: Tensor, paths: list[list[int]], hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
-        if not path.shape[1] or not len(self._in_flight_index):
-            return
         # The draft has not read leaves. The ancestors of an inner node are inner, so the nodes it has read come first.
+        path = path[:, :-1]
+        if not path.shape[1]:
+            return
         indices = self._in_flight_index[path]
-        self.cache.commit(indices, ((path >= 0) & (indices >= 0)).sum(-1))
+        counts = ((path >= 0) & (indices >= 0)).sum(-1)
+        host_counts = [sum(node in self._inner for node in nodes) for nodes in paths]
+        self.cache.commit(indices, counts, host_counts=host_counts)
 
     def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""
@@ -68,11 +73,11 @@ class ModelDrafter(LevelDrafter):
 
     def _root_logits(self, token_ids: list[list[int]]) -> Tensor:
         device = self.model.device
-        tokens, counts = pending_tokens(token_ids, self.cache.lengths.tolist(), device)
-        longest = tokens.shape[1]
-        logits = self.model.forward(tokens, TokenLayout.chain(longest), self.cache).logits
-        self.cache.commit(torch.arange(longest, device=device).expand(len(token_ids), -1), counts)
-        return last_token_outputs(logits, counts)
+        pending = PendingTokens.of(token_ids, self.cache.host_lengths, device)
+        layout = TokenLayout.chain(pending.tokens.shape[1], device)
+        logits = self.model.forward(pending.tokens, layout, self.cache).logits
+        pending.commit(self.cache)
+        return last_token_outputs(logits, pending.counts)
 
     def _level_logits(self, tokens: Tensor, level: Level) -> Tensor:
         assert level.layout is not None
@@ -80,9 +85,9 @@ class ModelDrafter(LevelDrafter):
 
 
 @lru_cache(maxsize=64)
-def _in_flight_indices(shape: TreeShape) -> Tensor:
+def _in_flight_indices(shape: TreeShape, device: torch.device) -> Tensor:
     """int64 ``[n]``: the index of each node among those the draft reads, -1 for leaves."""
     indices = torch.full((len(shape),), -1, dtype=torch.int64)
     read = [node for level in shape.levels[1:] for node in level]
     indices[read] = torch.arange(len(read))
-    return indices
+    return indices.to(device)

@@ -52,17 +52,15 @@ class NgramDrafter(Drafter):
             index.update(text)
             filled.append(_merge(text, index.continuations(text), shape))
         if not any(filled):
-            shape = TreeShape.parse("none")
-        tokens = torch.zeros(len(token_ids), len(shape), dtype=torch.int64)
-        valid = torch.zeros(len(token_ids), len(shape), dtype=torch.bool)
-        for sequence, nodes in enumerate(filled):
-            for node, token in nodes.items():
-                tokens[sequence, node], valid[sequence, node] = token, True
+            return CandidateTree.none(len(token_ids), self._device)
+        # One copy to the device: -1 where there is no candidate.
+        table = [[nodes.get(node, -1) for node in range(len(shape))] for nodes in filled]
+        tokens = torch.tensor(table, device=self._device)
+        valid = tokens >= 0
         failed = torch.zeros(len(token_ids), dtype=torch.bool, device=self._device)
-        tokens = tokens.to(self._device)
-        return CandidateTree(shape, tokens, valid.to(self._device), torch.zeros_like(tokens), None, failed)
+        return CandidateTree(shape, tokens.clamp(min=0), valid, torch.zeros_like(tokens), None, failed)
 
-    def commit(self, path: Tensor, accepted: Tensor, hidden: Tensor | None) -> None:
+    def commit(self, path: Tensor, paths: list[list[int]], hidden: Tensor | None) -> None:
         """See `Drafter.commit`. The tokens themselves are the only state."""
 
     def remove(self, sequence: int) -> None:

@@ -100,7 +100,7 @@ class KVCache(Cache):
     def _copy(self, source: int, to: int) -> None:
         self._clear(to)
         if self._store is not None:
-            used = self._written[to] = int(self.lengths[source])
+            used = self._written[to] = self.host_lengths[source]
             self._store[:, :, to, :, :used] = self._store[:, :, source, :, :used]
 
     def _clear(self, index: int) -> None:
@@ -109,11 +109,25 @@ class KVCache(Cache):
             self._store[:, :, index, :, : self._written[index]] = 0
         self._written[index] = 0
 
-    def _keep(self, columns: Tensor, counts: Tensor, sequences: slice) -> None:
+    def _keep(self, columns: Tensor, counts: Tensor, host_counts: Sequence[int], sequences: slice) -> None:
         if self._store is None:
             return
+        if columns.device.type == "cpu":
+            self._move(columns.tolist(), host_counts, sequences)
+            return
+        # All columns are moved, those that are not kept onto themselves: the host need not know them.
+        batch, longest = columns.shape
+        place = torch.arange(longest, device=columns.device)
+        index = torch.arange(sequences.start, sequences.start + batch, device=columns.device)[:, None]
+        start = self.lengths[sequences, None]
+        source = start + torch.where(place < counts[:, None], columns, place)
+        self._store[:, :, index, :, start + place] = self._store[:, :, index, :, source]
+
+    def _move(self, columns: list[list[int]], counts: Sequence[int], sequences: slice) -> None:
+        """Move the columns that are kept and not yet in their place."""
+        assert self._store is not None
         index, to, source = [], [], []
-        each = zip(self.lengths[sequences].tolist(), columns.tolist(), counts.tolist(), strict=True)
+        each = zip(self.host_lengths[sequences], columns, counts, strict=True)
         for number, (start, kept, count) in enumerate(each, sequences.start):
             moved = [(place, column) for place, column in enumerate(kept[:count]) if place != column]
             index += [number] * len(moved)
@@ -161,7 +175,7 @@ class CacheView(transformers.Cache):
         self.sequences = sequences
         self.lengths = cache.lengths[sequences]
         self._cache, self._earlier, self._length = cache, earlier, new
-        lengths = self.lengths.tolist()
+        lengths = cache.host_lengths[sequences]
         self.columns: int = max(lengths) + earlier + new
         self._equal_lengths = len(set(lengths)) == 1
         self._slots = slice(lengths[0] + earlier, lengths[0] + earlier + new)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from mcsd.tree import TreeShape
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -56,14 +58,18 @@ class TokenLayout:
             raise ValueError(f"offsets {self.offsets.tolist()!s:.80} of {self.total} in-flight tokens")
         return self.offsets.contiguous(), self.mask.contiguous()
 
+    def to(self, device: torch.device) -> "TokenLayout":
+        """The layout with its tensors on a device."""
+        return self if self.mask.device == device else TokenLayout(self.offsets.to(device), self.mask.to(device))
+
     @classmethod
     @lru_cache(maxsize=16)
-    def chain(cls, length: int) -> "TokenLayout":
+    def chain(cls, length: int, device: torch.device = _CPU) -> "TokenLayout":
         """Tokens that follow each other (causal attention)."""
-        return cls(torch.arange(length), torch.ones(length, length, dtype=torch.bool).tril())
+        return cls(torch.arange(length), torch.ones(length, length, dtype=torch.bool).tril()).to(device)
 
     @classmethod
     @lru_cache(maxsize=64)
-    def tree(cls, shape: TreeShape) -> "TokenLayout":
+    def tree(cls, shape: TreeShape, device: torch.device = _CPU) -> "TokenLayout":
         """The root and all candidates of a tree, in one forward (tree attention)."""
-        return cls(shape.offsets, shape.mask)
+        return cls(shape.offsets, shape.mask).to(device)

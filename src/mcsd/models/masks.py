@@ -19,7 +19,7 @@ def attention_mask(layout: TokenLayout, lengths: Tensor, columns: int) -> Tensor
     """
     # Committed slots read the first column of the padded mask, slots after the in-flight tokens its last one.
     column = torch.arange(1, 1 + columns, device=lengths.device) - lengths[:, None]
-    return layout.padded_mask.to(lengths.device)[:, column.clamp_(0, layout.total + 1)].transpose(0, 1)
+    return layout.padded_mask[:, column.clamp_(0, layout.total + 1)].transpose(0, 1)
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -60,7 +60,7 @@ def make_masks(
         max_length: the context length; a tree may reach beyond it, where its tokens are never emitted.
         window: positions that tokens of sliding-window layers see, their own included.
     """
-    positions = lengths[:, None] + layout.offsets.to(lengths.device)
+    positions = lengths[:, None] + layout.offsets
     if max_length is not None:
         positions = positions.clamp(max=max_length - 1)
     new = positions[:, layout.earlier :]

@@ -25,10 +25,10 @@ def prefill(
     for start in range(0, len(tokens), CHUNK):
         chunk = torch.tensor([tokens[start : start + CHUNK]], device=model.device)
         length = chunk.shape[1]
-        layout = TokenLayout.chain(length)
+        layout = TokenLayout.chain(length, model.device)
         output = model.forward(chunk, layout, cache, sequences, logits=False, hidden_layers=hidden_layers)
         count = torch.tensor([length], device=model.device)
-        cache.commit(torch.arange(length, device=model.device)[None], count, sequences)
+        cache.commit(torch.arange(length, device=model.device)[None], count, sequences, [length])
         if output.hidden is not None:
             hidden.append(output.hidden)
     return torch.cat(hidden, dim=1) if hidden else None
@@ -40,4 +40,4 @@ def score_text(model: LanguageModel, tokens: list[int], hidden_layers: Sequence[
     cache = model.new_cache(1, len(tokens))
     cache.add()
     ids = torch.tensor([tokens], device=model.device)
-    return model.forward(ids, TokenLayout.chain(len(tokens)), cache, hidden_layers=hidden_layers)
+    return model.forward(ids, TokenLayout.chain(len(tokens), model.device), cache, hidden_layers=hidden_layers)

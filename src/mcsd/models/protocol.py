@@ -40,12 +40,14 @@ class Cache:
     Attributes:
         batch_size: sequences in use.
         lengths: int64 ``[max_batch]``, committed tokens; 0 for unused sequences.
+        host_lengths: the same numbers on the host, which need not wait for the device to know them.
     """
 
     def __init__(self, max_batch: int, device: torch.device) -> None:
         self.max_batch = max_batch
         self.batch_size = 0
         self.lengths = torch.zeros(max_batch, dtype=torch.int64, device=device)
+        self.host_lengths = [0] * max_batch
 
     @property
     def bytes_per_token(self) -> int:
@@ -64,37 +66,48 @@ class Cache:
     def copy(self, source: int, to: int) -> None:
         """Replace a sequence by the committed tokens of another."""
         self._copy(source, to)
-        self.lengths[to] = self.lengths[source]
+        self.lengths[to] = self.host_lengths[to] = self.host_lengths[source]
 
     def remove(self, index: int) -> None:
         """End a sequence. The last one takes its index."""
         last = self.batch_size - 1
         if index != last:
             self.copy(last, index)
-        self.lengths[last] = 0
+        self.lengths[last] = self.host_lengths[last] = 0
         self.batch_size = last
 
     def clear(self) -> None:
         """End all sequences."""
         self.batch_size = 0
         self.lengths.zero_()
+        self.host_lengths = [0] * self.max_batch
 
-    def commit(self, columns: Tensor, counts: Tensor, sequences: slice = slice(None)) -> None:
+    def commit(
+        self,
+        columns: Tensor,
+        counts: Tensor,
+        sequences: slice = slice(None),
+        host_counts: Sequence[int] | None = None,
+    ) -> None:
         """Keep some in-flight tokens, in order, and drop the others.
 
         Args:
             columns: int64 ``[B, L]``, indices of in-flight tokens, ascending.
             counts: int64 ``[B]``, how many of them each sequence keeps.
             sequences: the B sequences; all in use by default.
+            host_counts: ``counts``, if the host knows them; else they are read from the device.
         """
         sequences = slice(*sequences.indices(self.batch_size))
-        self._keep(columns, counts, sequences)
+        host_counts = counts.tolist() if host_counts is None else host_counts
+        self._keep(columns, counts, host_counts, sequences)
         self.lengths[sequences].add_(counts)
+        for index, count in enumerate(host_counts, sequences.start):
+            self.host_lengths[index] += count
 
     def _copy(self, source: int, to: int) -> None:
         """Subclass hook: copy the committed state of a sequence."""
 
-    def _keep(self, columns: Tensor, counts: Tensor, sequences: slice) -> None:
+    def _keep(self, columns: Tensor, counts: Tensor, host_counts: Sequence[int], sequences: slice) -> None:
         """Subclass hook: move the state of kept in-flight tokens behind the committed state."""
 
 

@@ -1,7 +1,7 @@
 """Causal language models of Hugging Face transformers, as `mcsd.models.LanguageModel`."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class TransformersModel:
         vocabulary: int64 ``[K]``, the token of each logit if the output matrix was cut to a draft vocabulary. Such a
             model can draft; it cannot be a target.
         precision: weight format and kernels, for people; by default the dtype.
+        load_reference: loads the network that `mcsd verify` compares the engine with; by default ``model`` itself.
 
     Attributes:
         generation_config: of the model; see `mcsd.generation_config.model_defaults`.
@@ -38,7 +39,12 @@ class TransformersModel:
     """
 
     def __init__(
-        self, model: Any, name: str | None = None, vocabulary: Tensor | None = None, precision: str | None = None
+        self,
+        model: Any,
+        name: str | None = None,
+        vocabulary: Tensor | None = None,
+        precision: str | None = None,
+        load_reference: Callable[[], Any] | None = None,
     ) -> None:
         config = model.config.get_text_config()
         check_supported(model)
@@ -52,6 +58,7 @@ class TransformersModel:
         self.eos_token_ids = eos_token_ids(model)
         self.precision = precision or str(model.dtype).removeprefix("torch.")
         self.generation_config: Any = model.generation_config
+        self.reference = load_reference or (lambda: self.network)
         self._cache_argument = cache_argument(model)
         self._layer_types = sorted(set(getattr(config, "layer_types", None) or ()))
         only_full = self._layer_types == ["full_attention"]
@@ -76,10 +83,6 @@ class TransformersModel:
     def weights(self) -> nn.Module:
         """See `DecoderModel`."""
         return self.network  # type: ignore[no-any-return]
-
-    def reference(self) -> Any:
-        """The network itself: what `mcsd verify` compares the engine with."""
-        return self.network
 
     def new_cache(self, max_batch: int, max_tokens: int) -> KVCache:
         """An empty cache; see `LanguageModel.new_cache`."""

@@ -198,7 +198,7 @@ def measure_forwards(
 
 def _forward_seconds(model: LanguageModel, tokens: torch.Tensor, cache: Cache, hidden_layers: Sequence[int]) -> float:
     started = time.perf_counter()
-    layout = TokenLayout.chain(tokens.shape[1])
+    layout = TokenLayout.chain(tokens.shape[1], model.device)
     logits = model.forward(tokens, layout, cache, hidden_layers=hidden_layers).logits
     float(logits[0, -1, 0])  # Reading a number waits for the device.
     seconds = time.perf_counter() - started

@@ -11,11 +11,11 @@ from mcsd.schemes.registry import REGISTRY
 
 if TYPE_CHECKING:
     from mcsd.schemes.base import Scheme
-    from mcsd.schemes.types import CandidateTree, TokenHistory, VerificationResult
+    from mcsd.schemes.types import CandidateTree, TokenHistory, VerificationResult, VerifiedSequence
 
     SCHEMES: Mapping[str, type[Scheme]]
 
-__all__ = ["SCHEMES", "CandidateTree", "Scheme", "TokenHistory", "VerificationResult"]
+__all__ = ["SCHEMES", "CandidateTree", "Scheme", "TokenHistory", "VerificationResult", "VerifiedSequence"]
 
 _lazy = lazy_attributes(
     __name__,
@@ -24,6 +24,7 @@ _lazy = lazy_attributes(
         "Scheme": "mcsd.schemes.base",
         "TokenHistory": "mcsd.schemes.types",
         "VerificationResult": "mcsd.schemes.types",
+        "VerifiedSequence": "mcsd.schemes.types",
     },
 )
 

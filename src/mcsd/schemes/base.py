@@ -25,14 +25,14 @@ class Scheme(ABC):
     """Whether verification reads q. A scheme that does not can verify candidates that were not drawn at all."""
 
     @abstractmethod
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
+    def draw(self, q: Tensor, counts: Sequence[int], sampling: BatchSamplingParams, random: Randomness) -> Tensor:
         """Choose candidates.
 
         Args:
             q: ``[B, N, S]``, the draft's distribution at N nodes of each sequence; if all sequences are greedy, S is
                 only the most children of a node.
             counts: the number of children of each of the N nodes.
-            greedy: bool ``[B]``, sequences at temperature 0, whose candidates are the top k of q.
+            sampling: of the B sequences; candidates of greedy ones are the top k of q.
             random: the `mcsd.rng.DRAW` stream.
 
         Returns:
@@ -74,17 +74,17 @@ class Scheme(ABC):
 class IndependentDraws(Scheme):
     """k independent draws from q: candidates may be equal."""
 
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
+    def draw(self, q: Tensor, counts: Sequence[int], sampling: BatchSamplingParams, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return top_k_if_greedy(greedy, q, max(counts), random.sample)
+        return top_k_if_greedy(sampling, q, max(counts), random.sample)
 
 
 class DrawsWithoutReplacement(Scheme):
     """k draws from q, each excluding the ones before it."""
 
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
+    def draw(self, q: Tensor, counts: Sequence[int], sampling: BatchSamplingParams, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
-        return top_k_if_greedy(greedy, q, max(counts), random.sample_without_replacement)
+        return top_k_if_greedy(sampling, q, max(counts), random.sample_without_replacement)
 
 
 class NodeScheme(Scheme):
@@ -116,13 +116,14 @@ class NodeScheme(Scheme):
         return verify_nodes(target, verify_node)
 
 
-def top_k_if_greedy(greedy: Tensor, q: Tensor, count: int, draw: Callable[[Tensor, int], Tensor]) -> Tensor:
+def top_k_if_greedy(
+    sampling: BatchSamplingParams, q: Tensor, count: int, draw: Callable[[Tensor, int], Tensor]
+) -> Tensor:
     """`top_k_indices` for greedy sequences, ``draw(q, count)`` for the others; not called if all are greedy."""
-    is_greedy = greedy.tolist()
-    if True not in is_greedy:
+    if not sampling.any_greedy:
         return draw(q, count)
     best = top_k_indices(q, count)
-    return best if all(is_greedy) else torch.where(greedy[:, None, None], best, draw(q, count))
+    return best if sampling.all_greedy else torch.where(sampling.greedy[:, None, None], best, draw(q, count))
 
 
 def top_k_indices(q: Tensor, count: int) -> Tensor:

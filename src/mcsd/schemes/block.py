@@ -7,7 +7,7 @@ from mcsd.sampling import SparseDistributions
 from mcsd.schemes.base import IndependentDraws
 from mcsd.schemes.residual import at, on_support, subtract
 from mcsd.schemes.tree_level import emit_token
-from mcsd.schemes.types import TargetDistributions, VerificationResult
+from mcsd.schemes.types import TargetDistributions, VerificationResult, paths_of
 
 
 class BlockVerification(IndependentDraws):
@@ -24,13 +24,13 @@ class BlockVerification(IndependentDraws):
         tree = target.tree
         batch, length = tree.tokens.shape
         sequences = torch.arange(batch, device=tree.tokens.device)
-        paths = tree.shape.paths.to(sequences.device)
+        paths = paths_of(tree.shape, sequences.device)
         kept = torch.zeros_like(sequences)
         active = ~tree.failed
         weight = torch.ones_like(q.weights[:, 0, 0])
         residuals = []
         for column in range(length + 1):
-            p, broken = target.after(torch.full_like(sequences, column), paths[column].expand(batch, -1), sequences)
+            p, broken = target.after(torch.full_like(sequences, column), paths[column].expand(batch, -1))
             r, _ = on_support(p.nan_to_num(0.0), q.support[:, column])
             continues = active & ~broken & (tree.valid[:, column] if column < length else False)
             residual, mass = subtract(weight[:, None] * r, q.weights[:, column])

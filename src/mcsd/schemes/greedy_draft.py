@@ -2,15 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
+from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes.base import NodeScheme, top_k_if_greedy, top_k_indices
 from mcsd.schemes.node_level import match
 from mcsd.schemes.residual import at, on_support, renormalised, sample_if_rejected, subtract, unless_empty
 from mcsd.schemes.types import Node
+
+
+@lru_cache(maxsize=64)
+def _last_child(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """int64 ``[N]``: the index of the last child of each of N nodes."""
+    return torch.tensor(counts, device=device) - 1
 
 
 class GreedyDraft(NodeScheme):
@@ -22,20 +30,20 @@ class GreedyDraft(NodeScheme):
 
     name = "greedy-draft"
 
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
+    def draw(self, q: Tensor, counts: Sequence[int], sampling: BatchSamplingParams, random: Randomness) -> Tensor:
         """See `Scheme.draw`. x comes last, as a node's last child."""
 
         def draw(q: Tensor, count: int) -> Tensor:
             size = q.shape[-1]
             top = top_k_indices(q, count)
             index = torch.arange(count, device=q.device)
-            last = torch.tensor(counts, device=q.device)[:, None] - 1
+            last = _last_child(tuple(counts), q.device)[:, None]
             deterministic = (index < last) & (top >= 0)
             rest = torch.nn.functional.pad(q, (0, 1)).scatter(2, top.where(deterministic, size), 0.0)[..., :size]
             x = random.sample_without_replacement(rest, 1)
             return torch.where(index == last, x, top.where(deterministic, -1))
 
-        return top_k_if_greedy(greedy, q, max(counts), draw)
+        return top_k_if_greedy(sampling, q, max(counts), draw)
 
     def verify_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
         """See `NodeScheme.verify_node`."""

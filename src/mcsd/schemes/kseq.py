@@ -27,35 +27,36 @@ class KSeq(IndependentDraws, NodeScheme):
         q = node.q.weights
         r, outside = on_support(node.p, node.q.support)
         p, tries = r[:, :-1], node.valid.sum(-1, keepdim=True)
-        rho = smallest_rho(p, q, tries)
+        children = node.tokens.shape[1]
+        rho = smallest_rho(p, q, tries, children)
         picked = torch.full_like(node.sequences, -1)
-        for j in range(node.tokens.shape[1]):
+        for j in range(children):
             choice = node.choice[:, j]
             tried = node.valid[:, j] & (picked < 0)
             accepted = random.accept((at(p, choice) / (rho[:, 0] * at(q, choice))).where(tried, 0.0), node.sequences)
             picked = torch.where(accepted, j, picked)
         each = torch.minimum(p / rho, q)
         beta = each.sum(-1, keepdim=True)
-        accepted_mass = each * _geometric_sum(beta, tries)
+        accepted_mass = each * _geometric_sum(beta, tries, children)
         r = unless_empty(subtract(r, accepted_mass)[0], r)
         return picked, sample_if_rejected(picked, r, outside, node.q.support, node.sequences, random)
 
 
-def smallest_rho(p: Tensor, q: Tensor, tries: Tensor) -> Tensor:
-    """ρ ``[A, 1]``, for p and q ``[A, S]`` and the number of tries ``[A, 1]``, by bisection from above."""
+def smallest_rho(p: Tensor, q: Tensor, tries: Tensor, most: int) -> Tensor:
+    """ρ ``[A, 1]``, for p and q ``[A, S]`` and the number of tries ``[A, 1]``, at most ``most``; by bisection."""
     low = torch.ones_like(p[:, :1])
     high = tries.to(p.dtype).clamp(min=1)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        enough = _geometric_sum(torch.minimum(p / middle, q).sum(-1, keepdim=True), tries) <= middle
+        enough = _geometric_sum(torch.minimum(p / middle, q).sum(-1, keepdim=True), tries, most) <= middle
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
     return high
 
 
-def _geometric_sum(beta: Tensor, tries: Tensor) -> Tensor:
+def _geometric_sum(beta: Tensor, tries: Tensor, most: int) -> Tensor:
     """(1 - (1 - β)^k) / β as a sum of powers, which is exact for small β too."""
     total, power = torch.zeros_like(beta), torch.ones_like(beta)
-    for exponent in range(int(tries.max()) if len(tries) else 0):
+    for exponent in range(most):
         total = total + power * (exponent < tries)
         power = power * (1 - beta)
     return total

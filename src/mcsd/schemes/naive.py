@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mcsd.rng import Randomness
+from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes.base import DrawsWithoutReplacement, NodeScheme, top_k_indices
 from mcsd.schemes.node_level import sample_and_match
 from mcsd.schemes.types import Node
@@ -31,6 +32,6 @@ class TopK(_SampleAndMatch):
 
     name = "top-k"
 
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
+    def draw(self, q: Tensor, counts: Sequence[int], sampling: BatchSamplingParams, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
         return top_k_indices(q, max(counts))

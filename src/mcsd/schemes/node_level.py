@@ -1,4 +1,7 @@
-"""Node-level verification: one node after the other, from the root of a tree down."""
+"""Node-level verification: one node after the other, from the root of a tree down.
+
+On a CPU the host follows each sequence and computes only what is reached; on a GPU see `mcsd.schemes.device_walk`.
+"""
 
 from collections.abc import Callable
 from math import isfinite
@@ -9,6 +12,7 @@ from torch import Tensor
 from mcsd import ops
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
+from mcsd.schemes.device_walk import verify_greedy_on_device, verify_nodes_on_device
 from mcsd.schemes.types import CandidateTree, Node, TargetDistributions, VerificationResult
 
 
@@ -21,6 +25,8 @@ def verify_nodes(
         target: the candidates and the target's distributions.
         verify_node: as `NodeScheme.verify_node`. Nodes are padded to the widest of their level; it may have none.
     """
+    if target.logits.device.type != "cpu":
+        return verify_nodes_on_device(target, verify_node)
     paths, candidates = _BatchPaths(target.tree), _CandidateLists(target.tree)
     for width in (*target.tree.shape.widths, 0):
         if not paths.active:
@@ -39,11 +45,13 @@ def verify_nodes(
 
 def verify_greedy(target: TargetDistributions) -> VerificationResult:
     """`verify_nodes` if all sequences are greedy: descend to the child that is the target's argmax, if any."""
+    if target.logits.device.type != "cpu":
+        return verify_greedy_on_device(target)
     tree = target.tree
     tokens, valid = tree.tokens.tolist(), tree.valid.tolist()
     paths = _BatchPaths(tree)
     # Where logits do not depend on the tokens before (penalties), the argmax of all nodes is computed in one call.
-    at_once = not any(params.changes_logits for params in target.sampling.params)
+    at_once = not target.sampling.any_penalties
     best_by_column = _argmax(target.logits.flatten(0, 1)) if at_once else []
     columns = target.logits.shape[1]
     while paths.active:

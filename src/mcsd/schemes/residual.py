@@ -55,6 +55,15 @@ def sample_residual(r: Tensor, outside: Tensor, support: Tensor, sequences: Tens
         random: the `mcsd.rng.VERIFY` stream.
     """
     size = support.shape[1]
+    if support.device.type != "cpu":
+        # Both draws for all sequences, so that the host need not know which of them are used. Those that are not
+        # used must be possible.
+        inside, beyond = (
+            random.sample(weights.where(weights.sum(-1, keepdim=True) > 0, 1.0)[:, None], 1, sequences)[:, 0, 0]
+            for weights in (r, outside)
+        )
+        on = support.gather(1, inside.clamp(max=size - 1)[:, None])[:, 0] if size else beyond
+        return torch.where(inside == size, beyond, on)
     index = random.sample(r[:, None], 1, sequences)[:, 0]
     off_support = [i for i, (sampled,) in enumerate(index.tolist()) if sampled == size]
     # Drawn even if no sequence needs it: the streams of all sequences advance equally.
@@ -68,6 +77,8 @@ def sample_if_rejected(
     picked: Tensor, r: Tensor, outside: Tensor, support: Tensor, sequences: Tensor, random: Randomness
 ) -> Tensor:
     """`sample_residual` for the sequences that accepted no child, ``picked [A]`` being -1; 0 for the others."""
+    if picked.device.type != "cpu":
+        return sample_residual(r, outside, support, sequences, random).masked_fill(picked >= 0, 0)
     indices = picked.tolist()
     rejected = [i for i, index in enumerate(indices) if index < 0]
     if len(rejected) == len(indices):

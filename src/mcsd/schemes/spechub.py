@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mcsd.rng import Randomness
+from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes.base import NodeScheme, top_k_if_greedy
 from mcsd.schemes.residual import at, on_support, renormalised, sample_if_rejected, subtract, unless_empty
 from mcsd.schemes.types import Node
@@ -20,7 +21,7 @@ class SpecHub(NodeScheme):
 
     name = "spechub"
 
-    def draw(self, q: Tensor, counts: Sequence[int], greedy: Tensor, random: Randomness) -> Tensor:
+    def draw(self, q: Tensor, counts: Sequence[int], sampling: BatchSamplingParams, random: Randomness) -> Tensor:
         """See `Scheme.draw`."""
 
         def draw(q: Tensor, count: int) -> Tensor:
@@ -31,7 +32,7 @@ class SpecHub(NodeScheme):
             other = random.sample_without_replacement(q.scatter(2, hub, 0.0), 1)
             return torch.cat([first, torch.where(first == hub, other, hub)], dim=-1)
 
-        return top_k_if_greedy(greedy, q, max(counts), draw)
+        return top_k_if_greedy(sampling, q, max(counts), draw)
 
     def verify_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
         """See `NodeScheme.verify_node`."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
 from mcsd.schemes.residual import on_support, sample_residual
-from mcsd.schemes.types import TargetDistributions, VerificationResult
+from mcsd.schemes.types import TargetDistributions, VerificationResult, paths_of
 
 
 def emit_token(
@@ -28,14 +28,13 @@ def emit_token(
         random: the `mcsd.rng.VERIFY` stream.
     """
     tree = target.tree
-    path, failed = tree.shape.paths.to(column.device)[column], tree.failed.clone()
-    sequences = (~failed).nonzero()[:, 0]
-    p, broken = target.after(column[sequences], path[sequences], sequences)
-    failed[sequences[broken]] = True
-    sequences, p = sequences[~broken], p[~broken]
-    support = q.support[sequences, column[sequences]]
+    rows = torch.arange(len(column), device=column.device)
+    path = paths_of(tree.shape, column.device)[column]
+    p, broken = target.after(column, path)
+    failed = tree.failed | broken
+    p = p.where(~failed[:, None], 1 / p.shape[1])
+    support = q.support[rows, column]
     r, outside = on_support(p, support)
-    r = torch.where(changed[sequences, None], residual[sequences].to(r.dtype), r)
-    token = torch.zeros_like(column)
-    token[sequences] = sample_residual(r, outside, support, sequences, random)
-    return VerificationResult(path, (path >= 0).sum(-1), token, failed)
+    r = torch.where((changed & ~failed)[:, None], residual.to(r.dtype), r)
+    token = sample_residual(r, outside, support, rows, random)
+    return VerificationResult(path, (path >= 0).sum(-1), token.masked_fill(failed, 0), failed)

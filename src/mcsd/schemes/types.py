@@ -1,12 +1,25 @@
 """Data that schemes read and return: candidates, the target's distributions, the result of a verification."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from mcsd.sampling import BatchSamplingParams, SparseDistributions, apply_penalties, probabilities
+from mcsd.sampling import BatchSamplingParams, Penalties, SparseDistributions, apply_penalties, probabilities
 from mcsd.tree import TreeShape
+
+
+@lru_cache(maxsize=64)
+def children_of(shape: TreeShape, device: torch.device) -> Tensor:
+    """`TreeShape.children` on a device."""
+    return shape.children.to(device)
+
+
+@lru_cache(maxsize=64)
+def paths_of(shape: TreeShape, device: torch.device) -> Tensor:
+    """`TreeShape.paths` on a device."""
+    return shape.paths.to(device)
 
 
 @dataclass(frozen=True)
@@ -35,9 +48,9 @@ class CandidateTree:
     @classmethod
     def none(cls, batch: int, device: torch.device) -> "CandidateTree":
         """No candidates: plain decoding."""
-        tokens, valid = torch.zeros(batch, 0, dtype=torch.int64, device=device), torch.zeros(batch, 0, dtype=torch.bool)
+        tokens = torch.zeros(batch, 0, dtype=torch.int64, device=device)
         failed = torch.zeros(batch, dtype=torch.bool, device=device)
-        return cls(TreeShape.parse("none"), tokens, valid.to(device), tokens, None, failed)
+        return cls(TreeShape.parse("none"), tokens, tokens.bool(), tokens, None, failed)
 
 
 @dataclass(frozen=True)
@@ -80,10 +93,53 @@ class VerificationResult:
     token: Tensor
     failed: Tensor
 
+    @property
+    def columns(self) -> Tensor:
+        """int64 ``[B, 1 + depth]``: the columns of the root and the accepted nodes, padded with the root's."""
+        return torch.nn.functional.pad(self.path + 1, (1, 0), value=0)
+
+    def path_tokens(self, tree: CandidateTree) -> Tensor:
+        """int64 ``[B, depth]``: the tokens of the accepted nodes, arbitrary after them."""
+        return tree.tokens.gather(1, self.path.clamp(min=0))
+
+    def read(self, tree: CandidateTree) -> list["VerifiedSequence"]:
+        """The result on the host, one entry a sequence, in a single read from the device."""
+        counts = torch.stack([self.accepted, self.token, self.failed, tree.valid.sum(-1)], dim=1)
+        table = torch.cat([counts, self.path, self.path_tokens(tree)], dim=1).tolist()
+        depth = self.path.shape[1]
+        return [
+            VerifiedSequence(
+                nodes[:accepted], [*nodes[depth : depth + accepted], *([] if failed else [token])], drafted
+            )
+            for accepted, token, failed, drafted, *nodes in table
+        ]
+
 
 @dataclass(frozen=True)
+class VerifiedSequence:
+    """The result of verifying one tree, on the host.
+
+    Attributes:
+        path: the accepted nodes.
+        tokens: their tokens and the one that the target adds; without that one if the verification has failed.
+        drafted: candidates that were verified.
+    """
+
+    path: list[int]
+    tokens: list[int]
+    drafted: int
+
+    @property
+    def failed(self) -> bool:
+        """See `VerificationResult.failed`."""
+        return len(self.tokens) == len(self.path)
+
+
+@dataclass
 class TokenHistory:
     """The token ids of each sequence so far, for penalties.
+
+    On a GPU they are counted there, so a history lives as long as its batch and is told what each step emits.
 
     Attributes:
         prompts: the prompts; generated: the tokens emitted since.
@@ -91,6 +147,21 @@ class TokenHistory:
 
     prompts: list[list[int]]
     generated: list[list[int]]
+    _penalties: Penalties | None = field(default=None, init=False)
+
+    def penalties(self, sampling: BatchSamplingParams, logits: Tensor) -> Penalties:
+        """The penalties after the tokens so far, for logits ``[B, V]``."""
+        if self._penalties is None:
+            size = logits.shape[1]
+            self._penalties = Penalties.of(sampling.params, self.prompts, self.generated, size, logits.device)
+        return self._penalties
+
+    def append(self, tree: CandidateTree, result: VerificationResult) -> None:
+        """Count the tokens that a step emits. ``generated`` is extended by its owner."""
+        if self._penalties is not None:
+            tokens = torch.cat([result.path_tokens(tree), result.token[:, None]], dim=1)
+            emitted = torch.nn.functional.pad(result.path >= 0, (0, 1), value=True)
+            self._penalties = self._penalties.after(tokens, emitted)
 
 
 @dataclass(frozen=True)
@@ -106,22 +177,34 @@ class TargetDistributions:
     sampling: BatchSamplingParams
     history: TokenHistory
 
-    def after(self, columns: Tensor, paths: Tensor, sequences: Tensor) -> tuple[Tensor, Tensor]:
+    def after(self, columns: Tensor, paths: Tensor, sequences: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The target's distribution after some nodes, one for each of A sequences.
 
         Args:
             columns: int64 ``[A]``, root 0, node i is 1 + i.
             paths: int64 ``[A, depth]``, the nodes from the root to each of them, padded with -1.
-            sequences: int64 ``[A]``, indices in the batch.
+            sequences: int64 ``[A]``, indices in the batch; None for all of the batch. On a GPU all.
 
         Returns:
             ``[A, V]``, and bool ``[A]``: where it is not a distribution but NaN.
         """
-        p = probabilities(self.logits_after(columns, paths, sequences), self.sampling.select(sequences))
+        sampling = self.sampling if sequences is None else self.sampling.select(sequences)
+        p = probabilities(self.logits_after(columns, paths, sequences), sampling)
         return p, p[:, 0].isnan()
 
-    def logits_after(self, columns: Tensor, paths: Tensor, sequences: Tensor) -> Tensor:
+    def logits_after(self, columns: Tensor, paths: Tensor, sequences: Tensor | None = None) -> Tensor:
         """``[A, V]``, with penalties and bias; see `after`."""
+        if sequences is None:
+            sequences = torch.arange(len(columns), device=columns.device)
+        if self.logits.device.type == "cpu":
+            return self._logits_on_host(columns, paths, sequences)
+        logits = self.logits[sequences, columns]
+        if not self.sampling.any_penalties:
+            return logits
+        on_path = self.tree.tokens.gather(1, paths.clamp(min=0))
+        return self.history.penalties(self.sampling, logits).after(on_path, paths >= 0).apply(logits)
+
+    def _logits_on_host(self, columns: Tensor, paths: Tensor, sequences: Tensor) -> Tensor:
         indices = sequences.tolist()
         # Indexing with tensors copies the row, which takes half as long as a softmax.
         logits = self.logits[sequences, columns] if len(indices) != 1 else self.logits[indices[0], int(columns)][None]

@@ -33,7 +33,7 @@ def reference_logits(target: LanguageModel, tokens: Tensor, last: int) -> Tensor
     cache = target.new_cache(*tokens.shape)
     for _ in tokens:
         cache.add()
-    return target.forward(tokens, TokenLayout.chain(tokens.shape[1]), cache).logits[:, -last:]
+    return target.forward(tokens, TokenLayout.chain(tokens.shape[1], target.device), cache).logits[:, -last:]
 
 
 def _plain(network: Any, tokens: Tensor, last: int) -> Tensor:
