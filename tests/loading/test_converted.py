@@ -14,6 +14,8 @@ from mcsd.loading.converted import read_converted
 from mcsd.loading.gguf_cache import GgufCache
 from support.tiny import tiny
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GgufCache:
@@ -28,7 +30,7 @@ def test_the_weights_and_end_tokens_of_the_copy(cache: GgufCache) -> None:
     network = tiny("llama")
     network.generation_config.eos_token_id = [3, 4]  # type: ignore[union-attr]
     cache.write(network, None)
-    read = read_converted(cache)
+    read = read_converted(cache, CPU)
     assert read is not None
     copy, tokenizer = read
     assert tokenizer is None
@@ -40,7 +42,7 @@ def test_the_weights_and_end_tokens_of_the_copy(cache: GgufCache) -> None:
 
 def test_networks_of_another_kind_are_left_to_transformers(cache: GgufCache) -> None:
     cache.write(tiny("gpt2"), None)
-    assert read_converted(cache) is None
+    assert read_converted(cache, CPU) is None
 
 
 @pytest.mark.parametrize("broken", ["missing", "misshapen", "configuration", "truncated"])
@@ -59,7 +61,7 @@ def test_a_broken_copy_is_refused(cache: GgufCache, broken: str) -> None:
     else:
         (cache.folder / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(errors.WeightsCorrupt, match="cannot be read"):
-        read_converted(cache)
+        read_converted(cache, CPU)
 
 
 def test_loading_a_copy_imports_no_modelling_code() -> None:
