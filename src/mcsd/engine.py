@@ -16,7 +16,7 @@ from mcsd.errors import InvalidOption, InvalidParameter, McsdWarning, Unsupporte
 from mcsd.generation_config import model_defaults
 from mcsd.inputs import as_conversations, as_prompts
 from mcsd.models import DecoderModel, LanguageModel
-from mcsd.models.compatibility import as_model, is_network
+from mcsd.models.compatibility import as_model, check_devices, is_network
 from mcsd.params import Chunk, Completion, SamplingParams
 from mcsd.planning import FixedTree, Plan, Planner, ProfileFile, profile_file
 from mcsd.request import Request
@@ -52,7 +52,7 @@ class Engine(EngineCore):
     Raises:
         InvalidTree, UnknownScheme, InvalidOption: by name.
         VocabularyMismatch: target and draft do not share tokens.
-        UnsupportedModel: a target or draft that the engine cannot run.
+        UnsupportedModel: a target or draft that the engine cannot run, or that are on different devices.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Engine(EngineCore):
         model = as_model(target)
         if isinstance(draft, str | Path) and draft != "ngram":
             draft = _load_draft(draft, model, tokenizer)
+        check_devices(model, draft)
         length = request_length(max_length, model)
         drafter = make_drafter(draft, model, tokenizer, max_batch, cache_slots(length, max_nodes))
         own = sampling_defaults == "model"

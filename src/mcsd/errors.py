@@ -8,7 +8,7 @@
     + WeightsCorrupt           a broken, truncated or altered weight file
     + DownloadFailed           the package index or the hub did not deliver the weights
   x OutputFailed               a file could not be written
-  x OutOfMemory                the key-value cache does not fit into memory
+  x OutOfMemory                the weights or the key-value cache do not fit into memory
   x DataError                  training text or prompts are missing, empty or unreadable
   x MissingPackage             an optional dependency is not installed
   x OptionError                an option of the engine or of a command
@@ -90,7 +90,7 @@ class OutputFailed(McsdError):
 
 
 class OutOfMemory(McsdError):
-    """The key-value cache does not fit into memory."""
+    """The weights or the key-value cache do not fit into memory."""
 
     exit_code = 1
 

@@ -55,6 +55,31 @@ class Negated(nn.Module):
         return -weight
 
 
+class QuantizedSubclass(nn.Linear):
+    """As bitsandbytes puts it in place of a linear layer: a subclass with integer weights, ternary ones here."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.scale = linear.weight.detach().abs().mean()
+        self.weight = nn.Parameter(linear.weight.detach().sign().to(torch.int8), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype)) * self.scale
+
+
+class QuantizedModule(nn.Module):
+    """As AWQ and GPTQ put it in place of a linear layer: no ``nn.Linear``, its weights are buffers."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.detach().abs().mean()
+        self.register_buffer("qweight", linear.weight.detach().sign().to(torch.int8))
+
+    def forward(self, input: Tensor) -> Tensor:
+        qweight: Any = self.qweight
+        return nn.functional.linear(input, qweight.to(input.dtype)) * self.scale
+
+
 def hooked(linear: nn.Linear) -> nn.Linear:
     linear.register_forward_hook(lambda module, inputs, output: -output)
     return linear
@@ -69,6 +94,8 @@ CHANGES: dict[str, Callable[[nn.Linear], nn.Module]] = {
     "adapter": LowRank,
     "hook": hooked,
     "parametrization": parametrized,
+    "quantized subclass": QuantizedSubclass,
+    "quantized module": QuantizedModule,
 }
 
 

@@ -57,8 +57,10 @@ def test_other_devices_keep_their_weights() -> None:
     meta = torch.device("meta")
     for role in Role:
         assert plan_weights(meta, torch.bfloat16, role) == WeightPlan(torch.bfloat16)
-    with pytest.raises(errors.InvalidOption, match="int8 matrix products"):
-        plan_weights(meta, torch.bfloat16, Role.TARGET, "int8")
+    for device in (meta, torch.device("cuda", 0)):
+        with pytest.raises(errors.InvalidOption, match=f"'int8' works on a CPU, not on {device}") as info:
+            plan_weights(device, torch.bfloat16, Role.TARGET, "int8")
+        assert "bitsandbytes, AWQ or GPTQ" in info.value.hint
 
 
 def test_a_cpu_without_int8_products_refuses_quantize(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -320,8 +320,7 @@ def stacked(hidden: list[Tensor | None]) -> Tensor | None:
 @pytest.mark.parametrize("kind", DRAFTERS)
 def test_a_drafter_with_any_history_drafts_as_a_fresh_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Short prompts are read in several chunks.
-    monkeypatch.setattr("mcsd.models.prefill.CHUNK", 5)
-    monkeypatch.setattr("mcsd.drafters.head.CHUNK", 5)
+    monkeypatch.setattr("mcsd.models.prefill._CHUNK", 5)
     # Sequences that lag catch up alone.
     monkeypatch.setattr("mcsd.drafters.level.MAX_LAG", 4)
     run(Drafters, kind, runs=40 if kind == "ngram" else 6, steps=18)

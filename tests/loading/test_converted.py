@@ -17,6 +17,8 @@ from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.load import load
 from support.tiny import tiny
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GgufCache:
@@ -31,7 +33,7 @@ def test_the_weights_and_end_tokens_of_the_copy(cache: GgufCache) -> None:
     network = tiny("llama")
     network.generation_config.eos_token_id = [3, 4]  # type: ignore[union-attr]
     cache.write(network, None)
-    read = read_converted(cache)
+    read = read_converted(cache, CPU)
     assert read is not None
     copy, tokenizer = read
     assert tokenizer is None
@@ -52,7 +54,7 @@ def test_verification_compares_with_transformers_own_network(dtype: torch.dtype)
 
 def test_networks_of_another_kind_are_left_to_transformers(cache: GgufCache) -> None:
     cache.write(tiny("gpt2"), None)
-    assert read_converted(cache) is None
+    assert read_converted(cache, CPU) is None
 
 
 @pytest.mark.parametrize("broken", ["missing", "misshapen", "configuration", "truncated"])
@@ -71,7 +73,7 @@ def test_a_broken_copy_is_refused(cache: GgufCache, broken: str) -> None:
     else:
         (cache.folder / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(errors.WeightsCorrupt, match="cannot be read"):
-        read_converted(cache)
+        read_converted(cache, CPU)
 
 
 def test_loading_a_copy_imports_no_modelling_code() -> None:

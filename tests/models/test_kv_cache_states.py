@@ -266,5 +266,5 @@ class Caches(RuleBasedStateMachine):
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_cache_with_any_history_is_as_a_fresh_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Short prompts in several pieces.
-    monkeypatch.setattr("mcsd.models.prefill.CHUNK", 5)
+    monkeypatch.setattr("mcsd.models.prefill._CHUNK", 5)
     run(Caches, kind, runs=9, steps=22)

@@ -6,7 +6,7 @@ import torch
 from mcsd import TreeShape
 from mcsd.models import TokenLayout, TransformersModel
 from mcsd.models.kv_cache import KVCache
-from mcsd.models.prefill import CHUNK, prefill
+from mcsd.models.prefill import prefill
 from support.tiny import VOCABULARY, tiny
 
 # Largest difference of float32 logits of size about 10, summed in another order.
@@ -133,7 +133,7 @@ def test_nan_in_a_freed_row_does_not_survive() -> None:
 def test_long_prompts_are_read_in_pieces() -> None:
     model = TransformersModel(tiny("gpt2"))
     prompt = texts([200])[0] + texts([50])[0]
-    cache = model.new_cache(1, CHUNK + 64)
+    cache = model.new_cache(1, 320)
     hidden = prefill(model, cache, cache.add(), prompt, hidden_layers=(-1,))
     assert hidden is not None
     assert hidden.shape == (1, 250, 32)

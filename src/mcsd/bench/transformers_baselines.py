@@ -36,7 +36,7 @@ class TransformersBaselines:
         Raises:
             ModelError: see `mcsd.loading.load.read_transformers`.
         """
-        return cls(*(read_transformers(name, dtype)[0].to(device) for name in (target, draft) if name is not None))
+        return cls(*(read_transformers(name, dtype, device)[0] for name in (target, draft) if name is not None))
 
     @classmethod
     def of(cls, target: LanguageModel, draft: Any) -> "TransformersBaselines | None":

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mcsd.cpu.packing import pack_linear
-from mcsd.cpu.weight_plan import Role, WeightPlan, has_bf16_gemm, has_int8_gemm, plan_weights
+from mcsd.cpu.weight_plan import Role, WeightPlan, auto_dtype, has_bf16_gemm, has_int8_gemm, plan_weights
 
 _Choice = TypeVar("_Choice")
 
@@ -20,9 +20,10 @@ _SIZE, _ROWS, _REPEATS = 1024, 128, 20
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """The dtype, bfloat16 or float32, in which matrix products of many rows are fastest.
 
-    CPUs that have bfloat16 differ: some multiply it at twice the rate of float32, some need twice the time.
+    CPUs that have bfloat16 differ: some multiply it at twice the rate of float32, some need twice the time. Training in
+    float16 would need scaled losses.
     """
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and auto_dtype(device) == torch.bfloat16:
         return torch.bfloat16
     if not has_bf16_gemm(device):
         return torch.float32
@@ -32,7 +33,7 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
 def fastest_precision(device: torch.device) -> tuple[torch.dtype, str | None]:
     """The dtype and ``quantize`` with which a target reads many sequences fastest."""
     if device.type != "cpu":
-        return fastest_dtype(device), None
+        return auto_dtype(device), None
     choices: list[tuple[torch.dtype, str | None]] = [(torch.float32, None)]
     if has_bf16_gemm(device):
         choices.append((torch.bfloat16, None))

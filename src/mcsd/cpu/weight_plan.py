@@ -53,9 +53,14 @@ def plan_weights(device: torch.device, dtype: torch.dtype, role: Role, quantize:
     Raises:
         InvalidOption: this device cannot run ``quantize``.
     """
+    if quantize is not None and device.type != "cpu":
+        raise InvalidOption(
+            f"quantize {quantize!r} works on a CPU, not on {device}",
+            "leave it out and give a model quantized by bitsandbytes, AWQ or GPTQ, as an object or folder",
+        )
     if quantize is not None and not has_int8_gemm(device):
         raise InvalidOption(
-            f"quantize {quantize!r} needs a CPU with int8 matrix products (AVX-512 VNNI), not {device.type}",
+            f"quantize {quantize!r} needs int8 matrix products (AVX-512 VNNI), which this CPU does not have",
             "leave it out on this machine",
         )
     native = device.type == "cpu" and kernels.available()
@@ -71,6 +76,14 @@ def plan_weights(device: torch.device, dtype: torch.dtype, role: Role, quantize:
     if native and not torch.cpu._is_avx512_bf16_supported():
         return WeightPlan(dtype, WeightFormat.BFP16, packed=True, native=True)
     return WeightPlan(dtype, packed=True)
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """The dtype ``auto``: bfloat16 if the hardware has it; else float16 on CUDA and float32 elsewhere."""
+    if device.type == "cuda":
+        # Older cards emulate bfloat16, slowly.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if has_bf16_gemm(device) else torch.float32
 
 
 def has_bf16_gemm(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:

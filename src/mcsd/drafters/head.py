@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mcsd.drafters.level import Level, LevelDrafter, PendingTokens, last_token_outputs
 from mcsd.models import TokenLayout
-from mcsd.models.prefill import CHUNK
+from mcsd.models.prefill import chunk_length
 
 if TYPE_CHECKING:
     from mcsd.models.draft_head import BoundHead
@@ -69,8 +69,9 @@ class HeadDrafter(LevelDrafter):
     def _prefill(self, sequence: int, tokens: list[int]) -> None:
         states = torch.cat(self._target_hidden[sequence])
         sequences = slice(sequence, sequence + 1)
-        for start in range(0, len(tokens), CHUNK):
-            piece = torch.tensor([tokens[start : start + CHUNK]], device=self._device)
+        most = chunk_length(self._device)
+        for start in range(0, len(tokens), most):
+            piece = torch.tensor([tokens[start : start + most]], device=self._device)
             length = piece.shape[1]
             before = states[None, start : start + length]
             layout = TokenLayout.chain(length, self._device)

@@ -19,20 +19,22 @@ from mcsd.cpu.native_decoder import as_decoder
 from mcsd.cpu.native_draft_head import bind_head
 from mcsd.cpu.packing import pack
 from mcsd.cpu.reference import quantize_reference
-from mcsd.cpu.weight_plan import Role, WeightPlan, has_bf16_gemm, plan_weights
-from mcsd.errors import DownloadFailed, InvalidOption, McsdError, McsdWarning, UnknownModel, WeightsCorrupt
+from mcsd.cpu.weight_plan import Role, WeightPlan, auto_dtype, plan_weights
+from mcsd.errors import DownloadFailed, InvalidOption, McsdWarning, ModelError, UnknownModel, WeightsCorrupt
 from mcsd.generation_config import model_defaults
 from mcsd.kernels import WeightFormat
 from mcsd.loading.catalog import Location, default_draft, entry_of, locate
 from mcsd.loading.converted import read_converted
 from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.int8_cache import pack_from_int8_cache
-from mcsd.loading.pretrained import read_location
+from mcsd.loading.pretrained import read_location, weights_too_large
 from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, DraftHead
 from mcsd.models.draft_vocabulary import cut_vocabulary, load_vocabulary
 from mcsd.models.protocol import DecoderModel
 from mcsd.models.transformers import TransformersModel
+
+_CPU = torch.device("cpu")
 
 _INT8_WEIGHTS = (WeightFormat.W8A8, WeightFormat.W8A16)
 
@@ -54,27 +56,23 @@ class LoadedPair:
 
 
 def resolve_device(device: str) -> torch.device:
-    """A device by name; ``auto``: CUDA if available, else the CPU.
+    """A device by name, with its index; ``auto``: CUDA if available, else the CPU.
 
     Raises:
         InvalidOption: this machine does not have the device.
     """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
+        return torch.empty(0, device=torch.device(name)).device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or ["unknown"])[0]
         raise InvalidOption(f"device {device!r:.40} cannot be used here: {reason:.100}", "auto or cpu") from error
-    return resolved
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """A dtype by its name in `mcsd.config.DTYPES`; ``auto``: bfloat16 if the hardware has it, else float32."""
+    """A dtype by its name in `mcsd.config.DTYPES`; ``auto``: see `auto_dtype`."""
     if dtype == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16_gemm(device)
-        return torch.bfloat16 if native else torch.float32
+        return auto_dtype(device)
     resolved: torch.dtype = getattr(torch, dtype)
     return resolved
 
@@ -119,6 +117,8 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
         UnknownModel: no such model.
         WeightsCorrupt: its files cannot be read.
         UnsupportedModel: an architecture that the engine or transformers does not know.
+        MissingPackage: the model needs a library that is not installed.
+        OutOfMemory: the device does not have the memory for its weights.
     """
     location = locate(model)
     cache = _gguf_cache(location, plan.dtype)
@@ -217,14 +217,14 @@ def is_head(draft: str | Path) -> bool:
     return isinstance(config, dict) and config.get("model_type") == HEAD_TYPE
 
 
-def read_transformers(model: str | Path, dtype: torch.dtype) -> tuple[Any, Any | None]:
-    """A network as transformers runs it, and its tokenizer; None if there is none.
+def read_transformers(model: str | Path, dtype: torch.dtype, device: torch.device = _CPU) -> tuple[Any, Any | None]:
+    """A network as transformers runs it, on its device, and its tokenizer; None if there is none.
 
     Raises:
         UnknownModel, WeightsCorrupt, UnsupportedModel: see `load`.
     """
     location = locate(model)
-    return _read_network(model, location, dtype, _gguf_cache(location, dtype))
+    return _read_network(model, location, device, dtype, _gguf_cache(location, dtype))
 
 
 def read_reference(model: str | Path, plan: WeightPlan) -> Any:
@@ -240,8 +240,7 @@ def _read(
     model: str | Path, location: Location, device: torch.device, dtype: torch.dtype, role: Role, cache: GgufCache | None
 ) -> tuple[Any, Any | None, Tensor | None]:
     """A network on its device, its tokenizer, and its draft vocabulary, if it has one."""
-    network, tokenizer = _read_converted(cache) or _read_network(model, location, dtype, cache)
-    network = network.to(device)
+    network, tokenizer = _read_converted(cache, device) or _read_network(model, location, device, dtype, cache)
     vocabulary = None
     if role is Role.DRAFT and location.kind == "folder":
         vocabulary = load_vocabulary(Path(location.source), network.config.get_text_config().vocab_size)
@@ -251,26 +250,31 @@ def _read(
     return network, tokenizer, vocabulary
 
 
-def _read_converted(cache: GgufCache | None) -> tuple[Any, Any | None] | None:
+def _read_converted(cache: GgufCache | None, device: torch.device) -> tuple[Any, Any | None] | None:
     """Network and tokenizer of the cached copy of a GGUF file; None if transformers must read it."""
     if cache and cache.is_current():
         try:
-            return read_converted(cache)
+            return read_converted(cache, device)
         except WeightsCorrupt:
             cache.delete()
     return None
 
 
 def _read_network(
-    model: str | Path, location: Location, dtype: torch.dtype, cache: GgufCache | None
+    model: str | Path, location: Location, device: torch.device, dtype: torch.dtype, cache: GgufCache | None
 ) -> tuple[Any, Any | None]:
     """Network and tokenizer; of a GGUF file from its cached copy, which the first load writes."""
     if cache and cache.is_current():
         try:
-            return read_location(model, Location("folder", str(cache.folder)), dtype)
-        except McsdError:
+            return read_location(model, Location("folder", str(cache.folder)), dtype, device)
+        except ModelError:
             cache.delete()
-    network, tokenizer = read_location(model, location, dtype)
-    if cache:
-        cache.write(network, tokenizer)
-    return network, tokenizer
+    if cache is None:
+        return read_location(model, location, dtype, device)
+    # The copy is written from CPU memory, where transformers dequantizes a GGUF file.
+    network, tokenizer = read_location(model, location, dtype, _CPU)
+    cache.write(network, tokenizer)
+    try:
+        return network.to(device), tokenizer
+    except torch.OutOfMemoryError as error:
+        raise weights_too_large(model, device) from error

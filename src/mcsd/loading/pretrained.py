@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mcsd.errors import McsdError, MissingPackage, UnknownModel, UnsupportedModel, WeightsCorrupt
+from mcsd.errors import McsdError, MissingPackage, OutOfMemory, UnknownModel, UnsupportedModel, WeightsCorrupt
 from mcsd.loading.catalog import Location
 
 _FETCH_AGAIN = "fetch the weights again; safetensors and GGUF files are read"
@@ -15,17 +15,19 @@ _HUB_SECONDS = 5
 _ADAPTER_FILE = "adapter_config.json"
 
 
-def read_location(model: str | Path, location: Location, dtype: torch.dtype) -> tuple[Any, Any | None]:
+def read_location(
+    model: str | Path, location: Location, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, Any | None]:
     """A ``PreTrainedModel`` and its tokenizer; None if there is none.
 
     Args:
         model: as the user named it.
         location: where it is.
-        dtype: of the weights.
+        dtype, device: of the weights, which go straight to the device.
 
     Raises:
-        UnknownModel, WeightsCorrupt, UnsupportedModel: see `mcsd.loading.load.load`.
-        MissingPackage: an adapter beside the weights needs a library that is not installed.
+        UnknownModel, WeightsCorrupt, UnsupportedModel, OutOfMemory: see `mcsd.loading.load.load`.
+        MissingPackage: quantized weights, or an adapter beside them, need a library that is not installed.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -34,13 +36,19 @@ def read_location(model: str | Path, location: Location, dtype: torch.dtype) -> 
         options |= {"gguf_file": location.file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options["use_safetensors"] = True
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
     offline = location.kind == "hub" and not _hub_answers()
     options["local_files_only"] = offline
     _check_adapter(model, location)
     try:
         network, report = AutoModelForCausalLM.from_pretrained(location.source, **options)
-    except (ImportError, MemoryError):
+    except MemoryError:
         raise
+    except ImportError as error:
+        raise MissingPackage(f"{model}: {_reason(error):.200}", "install the package that it names") from error
+    except torch.OutOfMemoryError as error:
+        raise weights_too_large(model, device) from error
     except Exception as error:
         raise _explained(model, location, error, offline) from error
     # transformers fills missing tensors with random numbers.
@@ -70,7 +78,7 @@ def _check_adapter(model: str | Path, location: Location) -> None:
 
 def _explained(model: str | Path, location: Location, error: Exception, offline: bool) -> McsdError:
     """The error of mcsd for an exception of transformers, gguf or safetensors, which may be of any type."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = _reason(error)
     what = f"{model}: {reason:.200}"
     if "not supported" in reason or "does not recognize this architecture" in reason or "Unrecognized" in reason:
         return UnsupportedModel(what, "choose a decoder-only model that transformers supports")
@@ -81,6 +89,18 @@ def _explained(model: str | Path, location: Location, error: Exception, offline:
             what, "check the id and the network, or give a folder or GGUF file; `mcsd models` lists names"
         )
     return WeightsCorrupt(what, _FETCH_AGAIN)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def weights_too_large(model: str | Path, device: torch.device) -> OutOfMemory:
+    """The error for weights that a device has no memory for."""
+    return OutOfMemory(
+        f"{model}: the weights do not fit into the memory of {device}",
+        "choose a smaller model, float16 or bfloat16, or another device",
+    )
 
 
 def read_tokenizer(location: Location, offline: bool = False) -> Any | None:

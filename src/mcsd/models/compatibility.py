@@ -3,10 +3,12 @@
 from os import PathLike
 from typing import Any
 
+import torch
+
 from mcsd.errors import UnsupportedModel, VocabularyMismatch
 from mcsd.models.draft_head import BoundHead
 from mcsd.models.protocol import DecoderModel, LanguageModel
-from mcsd.models.transformers import TransformersModel
+from mcsd.models.transformers import TransformersModel, check_supported
 
 _HINT = "choose a draft with the target's tokenizer, or draft='ngram'"
 
@@ -33,6 +35,29 @@ def as_model(model: Any) -> LanguageModel:
     raise UnsupportedModel(
         f"{type(model).__name__} is not a language model", "give a transformers model or an mcsd.models.LanguageModel"
     )
+
+
+def check_devices(target: LanguageModel, draft: Any) -> None:
+    """Check that a draft model or head is on the target's device. Other drafts have none. Its dtype may differ.
+
+    Raises:
+        UnsupportedModel: it is on another device, or on several.
+    """
+    if is_network(draft):
+        check_supported(draft)
+    device = getattr(draft, "device", None)
+    if isinstance(device, torch.device) and _resolved(device) != _resolved(target.device):
+        name = getattr(draft, "name", type(draft).__name__)
+        raise UnsupportedModel(
+            f"draft {name} is on {device}, target {target.name} on {target.device}", "put both on one device"
+        )
+
+
+def _resolved(device: torch.device) -> torch.device:
+    """A device with its index: ``cuda`` is the current one."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def check_bound(target: LanguageModel, head: BoundHead) -> None:

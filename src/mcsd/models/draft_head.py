@@ -24,6 +24,7 @@ from mcsd.models.layout import TokenLayout
 from mcsd.models.llama import LlamaConfig, LlamaModel
 from mcsd.models.masks import make_masks
 from mcsd.models.protocol import DecoderModel, LanguageModel, ModelOutput
+from mcsd.models.transformers import attention_backends
 
 HEAD_TYPE = "mcsd-head"
 """``model_type`` in the configuration of a draft head."""
@@ -202,6 +203,7 @@ class BoundHead:
         self.name = name
         self.precision = precision or str(self.target.dtype).removeprefix("torch.")
         self.device = target.device
+        self._attention_backends = attention_backends(self.device)
         self.config = head.config
         self.dtype: torch.dtype = self.target.dtype
         self.head = head.to(self.device, self.dtype).eval()
@@ -249,7 +251,8 @@ class BoundHead:
     ) -> ModelOutput:
         masks = make_masks(layout, view.lengths, view.columns, self.dtype)
         state = hidden if own else self.head.project_features(hidden)
-        output = self.head(state, embedding, masks.full, masks.positions, view)
+        with self._attention_backends():
+            output = self.head(state, embedding, masks.full, masks.positions, view)
         return ModelOutput(self.lm_head(output if logits else output[:, :0]), output)
 
 

@@ -19,8 +19,8 @@ from mcsd.errors import OutOfMemory, UnsupportedModel
 from mcsd.models.layout import TokenLayout
 from mcsd.models.protocol import Cache
 
-_FIRST_SLOTS = 2048
-"""Slots per sequence at first; a longer sequence doubles them."""
+_FIRST_SLOTS, _FIRST_SLOTS_ON_A_GPU = 2048, 256
+"""Slots per sequence at first; a longer sequence doubles them. On a GPU unused slots take memory."""
 
 
 class KVCache(Cache):
@@ -40,7 +40,7 @@ class KVCache(Cache):
         self.num_layers = num_layers
         self.slots = slots
         self._store: Tensor | None = None
-        self._capacity = min(slots, _FIRST_SLOTS)
+        self._capacity = min(slots, _FIRST_SLOTS if device.type == "cpu" else _FIRST_SLOTS_ON_A_GPU)
         self._written = [0] * max_batch
 
     @property
@@ -144,6 +144,11 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
         OutOfMemory: there is not enough memory.
     """
     size = prod(shape) * dtype.itemsize
+    if device.type == "cuda" and size > (free := _free_bytes(device)):
+        raise OutOfMemory(
+            f"the key-value cache needs {size / 1e9:.1f} GB on {device}, where {free / 1e9:.1f} GB are free",
+            "lower max_batch or max_length, or choose smaller models",
+        )
     try:
         if device.type == "cpu":
             return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(*shape)
@@ -153,6 +158,12 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
             f"the key-value cache needs {size / 1e9:.1f} GB, which {device} does not have",
             "lower max_batch or max_length",
         ) from error
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that a tensor on a GPU may take: what no process has, and what torch keeps of freed tensors."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 class CacheView(transformers.Cache):

@@ -8,8 +8,13 @@ from torch import Tensor
 from mcsd.models.layout import TokenLayout
 from mcsd.models.protocol import Cache, LanguageModel, ModelOutput
 
-CHUNK = 256
+_CHUNK, _CUDA_CHUNK = 256, 2048
 """Tokens of a forward at most: larger matrix products are compute-bound, and only take more memory."""
+
+
+def chunk_length(device: torch.device) -> int:
+    """The most tokens that a forward of a prefill reads on a device."""
+    return _CHUNK if device.type == "cpu" else _CUDA_CHUNK
 
 
 def prefill(
@@ -22,8 +27,9 @@ def prefill(
     """
     hidden = []
     sequences = slice(sequence, sequence + 1)
-    for start in range(0, len(tokens), CHUNK):
-        chunk = torch.tensor([tokens[start : start + CHUNK]], device=model.device)
+    most = chunk_length(model.device)
+    for start in range(0, len(tokens), most):
+        chunk = torch.tensor([tokens[start : start + most]], device=model.device)
         length = chunk.shape[1]
         layout = TokenLayout.chain(length, model.device)
         output = model.forward(chunk, layout, cache, sequences, logits=False, hidden_layers=hidden_layers)

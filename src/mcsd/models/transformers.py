@@ -2,10 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mcsd.errors import UnsupportedModel
 from mcsd.models.kv_cache import KVCache
@@ -15,6 +18,9 @@ from mcsd.models.protocol import Cache, ModelOutput
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _KNOWN_ATTENTION = {"eager", "sdpa"}
+
+# Not cuDNN: it builds a plan of some 30 ms for every new (batch, tokens, columns), and columns grow with every step.
+_CUDA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class TransformersModel:
@@ -34,8 +40,8 @@ class TransformersModel:
         generation_config: of the model; see `mcsd.generation_config.model_defaults`.
 
     Raises:
-        UnsupportedModel: an encoder, layers without keys and values, or positions or attention that a mask and position
-            ids do not control.
+        UnsupportedModel: an encoder, layers without keys and values, positions or attention that a mask and position
+            ids do not control, or parameters on several devices.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class TransformersModel:
         self.precision = precision or str(model.dtype).removeprefix("torch.")
         self.generation_config: Any = model.generation_config
         self.reference = load_reference or (lambda: self.network)
+        self._attention_backends = attention_backends(self.device)
         self._cache_argument = cache_argument(model)
         self._layer_types = sorted(set(getattr(config, "layer_types", None) or ()))
         only_full = self._layer_types == ["full_attention"]
@@ -106,26 +113,37 @@ class TransformersModel:
         if masks.sliding is not None:
             by_type = {"full_attention": masks.full, "sliding_attention": masks.sliding}
             mask = {kind: by_type[kind] for kind in self._layer_types} if self._layer_types else masks.sliding
-        out = self.network(
-            # A draft with a smaller padded vocabulary may be given a padding id of the target; any token serves.
-            input_ids=tokens.clamp(max=self.vocab_size - 1),
-            attention_mask=mask,
-            position_ids=masks.positions,
-            use_cache=True,
-            logits_to_keep=0 if logits else 1,
-            output_hidden_states=bool(hidden_layers),
-            **{self._cache_argument: view},
-        )
+        with self._attention_backends():
+            out = self.network(
+                # A draft with a smaller padded vocabulary may be given a padding id of the target; any token serves.
+                input_ids=tokens.clamp(max=self.vocab_size - 1),
+                attention_mask=mask,
+                position_ids=masks.positions,
+                use_cache=True,
+                logits_to_keep=0 if logits else 1,
+                output_hidden_states=bool(hidden_layers),
+                **{self._cache_argument: view},
+            )
         hidden = [out.hidden_states[layer] for layer in hidden_layers]
         return ModelOutput(out.logits, torch.cat(hidden, dim=-1) if hidden else None)
 
 
+def attention_backends(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """Makes the context of a forward: it limits the back ends of attention on CUDA, and does nothing on a CPU."""
+    return partial(sdpa_kernel, _CUDA_BACKENDS) if device.type == "cuda" else nullcontext
+
+
 def check_supported(model: Any) -> None:
-    """Check that tree attention gives the right result on a ``PreTrainedModel``.
+    """Check that tree attention gives the right result on a ``PreTrainedModel``, and that it is on one device.
 
     Raises:
         UnsupportedModel: see `TransformersModel`.
     """
+    if len(devices := {parameter.device for parameter in model.parameters()}) > 1:
+        raise UnsupportedModel(
+            f"{type(model).__name__} is spread over the devices {', '.join(sorted(map(str, devices)))}",
+            "load all of it on one device, as with device_map={'': 'cuda:0'}",
+        )
     if reason := _unsupported(model, model.config.get_text_config()):
         raise UnsupportedModel(
             f"{type(model).__name__} {reason}",

@@ -20,16 +20,17 @@ class TabularModel:
     """
 
     max_length: int | None = None
-    device = torch.device("cpu")
     eos_token_ids: frozenset[int] = frozenset()
     name = "tabular"
 
     def __init__(self, table: Tensor) -> None:
         if table.dim() != 2 or table.shape[0] != table.shape[1]:
             raise ValueError(f"a table of shape {tuple(table.shape)} is not [V, V]")
-        if (table < 0).any() or not torch.allclose(table.sum(-1), torch.ones(len(table), dtype=table.dtype), atol=1e-4):
+        sums = table.sum(-1)
+        if (table < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
             raise ValueError("each row of the table must be a distribution")
         self.vocab_size = len(table)
+        self.device: torch.device = table.device
         self._logits = table.log()
 
     def new_cache(self, max_batch: int, max_tokens: int) -> Cache:
