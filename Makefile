@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 OUT ?= bench-results
+SECONDS ?= 480
 PROMPT ?= "The three most important rules for writing a test are"
 
 # The inner loop: tables and tiny models.
 QUICK := $(wildcard tests/test_*.py) $(addprefix tests/,schemes models drafters cpu kernels mutants cli/test_cli_options.py \
 	laws/test_greedy.py laws/test_exact_law.py planning/test_search.py tune/test_configurations.py)
 
-.PHONY: demo quick test lint slow laws mutants large bench clean
+.PHONY: demo quick test lint slow laws mutants large bench gpu clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -46,6 +47,10 @@ large: $(READY)
 # Against transformers on the same weights: make bench ARGS="--target qwen2.5-coder-1.5b --prompts alpaca.jsonl"
 bench: $(READY)
 	$(BIN)/mcsd bench --baselines plain,generate --out $(OUT) $(ARGS)
+
+# Checks and timings on a CUDA card, docs/gpu.md. Needs torch and transformers; nothing is installed or downloaded.
+gpu:
+	PYTHONPATH=src:benchmarks $(PYTHON) -m gpu --seconds $(SECONDS) --out $(OUT) $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
