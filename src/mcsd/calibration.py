@@ -49,6 +49,7 @@ def _measure(
     """Measure with one sequence; None if target or draft give no distribution."""
     trial = TrialPlan(scheme, drafter.is_sampled)
     core = EngineCore(target, drafter, scheme, trial, trial.max_nodes, tokenizer, max_length=max_length)
+    core.clock.synchronize = True
     try:
         prompts = default_prompts(core.encoder)
     except RequestError:

@@ -4,7 +4,6 @@ The core is the only place where drafter, target and scheme meet. The tree of ea
 globals; one thread drives it.
 """
 
-import time
 from collections import deque
 from typing import Any
 
@@ -24,6 +23,7 @@ from mcsd.rng import DRAW, VERIFY, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence
 from mcsd.schemes.registry import check_tree
+from mcsd.timing import StepClock
 from mcsd.tokenization import Prompt, PromptEncoder
 from mcsd.tree import TreeShape
 
@@ -55,6 +55,7 @@ class EngineCore:
         defaults: sampling parameters of requests that have none of their own.
 
     Attributes:
+        clock: the wall time of its steps.
         tree: of the last step.
         draft_levels: levels of candidates that all steps so far have drafted.
     """
@@ -90,8 +91,7 @@ class EngineCore:
         self._running: list[Request] = []
         self._sampling: BatchSamplingParams | None = None
         self._streams = PhiloxStreams(torch.empty(0, dtype=torch.int64))
-        self._clock = dict.fromkeys(("prefill", "draft", "target", "judge", "commit", "other"), 0.0)
-        self._since = 0.0
+        self.clock = StepClock(target.device)
         if target.device.type == "cpu" and target.vocab_size >= kernels.LARGE_VOCABULARY:
             # Kernels are compiled now, not in the first request.
             kernels.available()
@@ -109,7 +109,7 @@ class EngineCore:
     @property
     def seconds(self) -> dict[str, float]:
         """Wall time of all steps so far, by part."""
-        return dict(self._clock)
+        return dict(self.clock.seconds)
 
     def request(self, prompt: Prompt, params: Any = None, **fields: Any) -> Request:
         """A request for `submit`.
@@ -167,32 +167,32 @@ class EngineCore:
         may be ahead of their texts. Waiting requests stay, and the engine goes on.
         """
         try:
-            self._since = time.perf_counter()
+            self.clock.start()
             self._admit()
             if not self._running:
                 return
-            before = dict(self._clock)
+            before = dict(self.clock.seconds)
             tree = self._draft()
             logits, hidden = self._score(tree)
             result = self._verify(tree, logits)
             verified = result.read(tree)
-            self._lap("judge")
+            self.clock.lap("judge")
             self._commit(result, verified, hidden)
-            self._lap("commit")
+            self.clock.lap("commit")
             self._observe(tree, verified, before)
             self._emit(verified, self._logprobs(tree, result, logits))
         except BaseException:
             self._abort()
             raise
-        self._lap("other")
+        self.clock.lap("other")
 
     def _admit(self) -> None:
         # Equal prompts that start together are read once.
         started: dict[tuple[int, ...], tuple[int, Tensor | None]] = {}
         while self._waiting and len(self._running) < self.max_batch:
             request = self._waiting.popleft()
-            self._lap("other")
-            request.clock = dict(self._clock)
+            self.clock.lap("other")
+            request.clock = dict(self.clock.seconds)
             self._running.append(request)
             self._sampling = None
             same, hidden = started.get(tuple(request.prompt), (None, None))
@@ -201,7 +201,7 @@ class EngineCore:
                 hidden = prefill(self.target, self.cache, index, request.prompt[:-1], self.drafter.hidden_layers)
                 started[tuple(request.prompt)] = index, hidden
             self.drafter.add(request.prompt, hidden)
-            self._lap("prefill")
+            self.clock.lap("prefill")
         assert self.cache.batch_size == len(self._running)
         if self._sampling is None:
             device, running = self.target.device, self._running
@@ -223,13 +223,13 @@ class EngineCore:
             self.tree = shape
         texts = [request.all_tokens for request in self._running]
         random = self._streams.at(self._positions, DRAW, self._positions_on_device)
-        self._lap("other")
+        self.clock.lap("other")
         if len(shape):
             self.drafter.catch_up(texts)
-            self._lap("prefill")
+            self.clock.lap("prefill")
         tree = self.drafter.draft(texts, self.tree, self._scheme, self._sampling, random)
         self.draft_levels += tree.shape.depth
-        self._lap("draft")
+        self.clock.lap("draft")
         return tree
 
     def _check(self, shape: TreeShape) -> None:
@@ -247,7 +247,7 @@ class EngineCore:
         tokens = torch.cat([self._roots, tree.tokens], dim=1)
         layout = TokenLayout.tree(tree.shape, self.target.device)
         output = self.target.forward(tokens, layout, self.cache, hidden_layers=self.drafter.hidden_layers)
-        self._lap("target")
+        self.clock.lap("target")
         return output.logits, output.hidden
 
     def _verify(self, tree: CandidateTree, logits: Tensor) -> VerificationResult:
@@ -267,7 +267,7 @@ class EngineCore:
     def _observe(self, tree: CandidateTree, verified: list[VerifiedSequence], before: dict[str, float]) -> None:
         assert self._sampling is not None
         assert self.plan is not None
-        spent = {part: seconds - before[part] for part, seconds in self._clock.items()}
+        spent = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
         paths = [each.path for each in verified]
         self.plan.observe(StepOutcome(tree.shape, self._sampling.params, paths, spent))
 
@@ -299,8 +299,8 @@ class EngineCore:
                 )
                 self._free(i)
             elif reason:
-                self._lap("other")
-                spent = {part: self._clock[part] - request.clock[part] for part in self._clock}
+                self.clock.lap("other")
+                spent = {part: seconds - request.clock[part] for part, seconds in self.clock.seconds.items()}
                 # Stats.seconds has five parts.
                 spent["other"] += spent.pop("commit")
                 request.finish(reason, spent)
@@ -321,8 +321,3 @@ class EngineCore:
         self._sampling = None
         self.cache.clear()
         self.drafter.clear()
-
-    def _lap(self, part: str) -> None:
-        now = time.perf_counter()
-        self._clock[part] += now - self._since
-        self._since = now

@@ -70,6 +70,7 @@ class StepProfiler:
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
+        engine.clock.synchronize = True
         self._before, self._levels = engine.seconds, engine.draft_levels
 
     def profile(self, chunks: Sequence[Chunk]) -> StepProfile:
