@@ -91,7 +91,7 @@ def check_trees(session: Session) -> None:
         cache = model.new_cache(len(prompts), 128)
         for prompt in prompts:
             prefill(model, cache, cache.add(), prompt)
-        logits = model.forward(nodes, TokenLayout.tree(shape), cache).logits.float()
+        logits = model.forward(nodes, TokenLayout.tree(shape, model.device), cache).logits.float()
         largest = 0.0
         for i, prompt in enumerate(prompts):
             for column, path in enumerate(paths):

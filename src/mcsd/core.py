@@ -202,16 +202,18 @@ class EngineCore:
                 started[tuple(request.prompt)] = index, hidden
             self.drafter.add(request.prompt, hidden)
             self.clock.lap("prefill")
-        assert self.cache.batch_size == len(self._running)
+        device, running = self.target.device, self._running
+        assert self.cache.batch_size == len(running)
         if self._sampling is None:
-            device, running = self.target.device, self._running
             self._sampling = BatchSamplingParams.of([request.params for request in running], device)
-            self._streams = PhiloxStreams(torch.tensor([request.seed for request in self._running], device=device))
-            # The histories see what the requests append to their tokens.
-            self._history = TokenHistory([request.prompt for request in running], [r.tokens for r in running])
-        self._positions = [len(request.tokens) for request in self._running]
-        roots = [request.all_tokens[-1] for request in self._running]
-        table = torch.tensor([roots, self._positions], device=self.target.device)
+            self._streams = PhiloxStreams(torch.tensor([request.seed for request in running], device=device))
+            # The history sees what the requests append to their tokens.
+            self._history = TokenHistory(
+                [request.prompt for request in running], [request.tokens for request in running]
+            )
+        self._positions = [len(request.tokens) for request in running]
+        # One copy to the device.
+        table = torch.tensor([[request.all_tokens[-1] for request in running], self._positions], device=device)
         self._roots, self._positions_on_device = table[0, :, None], table[1]
 
     def _draft(self) -> CandidateTree:
@@ -279,12 +281,8 @@ class EngineCore:
         most = max((count for count in counts if count is not None), default=None)
         if most is None:
             return None
-        columns = result.columns
-        rows = torch.arange(len(columns), device=columns.device)[:, None]
-        tokens = torch.cat([result.path_tokens(tree), result.token[:, None]], dim=1)
-        # The target's own token stands after the path, wherever that ends.
-        tokens = tokens.scatter(1, result.accepted[:, None], result.token[:, None])
-        return token_logprobs(logits[rows, columns], tokens, most)
+        rows = torch.arange(len(logits), device=logits.device)[:, None]
+        return token_logprobs(logits[rows, result.columns], result.emitted(tree), most)
 
     def _emit(self, verified: list[VerifiedSequence], logprobs: list[list[TokenLogprobs]] | None) -> None:
         # From last to first: the last sequence, already handled, takes the index of one that ends.

@@ -24,7 +24,6 @@ STEPS_AHEAD = 2
 _STEP_DECAY = 0.8
 """Factor of the loss weight for each further step."""
 
-
 _INITIAL_STD = 0.02
 """Of the weights of its decoder layers before training, as in transformers."""
 

@@ -60,6 +60,7 @@ def make_masks(
         max_length: the context length; a tree may reach beyond it, where its tokens are never emitted.
         window: positions that tokens of sliding-window layers see, their own included.
     """
+    layout = layout.to(lengths.device)
     positions = lengths[:, None] + layout.offsets
     if max_length is not None:
         positions = positions.clamp(max=max_length - 1)

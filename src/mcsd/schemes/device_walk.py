@@ -27,7 +27,7 @@ class _Walk:
 
     def __init__(self, target: TargetDistributions) -> None:
         tree = target.tree
-        self._tree, self._children = tree, children_of(tree.shape, tree.failed.device)
+        self._children = children_of(tree.shape, tree.failed.device)
         self.failed, self.active = tree.failed, ~tree.failed
         self.column = torch.zeros_like(tree.failed, dtype=torch.int64)
         self.token = self.column
@@ -83,12 +83,14 @@ def verify_greedy_on_device(target: TargetDistributions) -> VerificationResult:
     tree, walk = target.tree, _Walk(target)
     rows = torch.arange(len(walk.column), device=walk.column.device)
     # Where logits do not depend on the tokens before (penalties), the argmax of all nodes is computed in one call.
-    values, best = (part.view(target.logits.shape[:2]) for part in ops.argmax(target.logits.flatten(0, 1)))
+    at_once = not target.sampling.any_penalties
+    if at_once:
+        values, best = (part.view(target.logits.shape[:2]) for part in ops.argmax(target.logits.flatten(0, 1)))
     for level, width in enumerate(walk.widths):
-        if target.sampling.any_penalties:
-            value, token = ops.argmax(target.logits_after(walk.column, walk.path))
-        else:
+        if at_once:
             value, token = values[rows, walk.column], best[rows, walk.column]
+        else:
+            value, token = ops.argmax(target.logits_after(walk.column, walk.path))
         walk.fail(~value.isfinite())
         nodes, exists = walk.children(width)
         hit = (tree.tokens.gather(1, nodes) == token[:, None]) & tree.valid.gather(1, nodes) & exists

@@ -98,20 +98,19 @@ class VerificationResult:
         """int64 ``[B, 1 + depth]``: the columns of the root and the accepted nodes, padded with the root's."""
         return torch.nn.functional.pad(self.path + 1, (1, 0), value=0)
 
-    def path_tokens(self, tree: CandidateTree) -> Tensor:
-        """int64 ``[B, depth]``: the tokens of the accepted nodes, arbitrary after them."""
-        return tree.tokens.gather(1, self.path.clamp(min=0))
+    def emitted(self, tree: CandidateTree) -> Tensor:
+        """int64 ``[B, 1 + depth]``: the tokens of the accepted nodes, then the target's own; arbitrary after it."""
+        on_path = tree.tokens.gather(1, self.path.clamp(min=0))
+        return torch.nn.functional.pad(on_path, (0, 1)).scatter(1, self.accepted[:, None], self.token[:, None])
 
     def read(self, tree: CandidateTree) -> list["VerifiedSequence"]:
         """The result on the host, one entry a sequence, in a single read from the device."""
-        counts = torch.stack([self.accepted, self.token, self.failed, tree.valid.sum(-1)], dim=1)
-        table = torch.cat([counts, self.path, self.path_tokens(tree)], dim=1).tolist()
+        counts = torch.stack([self.accepted, self.failed, tree.valid.sum(-1)], dim=1)
+        table = torch.cat([counts, self.path, self.emitted(tree)], dim=1).tolist()
         depth = self.path.shape[1]
         return [
-            VerifiedSequence(
-                nodes[:accepted], [*nodes[depth : depth + accepted], *([] if failed else [token])], drafted
-            )
-            for accepted, token, failed, drafted, *nodes in table
+            VerifiedSequence(rest[:accepted], rest[depth : depth + accepted + (not failed)], drafted)
+            for accepted, failed, drafted, *rest in table
         ]
 
 
@@ -159,9 +158,9 @@ class TokenHistory:
     def append(self, tree: CandidateTree, result: VerificationResult) -> None:
         """Count the tokens that a step emits. ``generated`` is extended by its owner."""
         if self._penalties is not None:
-            tokens = torch.cat([result.path_tokens(tree), result.token[:, None]], dim=1)
-            emitted = torch.nn.functional.pad(result.path >= 0, (0, 1), value=True)
-            self._penalties = self._penalties.after(tokens, emitted)
+            tokens = result.emitted(tree)
+            index = torch.arange(tokens.shape[1], device=tokens.device)
+            self._penalties = self._penalties.after(tokens, index <= result.accepted[:, None])
 
 
 @dataclass(frozen=True)
