@@ -71,7 +71,8 @@ def _speed(records: Iterable[dict[str, Any]], temperature: float, batch: int) ->
 
 
 def _step_counts(records: Iterable[dict[str, Any]]) -> str:
-    header = ("system", "T", "batch", *(name.replace("_ms", ", ms") for name in _COUNTS), "outside kernels")
+    names = (name.replace("_ms", ", ms") for name in _COUNTS)
+    header = ("system", "T", "batch", *names, "outside kernels", "graphs", "their MB")
     rows = []
     for one in records:
         if "counts" not in one:
@@ -82,7 +83,7 @@ def _step_counts(records: Iterable[dict[str, Any]]) -> str:
         else:
             cells = [f"{counts[name]:.1f}" for name in _COUNTS]
             cells.append(f"{max(0.0, 1 - counts['busy_ms'] / one['ms per step']):.0%}")
-        rows.append((*_case(one), *cells))
+        rows.append((*_case(one), *cells, str(one["graphs"]), f"{one['memory of graphs, MB']:.0f}"))
     return _table(header, rows)
 
 

@@ -25,6 +25,9 @@ TREES = ("none", "chain:4", "chain:8", "2x2x1", "4x2x1", "4x2x2x1", "4x2x2x2")
 FEW_TREES = ("none", "chain:4", "4x2x1", "4x2x2x2")
 """Those of short runs and of the large batch; their steps are profiled."""
 
+EAGER_TREES = ("none", "4x2x1")
+"""Those of models as they are given, if ``optimize=True`` has an effect."""
+
 TEMPERATURES = (1.0, 0.0)
 LARGE_BATCH = 8
 _RESERVE = 15
@@ -100,7 +103,8 @@ def _systems(batch: int, trees: Sequence[str], forms: Sequence[str]) -> Iterator
         yield ASSISTED, "", None
     for tree in trees:
         for form in forms:
-            yield f"mcsd {tree}{form}", form, tree
+            if form or len(forms) == 1 or tree in EAGER_TREES:
+                yield f"mcsd {tree}{form}", form, tree
 
 
 def _time(
@@ -120,6 +124,9 @@ def _time(
         "share of roofline": _least_seconds(session, measured, engine) / measured.step_seconds,
     }
     if engine is not None:
+        caches = [engine.graphs, *([engine.drafter.graphs] if hasattr(engine.drafter, "graphs") else [])]
+        record["graphs"] = sum(cache.stats.graphs for cache in caches)
+        record["memory of graphs, MB"] = sum(cache.stats.bytes for cache in caches) / 1e6
         record["parts, ms"] = {name: 1e3 * value / measured.steps for name, value in measured.parts.items()}
         if str(engine.tree) in FEW_TREES:
             try:

@@ -14,12 +14,13 @@ from mcsd import kernels
 from mcsd.drafters import MAX_LAG, Drafter
 from mcsd.errors import InvalidTree, NonFiniteLogits, RequestError, RequestInterrupted
 from mcsd.generation_config import combine
+from mcsd.graphs import GraphCache, Outputs
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.params import Completion, SamplingParams, TokenLogprobs
 from mcsd.planning.plan import Plan, StepOutcome
 from mcsd.request import Request, token_logprobs
-from mcsd.rng import DRAW, VERIFY, PhiloxStreams
+from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence
 from mcsd.schemes.registry import check_tree
@@ -56,6 +57,7 @@ class EngineCore:
 
     Attributes:
         clock: the wall time of its steps.
+        graphs: the captured forwards of the target, and verifications.
         tree: of the last step.
         draft_levels: levels of candidates that all steps so far have drafted.
     """
@@ -82,6 +84,7 @@ class EngineCore:
         self.tree = TreeShape.parse("none")
         self.draft_levels = 0
         self.cache = target.new_cache(max_batch, cache_slots(self.max_length, max_nodes))
+        self.graphs = GraphCache(target.device, getattr(target, "captures", False))
         chosen = SCHEMES[scheme]
         self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not drafter.is_sampled else chosen()
         self.encoder = PromptEncoder(tokenizer, target.name, target.vocab_size, self.max_length)
@@ -174,8 +177,8 @@ class EngineCore:
             before = dict(self.clock.seconds)
             tree = self._draft()
             logits, hidden = self._score(tree)
-            result = self._verify(tree, logits)
-            verified = result.read(tree)
+            result, table = self._verify(tree, logits)
+            verified = VerifiedSequence.read(table)
             self.clock.lap("judge")
             self._commit(result, verified, hidden)
             self.clock.lap("commit")
@@ -246,24 +249,44 @@ class EngineCore:
 
     def _score(self, tree: CandidateTree) -> tuple[Tensor, Tensor | None]:
         """One forward of the target over the whole tree: logits ``[B, 1 + n, V]``, root first, and hidden states."""
-        tokens = torch.cat([self._roots, tree.tokens], dim=1)
-        layout = TokenLayout.tree(tree.shape, self.target.device)
-        output = self.target.forward(tokens, layout, self.cache, hidden_layers=self.drafter.hidden_layers)
-        self.clock.lap("target")
-        return output.logits, output.hidden
 
-    def _verify(self, tree: CandidateTree, logits: Tensor) -> VerificationResult:
+        def forward(roots: Tensor, candidates: Tensor) -> Outputs:
+            tokens = torch.cat([roots, candidates], dim=1)
+            layout = TokenLayout.tree(tree.shape, self.target.device)
+            output = self.target.forward(tokens, layout, self.cache, hidden_layers=self.drafter.hidden_layers)
+            return output.logits, output.hidden
+
+        columns = self.cache.reserve(1 + len(tree.shape))
+        key = "score", tree.shape, self.cache.generation, columns
+        logits, hidden = self.graphs.run(key, forward, self._roots, tree.tokens)
+        self.clock.lap("target")
+        return logits, hidden
+
+    def _verify(self, tree: CandidateTree, logits: Tensor) -> tuple[VerificationResult, Tensor]:
+        """Verify the tree, and keep the accepted path in the target's cache. The table is what the host reads."""
         assert self._sampling is not None
-        random = self._streams.at(self._positions, VERIFY, self._positions_on_device)
-        result = self._scheme.verify(tree, logits, self._sampling, self._history, random)
+
+        def verify(tree: CandidateTree, logits: Tensor, sampling: BatchSamplingParams, random: PhiloxStream) -> Outputs:
+            result = self._scheme.verify(tree, logits, sampling, self._history, random)
+            self.cache.keep(result.columns, result.accepted + 1)
+            return result.path, result.accepted, result.token, result.failed, result.table(tree)
+
+        arguments = tree, logits, self._sampling, self._streams.at(self._positions, VERIFY, self._positions_on_device)
+        if self._sampling.any_penalties:
+            # They depend on the tokens so far.
+            outputs = verify(*arguments)
+        else:
+            key = "verify", tree.shape, self._sampling.kind, self.cache.generation
+            outputs = self.graphs.run(key, verify, *arguments)
+        *parts, table = outputs
+        result = VerificationResult(*parts)
         self._history.append(tree, result)
-        return result
+        return result, table
 
     def _commit(self, result: VerificationResult, verified: list[VerifiedSequence], hidden: Tensor | None) -> None:
-        columns = result.columns
-        self.cache.commit(columns, result.accepted + 1, host_counts=[1 + len(each.path) for each in verified])
+        self.cache.advance([1 + len(each.path) for each in verified])
         if hidden is not None:
-            hidden = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+            hidden = hidden.gather(1, result.columns[..., None].expand(-1, -1, hidden.shape[-1]))
         self.drafter.commit(result.path, [each.path for each in verified], hidden)
 
     def _observe(self, tree: CandidateTree, verified: list[VerifiedSequence], before: dict[str, float]) -> None:

@@ -132,6 +132,18 @@ class PhiloxStream:
         self._numbers = seeds.new_empty(len(seeds), 0, dtype=torch.float64)
         self._used = 0
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Seeds, positions and the first numbers."""
+        if self._prefetched:
+            self._numbers, self._prefetched = self._prefetched(), None
+        return self._seeds, self._positions, self._numbers
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "PhiloxStream":
+        """The stream of another step, from its start, with other `tensors`."""
+        seeds, positions, numbers = tensors
+        return PhiloxStream(seeds, positions, self._stream, lambda: numbers)
+
     def uniform(self, count: int, sequences: Tensor | None = None) -> Tensor:
         """float64 ``[A, count]`` in (0, 1), 48 bits each. Every sequence advances by ``count``, selected or not.
 

@@ -1,6 +1,6 @@
 """From logits to probabilities: the one path, for target and draft, in float32 (float64 stays float64)."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -82,7 +82,7 @@ class BatchSamplingParams:
         if times not in self._repeated:
             params = tuple(each for each in self.params for _ in range(times))
             self._repeated[times] = BatchSamplingParams(
-                params, *(column.repeat_interleave(times) for column in self._columns)
+                params, *(column.repeat_interleave(times) for column in self.tensors)
             )
         return self._repeated[times]
 
@@ -96,11 +96,22 @@ class BatchSamplingParams:
         if chosen == list(range(len(self.params))):
             return self
         params = tuple(self.params[index] for index in chosen)
-        return BatchSamplingParams(params, *(column[sequences] for column in self._columns))
+        return BatchSamplingParams(params, *(column[sequences] for column in self.tensors))
 
     @property
-    def _columns(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors."""
         return self.temperature, self.greedy, self.top_k, self.top_p, self.min_p, self.truncates
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "BatchSamplingParams":
+        """The same with other tensors."""
+        return BatchSamplingParams(self.params, *tensors)
+
+    @cached_property
+    def kind(self) -> Hashable:
+        """What the host decides by: batches of equal kinds and sizes take the same operations."""
+        unscaled = self.scaling_temperature is None
+        return self.any_greedy, self.all_greedy, self.any_truncates, self.any_penalties, unscaled
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from torch import Tensor
 import mcsd
 import mcsd.core
 from mcsd import kernels
-from mcsd.cpu.fusion import fuse
 from mcsd.cpu.native_decoder import NativeDecoder
 from mcsd.kernels.gemm import WeightFormat
 from mcsd.models import BoundHead, DraftHead, TokenLayout, TransformersModel
 from mcsd.models.draft_head import HeadConfig
+from mcsd.models.fusion import fuse
 from support.chisquare import SEED, runnable
 from support.decoders import native_decoder
 from support.enumeration import Decisions, Enumerated, enumerate_all

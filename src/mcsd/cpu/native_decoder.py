@@ -96,5 +96,6 @@ def as_decoder(
     """
     if NativeDecoder.is_native(network):
         return NativeDecoder(network, name, vocabulary, precision, load_reference)
-    reference = load_reference if isinstance(network, LlamaForCausalLM) else None
-    return TransformersModel(network, name, vocabulary, precision, reference)
+    on_cuda = network.device.type == "cuda"
+    reference = load_reference if on_cuda or isinstance(network, LlamaForCausalLM) else None
+    return TransformersModel(network, name, vocabulary, precision, reference, captures=on_cuda)

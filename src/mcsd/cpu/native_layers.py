@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcsd.cpu.fusion import FusedAttention, FusedMLP, FusedRMSNorm, FusedRotary
 from mcsd.cpu.native_linear import NativeLinear
-from mcsd.cpu.unmodified import is_unmodified
 from mcsd.kernels import DTYPES, call, decoder, readable
 from mcsd.kernels.attention import AttentionMetadata
+from mcsd.models.fusion import FusedAttention, FusedMLP, FusedRMSNorm, FusedRotary
 from mcsd.models.kv_cache import CacheView
 from mcsd.models.layout import TokenLayout
 from mcsd.models.llama import grouped_query_attention
 from mcsd.models.masks import layer_windows, make_masks
+from mcsd.models.unmodified import is_unmodified
 
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Classes of transformers, and of `mcsd.models.llama`, whose computation the kernels reproduce."""

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from mcsd.cpu.fusion import fuse
 from mcsd.cpu.native_linear import NativeLinear
 from mcsd.cpu.onednn_linear import Bf16Linear, Int8Linear
 from mcsd.cpu.packed_linear import PackedLinear
-from mcsd.cpu.unmodified import is_plain_linear
 from mcsd.cpu.weight_plan import WeightPlan
 from mcsd.kernels import WeightFormat
+from mcsd.models.fusion import fuse
+from mcsd.models.unmodified import is_plain_linear
 
 Pack = Callable[[str, nn.Linear], PackedLinear]
 """Makes the packed layer of a linear layer, given its name in the model."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mcsd.drafters.level import Level, LevelDrafter, PendingTokens, last_token_outputs
+from mcsd.drafters.level import Level, LevelDrafter, PendingTokens
 from mcsd.models import TokenLayout
 from mcsd.models.prefill import chunk_length
 
@@ -28,7 +28,7 @@ class HeadDrafter(LevelDrafter):
     cache: "KVCache"
 
     def __init__(self, model: "BoundHead", max_batch: int, slots: int) -> None:
-        super().__init__(model.device, model.vocabulary, len(model.vocabulary))
+        super().__init__(model.device, model.vocabulary, len(model.vocabulary), model.captures)
         self.name = model.name
         self.hidden_layers = model.config.hidden_layers
         self.model = model
@@ -80,19 +80,22 @@ class HeadDrafter(LevelDrafter):
             self.cache.commit(keep, torch.tensor([length], device=self._device), sequences, [length])
         self._target_hidden[sequence] = [states[len(tokens) :].clone()]
 
-    def _root_logits(self, token_ids: list[list[int]]) -> Tensor:
-        pending = PendingTokens.of(token_ids, self.cache.host_lengths, self._device)
+    def _states_before(self, pending: PendingTokens) -> tuple[Tensor, ...]:
         # A sequence copied in `catch_up` still has the hidden states of the tokens that another one has read.
         pieces = zip(self._target_hidden, pending.host_counts, strict=True)
         states = [torch.cat(parts)[-count:] for parts, count in pieces]
+        self._target_hidden = [[] for _ in states]
         padded = states[0][None] if len(states) == 1 else torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
+        missing = pending.tokens.shape[1] - padded.shape[1]
+        return (torch.nn.functional.pad(padded, (0, 0, 0, missing)) if missing else padded,)
+
+    def _root_logits(self, pending: PendingTokens, *states: Tensor) -> Tensor:
         layout = TokenLayout.chain(pending.tokens.shape[1], self._device)
-        output = self.model.forward(pending.tokens, padded, layout, self.cache)
+        output = self.model.forward(pending.tokens, states[0], layout, self.cache)
         pending.commit(self.cache)
-        self._target_hidden = [[] for _ in token_ids]
         assert output.hidden is not None
-        self._own_hidden = last_token_outputs(output.hidden, pending.counts)
-        return last_token_outputs(output.logits, pending.counts)
+        self._own_hidden = pending.last(output.hidden)
+        return pending.last(output.logits)
 
     def _level_logits(self, tokens: Tensor, level: Level) -> Tensor:
         assert level.layout is not None

@@ -1,13 +1,15 @@
 """Drafting a tree level by level: one forward a level, q cut to its most probable tokens."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from mcsd.drafters.base import Drafter
+from mcsd.graphs import GraphCache
 from mcsd.models import Cache, TokenLayout
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams, SparseDistributions, sparse_probabilities
@@ -21,6 +23,8 @@ MAX_LAG = 32
 """The most pending tokens that sequences read together in one forward. A sequence that lags by more catches up alone:
 in a batch, all sequences would be padded to its length."""
 
+_PADDED_TO = 8
+
 
 class LevelDrafter(Drafter):
     """Drafts from the logits that a subclass computes, one level after the other.
@@ -29,6 +33,7 @@ class LevelDrafter(Drafter):
         device: where it computes.
         vocabulary: int64 ``[K]``, the token id of each logit; None: the logit's own index.
         vocab_size: logits beyond this many are padding and are cut off.
+        captures: whether drafting may be captured in CUDA graphs.
 
     Attributes:
         cache: of the draft.
@@ -36,7 +41,8 @@ class LevelDrafter(Drafter):
 
     cache: Cache
 
-    def __init__(self, device: torch.device, vocabulary: Tensor | None, vocab_size: int) -> None:
+    def __init__(self, device: torch.device, vocabulary: Tensor | None, vocab_size: int, captures: bool) -> None:
+        self.graphs = GraphCache(device, captures)
         self._device = device
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
@@ -59,8 +65,12 @@ class LevelDrafter(Drafter):
     def _prefill(self, sequence: int, tokens: list[int]) -> None:
         """Read and commit the first pending tokens of a sequence."""
 
+    def _states_before(self, pending: "PendingTokens") -> tuple[Tensor, ...]:
+        """What `_root_logits` needs besides the pending tokens."""
+        return ()
+
     @abstractmethod
-    def _root_logits(self, token_ids: list[list[int]]) -> Tensor:
+    def _root_logits(self, pending: "PendingTokens", *states: Tensor) -> Tensor:
         """Read and commit the pending tokens, the root included: logits ``[B, 1, K]`` after the root."""
 
     @abstractmethod
@@ -76,10 +86,29 @@ class LevelDrafter(Drafter):
         random: Randomness,
     ) -> CandidateTree:
         """See `Drafter.draft`."""
-        device, batch = self._device, len(token_ids)
         if not len(shape):
-            return CandidateTree.none(batch, device)
-        levels = levels_of(shape, device)
+            return CandidateTree.none(len(token_ids), self._device)
+        pending = PendingTokens.of(token_ids, self.cache.host_lengths, self._device)
+        columns = self.cache.reserve(pending.tokens.shape[1] + len(shape))
+        key = "draft", shape, scheme.name, sampling.kind, self.cache.generation, columns
+        levels = partial(self._draft_levels, shape, scheme)
+        states = self._states_before(pending)
+        drafted = self.graphs.run(key, levels, sampling, random, pending, *states)
+        # They are longer already, unless a graph was replayed, which runs no code of the host.
+        self.cache.host_lengths[: len(token_ids)] = map(len, token_ids)
+        return CandidateTree.of(shape, drafted)
+
+    def _draft_levels(
+        self,
+        shape: TreeShape,
+        scheme: Scheme,
+        sampling: BatchSamplingParams,
+        random: Randomness,
+        pending: "PendingTokens",
+        *states: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """The tensors of the tree. A captured function: see `GraphCache`."""
+        batch, levels = len(pending.tokens), levels_of(shape, self._device)
         weights: list[Tensor] = []
         supports: list[Tensor] = []
         # Nodes are numbered by depth: concatenating the levels gives the tree.
@@ -90,7 +119,7 @@ class LevelDrafter(Drafter):
         for level in levels:
             inner = len(level.columns)
             if level.layout is None:
-                logits = self._root_logits(token_ids)
+                logits = self._root_logits(pending, *states)
             else:
                 logits = self._level_logits(tokens[-1].index_select(1, level.index_in_depth), level)
             if logits.shape[-1] > self._vocab_size:
@@ -122,7 +151,7 @@ class LevelDrafter(Drafter):
         q_by_column = None
         if not sampling.all_greedy:
             q_by_column = _by_column(shape, torch.cat(supports, dim=1), torch.cat(weights, dim=1))
-        return CandidateTree(shape, nodes[0], nodes[1], nodes[2], q_by_column, failed)
+        return CandidateTree(shape, nodes[0], nodes[1], nodes[2], q_by_column, failed).tensors
 
 
 def _by_column(shape: TreeShape, support: Tensor, weights: Tensor) -> SparseDistributions:
@@ -139,7 +168,7 @@ class PendingTokens:
     """Each sequence's tokens that its draft has not read; the last one is the root.
 
     Attributes:
-        tokens: int64 ``[B, longest]``, padded with 0.
+        tokens: int64 ``[B, longest]``, padded with 0; on a GPU to a multiple of `_PADDED_TO`.
         counts: int64 ``[B]``.
         host_counts: the same numbers on the host.
     """
@@ -153,22 +182,32 @@ class PendingTokens:
         """The tokens after each sequence's first ``lengths``, in one copy to the device."""
         pending = [tokens[length:] for tokens, length in zip(token_ids, lengths, strict=False)]
         counts = [len(tokens) for tokens in pending]
-        longest = max(counts)
+        # Padding costs a GPU nothing, and forwards of equal shapes share a graph.
+        longest = max(counts) if device.type == "cpu" else -(-max(counts) // _PADDED_TO) * _PADDED_TO
         padded = [[*tokens, *[0] * (longest - len(tokens)), len(tokens)] for tokens in pending]
         table = torch.tensor(padded, device=device)
         return cls(table[:, :-1], table[:, -1], counts)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors."""
+        return self.tokens, self.counts
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "PendingTokens":
+        """The same with other `tensors`."""
+        tokens, counts = tensors
+        return PendingTokens(tokens, counts, self.host_counts)
+
+    def last(self, outputs: Tensor) -> Tensor:
+        """``[B, 1, ...]`` from ``outputs [B, longest, ...]``: those at each sequence's last token."""
+        if len(outputs) == 1 and outputs.device.type == "cpu":
+            return outputs[:, -1:]
+        return outputs[torch.arange(len(outputs), device=outputs.device), self.counts - 1][:, None]
 
     def commit(self, cache: Cache) -> None:
         """Commit them all, after a forward that has read them."""
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         cache.commit(columns.expand(len(self.tokens), -1), self.counts, host_counts=self.host_counts)
-
-
-def last_token_outputs(outputs: Tensor, counts: Tensor) -> Tensor:
-    """``[B, 1, ...]`` from ``outputs [B, n, ...]``: those at the last of each sequence's own tokens, ``counts [B]``."""
-    if len(outputs) == 1:
-        return outputs[:, -1:]
-    return outputs[torch.arange(len(outputs), device=outputs.device), counts - 1][:, None]
 
 
 @dataclass(frozen=True)

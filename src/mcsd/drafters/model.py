@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mcsd.drafters.level import Level, LevelDrafter, PendingTokens, last_token_outputs
+from mcsd.drafters.level import Level, LevelDrafter, PendingTokens
 from mcsd.models import DecoderModel, LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.rng import Randomness
@@ -25,11 +25,11 @@ class ModelDrafter(LevelDrafter):
 
     def __init__(self, model: LanguageModel, vocab_size: int, max_batch: int, slots: int) -> None:
         draft_vocabulary = model.vocabulary if isinstance(model, DecoderModel) else None
-        super().__init__(model.device, draft_vocabulary, vocab_size)
+        super().__init__(model.device, draft_vocabulary, vocab_size, getattr(model, "captures", False))
         self.name = model.name
         self.model = model
         self.cache = model.new_cache(max_batch, slots)
-        self._in_flight_index = torch.empty(0, dtype=torch.int64)
+        self._shape = TreeShape.parse("none")
         self._inner: frozenset[int] = frozenset()
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
@@ -45,7 +45,7 @@ class ModelDrafter(LevelDrafter):
         random: Randomness,
     ) -> CandidateTree:
         """See `Drafter.draft`."""
-        self._in_flight_index = _in_flight_indices(shape, self.model.device)
+        self._shape = shape
         self._inner = frozenset(shape.parents)
         return super().draft(token_ids, shape, scheme, sampling, random)
 
@@ -55,10 +55,14 @@ class ModelDrafter(LevelDrafter):
         path = path[:, :-1]
         if not path.shape[1]:
             return
-        indices = self._in_flight_index[path]
-        counts = ((path >= 0) & (indices >= 0)).sum(-1)
-        host_counts = [sum(node in self._inner for node in nodes) for nodes in paths]
-        self.cache.commit(indices, counts, host_counts=host_counts)
+        self.graphs.run(("commit", self._shape, self.cache.generation), self._keep, path)
+        self.cache.advance([sum(node in self._inner for node in nodes) for nodes in paths])
+
+    def _keep(self, path: Tensor) -> tuple[Tensor, ...]:
+        """`Cache.keep` the nodes ``[B, depth - 1]`` that were read. A captured function: see `GraphCache`."""
+        indices = _in_flight_indices(self._shape, self.model.device)[path]
+        self.cache.keep(indices, ((path >= 0) & (indices >= 0)).sum(-1))
+        return ()
 
     def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""
@@ -71,13 +75,11 @@ class ModelDrafter(LevelDrafter):
     def _prefill(self, sequence: int, tokens: list[int]) -> None:
         prefill(self.model, self.cache, sequence, tokens)
 
-    def _root_logits(self, token_ids: list[list[int]]) -> Tensor:
-        device = self.model.device
-        pending = PendingTokens.of(token_ids, self.cache.host_lengths, device)
-        layout = TokenLayout.chain(pending.tokens.shape[1], device)
+    def _root_logits(self, pending: PendingTokens, *states: Tensor) -> Tensor:
+        layout = TokenLayout.chain(pending.tokens.shape[1], self.model.device)
         logits = self.model.forward(pending.tokens, layout, self.cache).logits
         pending.commit(self.cache)
-        return last_token_outputs(logits, pending.counts)
+        return pending.last(logits)
 
     def _level_logits(self, tokens: Tensor, level: Level) -> Tensor:
         assert level.layout is not None

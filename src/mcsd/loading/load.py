@@ -20,6 +20,7 @@ from mcsd.cpu.native_draft_head import bind_head
 from mcsd.cpu.packing import pack
 from mcsd.cpu.reference import quantize_reference
 from mcsd.cpu.weight_plan import Role, WeightPlan, auto_dtype, plan_weights
+from mcsd.cuda.layers import fuse_for_cuda, fused_copy
 from mcsd.errors import DownloadFailed, InvalidOption, McsdWarning, ModelError, UnknownModel, WeightsCorrupt
 from mcsd.generation_config import model_defaults
 from mcsd.kernels import WeightFormat
@@ -131,18 +132,21 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
 
 
 def optimize(network: Any, tokenizer: Any | None, role: Role) -> DecoderModel:
-    """A fused and packed copy of a ``PreTrainedModel``, as `load` makes it of files. The model itself is not changed.
+    """A fused and packed copy of a ``PreTrainedModel``, as `load` makes it of files. The model computes what it did.
 
-    The copy shares no weights with the model, so both are in memory: the copy in bfloat16 or int8.
+    On a CPU the copy shares no weights with the model, so both are in memory: the copy in bfloat16 or int8. On a CUDA
+    card it shares them, and its forwards are captured in CUDA graphs.
 
     Returns:
         A `DecoderModel`; where nothing can be packed it wraps the model itself, and a warning says why.
     """
     plan = plan_weights(network.device, network.dtype, role)
     wrapped = TransformersModel(network)
+    if network.device.type == "cuda":
+        return as_decoder(fused_copy(network), wrapped.name, None, str(plan), lambda: network)
     if not plan.packed:
         if network.device.type != "cpu":
-            reason = f"it is on {network.device.type}, and only models on a CPU are packed"
+            reason = f"it is on {network.device.type}"
         elif network.dtype != torch.bfloat16:
             reason = f"its dtype is {str(network.dtype).removeprefix('torch.')}; load it with dtype='bfloat16'"
         else:
@@ -177,6 +181,8 @@ def _pack(
         pack_from_int8_cache(network, plan, cache)
     elif plan.packed and plan.format is not WeightFormat.W4A8:
         pack(network, plan)
+    elif network.device.type == "cuda":
+        fuse_for_cuda(network)
     return LoadedModel(as_decoder(network, name, vocabulary, str(plan), load_reference), tokenizer)
 
 
@@ -195,7 +201,10 @@ def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = No
     role = Role.HEAD if is_head(draft) else Role.DRAFT
     plan = plan_weights(target.model.device, target.model.dtype, role, quantize)
     if role is Role.HEAD:
-        return bind_head(DraftHead.load(Path(locate(draft).source)), target.model, str(draft), plan)
+        bound = bind_head(DraftHead.load(Path(locate(draft).source)), target.model, str(draft), plan)
+        if bound.device.type == "cuda":
+            fuse_for_cuda(bound.head)
+        return bound
     loaded = load(draft, target.model.device, plan, Role.DRAFT)
     check_tokenizers(target.model, target.tokenizer, loaded.model, loaded.tokenizer)
     return loaded.model

@@ -203,6 +203,7 @@ class BoundHead:
         self.name = name
         self.precision = precision or str(self.target.dtype).removeprefix("torch.")
         self.device = target.device
+        self.captures: bool = getattr(target, "captures", False)
         self._attention_backends = attention_backends(self.device)
         self.config = head.config
         self.dtype: torch.dtype = self.target.dtype

@@ -22,6 +22,9 @@ from mcsd.models.protocol import Cache
 _FIRST_SLOTS, _FIRST_SLOTS_ON_A_GPU = 2048, 256
 """Slots per sequence at first; a longer sequence doubles them. On a GPU unused slots take memory."""
 
+_COLUMNS_ON_A_GPU = 256
+"""A forward on a GPU reads a multiple of so many slots: a captured forward is made for a number."""
+
 
 class KVCache(Cache):
     """Keys and values of all layers: ``[layers, 2, max_batch, kv heads, slots, head size]``.
@@ -40,8 +43,10 @@ class KVCache(Cache):
         self.num_layers = num_layers
         self.slots = slots
         self._store: Tensor | None = None
-        self._capacity = min(slots, _FIRST_SLOTS if device.type == "cpu" else _FIRST_SLOTS_ON_A_GPU)
+        self._on_cpu = device.type == "cpu"
+        self._capacity = min(slots, _FIRST_SLOTS if self._on_cpu else _FIRST_SLOTS_ON_A_GPU)
         self._written = [0] * max_batch
+        self._reserved = 0
 
     @property
     def bytes_per_token(self) -> int:
@@ -57,11 +62,28 @@ class KVCache(Cache):
 
     def view(self, sequences: slice, layout: TokenLayout) -> "CacheView":
         """The part of the cache that a forward over some sequences reads and writes."""
-        view = CacheView(self, sequences, layout.earlier, layout.new)
-        if view.columns > self._capacity:
-            self._grow(view.columns)
-        self._written[sequences] = [max(written, view.columns) for written in self._written[sequences]]
-        return view
+        needed = max(self.host_lengths[sequences]) + layout.total
+        self._make_space(needed, sequences)
+        columns = needed if self._on_cpu else max(self._reserved, self._rounded(needed))
+        return CacheView(self, sequences, layout, columns)
+
+    def reserve(self, tokens: int) -> int:
+        """See `Cache.reserve`. Until the next call, all forwards on a GPU read so many slots, or more."""
+        if self._on_cpu:
+            return 0
+        needed = min(self.slots, max(self.host_lengths[: self.batch_size]) + tokens)
+        self._make_space(needed, slice(0, self.batch_size))
+        self._reserved = self._rounded(needed)
+        return self._reserved
+
+    def _make_space(self, slots: int, sequences: slice) -> None:
+        """Make space for forwards that write these sequences up to so many slots."""
+        if slots > self._capacity:
+            self._grow(slots)
+        self._written[sequences] = [max(written, slots) for written in self._written[sequences]]
+
+    def _rounded(self, slots: int) -> int:
+        return min(self._capacity, -(-slots // _COLUMNS_ON_A_GPU) * _COLUMNS_ON_A_GPU)
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> Tensor:
         """The tensor ``[layers, 2, max_batch, kv heads, slots, head size]``, allocated at the first call.
@@ -76,6 +98,7 @@ class KVCache(Cache):
         if self._store is None:
             shape = (self.num_layers, 2, self.max_batch, keys.shape[1], self._capacity, keys.shape[3])
             self._store = _zeros(shape, keys.dtype, keys.device)
+            self.generation += 1
         kept = (self._store.shape[3], self._store.shape[5], self._store.dtype)
         if any((new.shape[1], new.shape[3], new.dtype) != kept for new in (keys, values)):
             raise UnsupportedModel(
@@ -95,6 +118,7 @@ class KVCache(Cache):
             for index, used in enumerate(self._written):
                 grown[:, :, index, :, :used] = self._store[:, :, index, :, :used]
             self._store = grown
+            self.generation += 1
         self._capacity = capacity
 
     def _copy(self, source: int, to: int) -> None:
@@ -109,11 +133,11 @@ class KVCache(Cache):
             self._store[:, :, index, :, : self._written[index]] = 0
         self._written[index] = 0
 
-    def _keep(self, columns: Tensor, counts: Tensor, host_counts: Sequence[int], sequences: slice) -> None:
+    def _keep(self, columns: Tensor, counts: Tensor, sequences: slice) -> None:
         if self._store is None:
             return
-        if columns.device.type == "cpu":
-            self._move(columns.tolist(), host_counts, sequences)
+        if self._on_cpu:
+            self._move(columns.tolist(), counts.tolist(), sequences)
             return
         # All columns are moved, those that are not kept onto themselves: the host need not know them.
         batch, longest = columns.shape
@@ -172,34 +196,39 @@ class CacheView(transformers.Cache):
     Args:
         cache: the cache.
         sequences: indices of its sequences.
-        earlier: in-flight tokens of earlier forwards.
-        new: tokens of this forward.
+        layout: of the tokens of this forward.
+        columns: slots of each sequence that the forward reads.
 
     Attributes:
-        sequences: as given.
+        sequences, columns: as given.
         lengths: int64 ``[B]``, committed tokens of each sequence.
-        columns: slots that the forward reads, of the longest sequence.
+        in_flight: tokens after the committed ones, those of this forward included.
     """
 
-    def __init__(self, cache: KVCache, sequences: slice, earlier: int, new: int) -> None:
+    def __init__(self, cache: KVCache, sequences: slice, layout: TokenLayout, columns: int) -> None:
         super().__init__(layers=[])
         self.sequences = sequences
         self.lengths = cache.lengths[sequences]
-        self._cache, self._earlier, self._length = cache, earlier, new
+        self.columns = columns
+        self.in_flight = layout.total
+        self._cache, self._earlier, self._length = cache, layout.earlier, layout.new
         lengths = cache.host_lengths[sequences]
-        self.columns: int = max(lengths) + earlier + new
-        self._equal_lengths = len(set(lengths)) == 1
-        self._slots = slice(lengths[0] + earlier, lengths[0] + earlier + new)
+        # On a GPU the slots follow from lengths on the device, which a captured forward reads.
+        self._equal_lengths = self.lengths.device.type == "cpu" and len(set(lengths)) == 1
+        self._slots = slice(lengths[0] + layout.earlier, lengths[0] + layout.total)
         self._new: Sequence[Tensor] = ()
         self._all: Sequence[Tensor] = ()
 
     @cached_property
-    def _indices(self) -> tuple[Tensor, Tensor]:
-        """Sequences ``[B, 1]`` and slots ``[B, n]`` of the new tokens."""
-        device = self.lengths.device
-        sequences = torch.arange(self.sequences.start, self.sequences.stop, device=device)
-        new = torch.arange(self._earlier, self._earlier + self._length, device=device)
-        return sequences[:, None], self.lengths[:, None] + new
+    def slots(self) -> Tensor:
+        """int64 ``[B, n]``, the slots of the new tokens."""
+        new = torch.arange(self._earlier, self._earlier + self._length, device=self.lengths.device)
+        return self.lengths[:, None] + new
+
+    @cached_property
+    def _sequence_indices(self) -> Tensor:
+        """int64 ``[B, 1]``."""
+        return torch.arange(self.sequences.start, self.sequences.stop, device=self.lengths.device)[:, None]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -214,9 +243,19 @@ class CacheView(transformers.Cache):
             if self._equal_lengths:
                 self._new[place].copy_(new)
             else:
-                sequences, slots = self._indices
-                store[place][sequences, :, slots] = new.transpose(1, 2)
+                store[place][self._sequence_indices, :, self.slots] = new.transpose(1, 2)
         return self._all[2 * layer_idx], self._all[2 * layer_idx + 1]
+
+    def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[B, kv heads, columns, head size]`` of a layer, for attention that writes new ones itself.
+
+        Args:
+            index: of the layer.
+            like: see `store`.
+        """
+        if not self._all:
+            self._all = self.store(like).flatten(0, 1)[:, self.sequences, :, : self.columns].unbind()
+        return self._all[2 * index], self._all[2 * index + 1]
 
     def store(self, like: Tensor) -> Tensor:
         """`KVCache.store`, for a forward that writes the keys and values of all layers itself.

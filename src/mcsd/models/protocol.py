@@ -31,7 +31,7 @@ class ModelOutput:
 class Cache:
     """The committed length of each sequence of a batch. Sequences 0 ... batch_size-1 are in use, without gaps.
 
-    Subclasses keep the state of the model. `commit` is the only way a sequence grows.
+    Subclasses keep the state of the model. `commit`, in one call or in two parts, is the only way a sequence grows.
 
     Args:
         max_batch: the most sequences in use at a time.
@@ -41,7 +41,10 @@ class Cache:
         batch_size: sequences in use.
         lengths: int64 ``[max_batch]``, committed tokens; 0 for unused sequences.
         host_lengths: the same numbers on the host, which need not wait for the device to know them.
+        generation: grows when the state moves to another place in memory: captured forwards know its address.
     """
+
+    generation = 0
 
     def __init__(self, max_batch: int, device: torch.device) -> None:
         self.max_batch = max_batch
@@ -97,17 +100,28 @@ class Cache:
             sequences: the B sequences; all in use by default.
             host_counts: ``counts``, if the host knows them; else they are read from the device.
         """
+        self.keep(columns, counts, sequences)
+        self.advance(counts.tolist() if host_counts is None else host_counts, sequences)
+
+    def keep(self, columns: Tensor, counts: Tensor, sequences: slice = slice(None)) -> None:
+        """The part of `commit` on the device, which may be captured in a graph. The host's part is `advance`."""
         sequences = slice(*sequences.indices(self.batch_size))
-        host_counts = counts.tolist() if host_counts is None else host_counts
-        self._keep(columns, counts, host_counts, sequences)
+        self._keep(columns, counts, sequences)
         self.lengths[sequences].add_(counts)
-        for index, count in enumerate(host_counts, sequences.start):
+
+    def advance(self, host_counts: Sequence[int], sequences: slice = slice(None)) -> None:
+        """The part of `commit` on the host."""
+        for index, count in enumerate(host_counts, slice(*sequences.indices(self.batch_size)).start):
             self.host_lengths[index] += count
+
+    def reserve(self, tokens: int) -> int:
+        """Make space for so many in-flight tokens of every sequence. Returns how many of its slots a forward reads."""
+        return 0
 
     def _copy(self, source: int, to: int) -> None:
         """Subclass hook: copy the committed state of a sequence."""
 
-    def _keep(self, columns: Tensor, counts: Tensor, host_counts: Sequence[int], sequences: slice) -> None:
+    def _keep(self, columns: Tensor, counts: Tensor, sequences: slice) -> None:
         """Subclass hook: move the state of kept in-flight tokens behind the committed state."""
 
 

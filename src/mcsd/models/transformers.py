@@ -35,6 +35,7 @@ class TransformersModel:
             model can draft; it cannot be a target.
         precision: weight format and kernels, for people; by default the dtype.
         load_reference: loads the network that `mcsd verify` compares the engine with; by default ``model`` itself.
+        captures: whether forwards on a GPU may be captured in CUDA graphs, which hooks of the model do not see.
 
     Attributes:
         generation_config: of the model; see `mcsd.generation_config.model_defaults`.
@@ -51,6 +52,7 @@ class TransformersModel:
         vocabulary: Tensor | None = None,
         precision: str | None = None,
         load_reference: Callable[[], Any] | None = None,
+        captures: bool = False,
     ) -> None:
         config = model.config.get_text_config()
         check_supported(model)
@@ -63,6 +65,7 @@ class TransformersModel:
         self.device: torch.device = model.device
         self.eos_token_ids = eos_token_ids(model)
         self.precision = precision or str(model.dtype).removeprefix("torch.")
+        self.captures = captures
         self.generation_config: Any = model.generation_config
         self.reference = load_reference or (lambda: self.network)
         self._attention_backends = attention_backends(self.device)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mcsd.graphs import GraphCache, Outputs
 from mcsd.models import Cache, LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.params import SamplingParams
@@ -39,8 +40,9 @@ _WIDTHS = (1, 4, 6, 8, 12, 16, 32, 64)
 _MAX_SLOWDOWN = 3.0
 """Forwards are timed up to the first that takes this many times as long as one token."""
 
-_CONTEXT, _REPEATS = 64, 3
-"""Tokens before the timed forwards, and rounds of timing them: a disturbance lasts for a while."""
+_CONTEXT, _REPEATS = 64, 4
+"""Tokens before the timed forwards, and rounds of timing them: a disturbance lasts for a while, and on a GPU the first
+two rounds make CUDA graphs."""
 
 _PRIOR, _PRIOR_WEIGHT = geometric_rates(0.2, 0.08), 4.0
 """Rates of a poor draft, and the visits they count for. Few steps of a slow pair are measured; with an optimistic
@@ -186,20 +188,29 @@ def measure_forwards(
         cache = model.new_cache(count, length)
         for sequence in range(count):
             prefill(model, cache, cache.add(), [(sequence + token) % model.vocab_size for token in range(context)])
+        graphs = GraphCache(model.device, getattr(model, "captures", False))
         for _ in range(_REPEATS):
             for width in widths:
                 tokens = (torch.arange(width, device=model.device) % model.vocab_size).expand(count, -1)
-                seconds = _forward_seconds(model, tokens, cache, hidden_layers)
+                seconds = _forward_seconds(model, tokens, cache, hidden_layers, graphs)
                 points[count * width] = min(seconds, points.get(count * width, seconds))
                 if points[count * width] > _MAX_SLOWDOWN * points[min(points)]:
                     break
     return monotone_curve(list(points.items()))
 
 
-def _forward_seconds(model: LanguageModel, tokens: torch.Tensor, cache: Cache, hidden_layers: Sequence[int]) -> float:
+def _forward_seconds(
+    model: LanguageModel, tokens: torch.Tensor, cache: Cache, hidden_layers: Sequence[int], graphs: GraphCache
+) -> float:
+    width = tokens.shape[1]
+
+    def forward(tokens: torch.Tensor) -> Outputs:
+        output = model.forward(tokens, TokenLayout.chain(width, model.device), cache, hidden_layers=hidden_layers)
+        return output.logits, output.hidden
+
     started = time.perf_counter()
-    layout = TokenLayout.chain(tokens.shape[1], model.device)
-    logits = model.forward(tokens, layout, cache, hidden_layers=hidden_layers).logits
+    columns = cache.reserve(width)
+    logits, _ = graphs.run((width, columns, cache.generation), forward, tokens)
     float(logits[0, -1, 0])  # Reading a number waits for the device.
     seconds = time.perf_counter() - started
     nothing = torch.zeros(len(tokens), dtype=torch.int64, device=model.device)

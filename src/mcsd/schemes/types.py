@@ -1,5 +1,6 @@
 """Data that schemes read and return: candidates, the target's distributions, the result of a verification."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -44,6 +45,22 @@ class CandidateTree:
     choice: Tensor
     q: SparseDistributions | None
     failed: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors."""
+        q = () if self.q is None else (self.q.support, self.q.weights)
+        return self.tokens, self.valid, self.choice, self.failed, *q
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "CandidateTree":
+        """A tree of the same shape with other `tensors`."""
+        return self.of(self.shape, tensors)
+
+    @classmethod
+    def of(cls, shape: TreeShape, tensors: Sequence[Tensor]) -> "CandidateTree":
+        """A tree from its `tensors`."""
+        tokens, valid, choice, failed, *q = tensors
+        return cls(shape, tokens, valid, choice, SparseDistributions(*q) if q else None, failed)
 
     @classmethod
     def none(cls, batch: int, device: torch.device) -> "CandidateTree":
@@ -103,15 +120,10 @@ class VerificationResult:
         on_path = tree.tokens.gather(1, self.path.clamp(min=0))
         return torch.nn.functional.pad(on_path, (0, 1)).scatter(1, self.accepted[:, None], self.token[:, None])
 
-    def read(self, tree: CandidateTree) -> list["VerifiedSequence"]:
-        """The result on the host, one entry a sequence, in a single read from the device."""
+    def table(self, tree: CandidateTree) -> Tensor:
+        """int64 ``[B, 4 + 2 * depth]``: all that the host needs, in one tensor; see `VerifiedSequence.read`."""
         counts = torch.stack([self.accepted, self.failed, tree.valid.sum(-1)], dim=1)
-        table = torch.cat([counts, self.path, self.emitted(tree)], dim=1).tolist()
-        depth = self.path.shape[1]
-        return [
-            VerifiedSequence(rest[:accepted], rest[depth : depth + accepted + (not failed)], drafted)
-            for accepted, failed, drafted, *rest in table
-        ]
+        return torch.cat([counts, self.path, self.emitted(tree)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -127,6 +139,15 @@ class VerifiedSequence:
     path: list[int]
     tokens: list[int]
     drafted: int
+
+    @classmethod
+    def read(cls, table: Tensor) -> list["VerifiedSequence"]:
+        """Each sequence's result from `VerificationResult.table`, in a single read from the device."""
+        depth = table.shape[1] // 2 - 2
+        return [
+            cls(rest[:accepted], rest[depth : depth + accepted + (not failed)], drafted)
+            for accepted, failed, drafted, *rest in table.tolist()
+        ]
 
     @property
     def failed(self) -> bool:

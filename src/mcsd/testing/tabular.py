@@ -22,6 +22,8 @@ class TabularModel:
     max_length: int | None = None
     eos_token_ids: frozenset[int] = frozenset()
     name = "tabular"
+    captures = False
+    """Whether forwards on a GPU may be captured in CUDA graphs."""
 
     def __init__(self, table: Tensor) -> None:
         if table.dim() != 2 or table.shape[0] != table.shape[1]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import DynamicCache
 
-from mcsd.cpu.fusion import FusedAttention, FusedMLP, FusedRMSNorm, FusedRotary, fuse
+from mcsd.models.fusion import FusedAttention, FusedMLP, FusedRMSNorm, FusedRotary, fuse
 from support.decoders import KNOWN, outputs
 from support.tiny import FAMILIES, tiny
 

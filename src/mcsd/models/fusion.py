@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcsd.cpu.unmodified import is_plain_linear, is_unmodified
 from mcsd.models.llama import grouped_query_attention
+from mcsd.models.unmodified import is_plain_linear, is_unmodified
 
 _NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
@@ -27,18 +27,29 @@ _MIN_POSITIONS = 1024
 """The table of angles holds twice this, or twice the longest text."""
 
 
-def fuse(network: nn.Module) -> None:
-    """Replace known, unmodified modules of a network in place, with the same weights; others stay as they are."""
+def fuse(
+    network: nn.Module,
+    rotary: "type[FusedRotary] | None" = None,
+    attention: "type[FusedAttention] | None" = None,
+    norm: "type[FusedRMSNorm] | None" = None,
+    mlp: "type[FusedMLP] | None" = None,
+) -> None:
+    """Replace known, unmodified modules of a network in place, with the same weights; others stay as they are.
+
+    Args:
+        network: any network.
+        rotary, attention, norm, mlp: the classes of the fused modules; by default those of this file.
+    """
     for module in list(network.modules()):
-        rotary: Any = getattr(module, "rotary_emb", None)
-        known = type(rotary).__name__ in _ROTARIES and rotary.rope_type not in _LENGTH_DEPENDENT
+        angles: Any = getattr(module, "rotary_emb", None)
+        known = type(angles).__name__ in _ROTARIES and angles.rope_type not in _LENGTH_DEPENDENT
         attentions = [child for child in module.modules() if type(child).__name__ in _ATTENTIONS]
         # Fused attention needs angles of the fused kind, and the other way round: all of them or none.
-        if known and is_unmodified(rotary) and all(map(_can_fuse_attention, attentions)):
-            module.rotary_emb = FusedRotary(rotary)
-            _replace(module, _ATTENTIONS, FusedAttention)
-    _replace(network, _NORMS, FusedRMSNorm)
-    _replace(network, _MLPS, FusedMLP)
+        if known and is_unmodified(angles) and all(map(_can_fuse_attention, attentions)):
+            module.rotary_emb = (rotary or FusedRotary)(angles)
+            _replace(module, _ATTENTIONS, attention or FusedAttention)
+    _replace(network, _NORMS, norm or FusedRMSNorm)
+    _replace(network, _MLPS, mlp or FusedMLP)
 
 
 def _can_fuse_attention(attention: Any) -> bool:
@@ -160,8 +171,11 @@ class FusedAttention(nn.Module):
 
 
 def _concatenated(*linears: nn.Linear) -> nn.Linear:
-    """One linear layer whose outputs are those of several, concatenated."""
+    """One linear layer whose outputs are those of several, concatenated. Their weights become parts of its weight."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
+    parts = torch.split(weight, [linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight.data = part
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bool(biases), device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,0 +1,1 @@
+"""The CUDA back end: Triton kernels for the decoder layers."""

@@ -1,0 +1,195 @@
+"""Captured functions: an engine that replays recorded operations gives the texts of one that runs them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mcsd
+from mcsd import SCHEMES, SamplingParams, graphs
+from mcsd.graphs import GraphCache
+from mcsd.models.draft_head import BoundHead, DraftHead, HeadConfig
+from mcsd.models.transformers import TransformersModel
+from mcsd.schemes.registry import REGISTRY
+from mcsd.testing import TabularModel
+from support.recorded_graph import record
+from support.simulated_cuda import DEVICE, SimulatedCuda, move, recording, simulated
+from support.tiny import VOCABULARY, tiny
+
+SETTINGS = {
+    "greedy": (SamplingParams(temperature=0),),
+    "sampled": (SamplingParams(),),
+    "mixed": (SamplingParams(temperature=0.7), SamplingParams(temperature=0), SamplingParams(top_p=0.8, top_k=7)),
+    "penalties": (SamplingParams(repetition_penalty=1.2, logit_bias={3: 1.0}), SamplingParams(logprobs=2)),
+}
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3, 4]]
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A simulated GPU on which recorded operations stand for graphs."""
+    monkeypatch.setattr("mcsd.models.kv_cache._free_bytes", lambda device: 1 << 34)
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "_reserved_bytes", lambda device: 0)
+    with SimulatedCuda():
+        yield
+
+
+def texts(engine: mcsd.Engine, settings: str, new_tokens: int = 12) -> list[tuple[int, ...]]:
+    """Four texts of different lengths, two at a time: sequences come and go, and move."""
+    params = [
+        replace(SETTINGS[settings][i % len(SETTINGS[settings])], seed=i, ignore_eos=True, max_new_tokens=new_tokens + i)
+        for i in range(len(PROMPTS))
+    ]
+    return [done.token_ids for done in engine.generate(PROMPTS, params)]
+
+
+def tabular(captures: bool) -> tuple[Any, Any]:
+    models = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        rows = (torch.randn(VOCABULARY, VOCABULARY, generator=generator) * 2).softmax(-1)
+        model = TabularModel(simulated(rows))
+        model.captures = captures
+        models.append(model)
+    return models[0], models[1]
+
+
+def networks(drafter: str, captures: bool) -> tuple[Any, Any]:
+    target = TransformersModel(move(tiny("llama")), captures=captures)
+    if drafter == "model":
+        return target, TransformersModel(move(tiny("llama", seed=1)), captures=captures)
+    if drafter == "ngram":
+        return target, "ngram"
+    torch.manual_seed(0)
+    head = DraftHead(HeadConfig("tiny", VOCABULARY, 32, (1, -1), 1, VOCABULARY))
+    return target, BoundHead(move(head), target, "head")
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_gives_the_same_texts(scheme: str, settings: str) -> None:
+    tree = "chain:3" if REGISTRY[scheme].max_width == 1 else "2x2x1"
+    expected = texts(mcsd.Engine(*tabular(False), tree=tree, scheme=scheme, max_batch=2, max_length=100), settings)
+    engine = mcsd.Engine(*tabular(True), tree=tree, scheme=scheme, max_batch=2, max_length=100)
+    assert texts(engine, settings) == expected
+    # Verification with penalties is not captured.
+    assert engine.graphs.stats.graphs >= 1
+
+
+@pytest.mark.parametrize("tree", ["none", "chain:4", "4x2x1", "parents:-1,-1,-1,0,0,1,3"])
+@pytest.mark.parametrize("drafter", ["model", "head", "ngram"])
+def test_every_drafter_gives_the_same_texts(drafter: str, tree: str) -> None:
+    expected = texts(mcsd.Engine(*networks(drafter, False), tree=tree, max_batch=2, max_length=100), "sampled")
+    engine = mcsd.Engine(*networks(drafter, True), tree=tree, max_batch=2, max_length=100)
+    assert texts(engine, "sampled") == expected
+    assert engine.graphs.stats.graphs >= 2
+
+
+def test_a_cache_that_grows_gives_the_same_texts() -> None:
+    # 256 slots at first: graphs of the cache before must not be used after it has moved.
+    def run(captures: bool) -> tuple[Any, int]:
+        engine = mcsd.Engine(*networks("model", captures), tree="2x1", max_batch=1, max_length=400)
+        prompt = [5 + i % 50 for i in range(230)]
+        done = engine.generate(prompt, seed=1, ignore_eos=True, max_new_tokens=60)
+        return done.token_ids, engine.cache.generation
+
+    assert run(True) == run(False)
+    assert run(True)[1] == 2
+
+
+class Doubled:
+    """A function of two tensors with a constant, and how often Python ran it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.total = simulated(torch.zeros(2))
+
+    def __call__(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        self.total += first
+        return first * 2, first + second
+
+
+def test_a_function_is_captured_when_it_is_used_again_and_then_replayed() -> None:
+    cache, function = GraphCache(DEVICE, True), Doubled()
+    for turn in range(5):
+        first, second = simulated(torch.full((2,), float(turn))), simulated(torch.ones(2))
+        outputs = cache.run("key", function, first, second)
+        assert [each.tolist() for each in outputs] == [[2.0 * turn] * 2, [turn + 1.0] * 2]
+    assert function.calls == 2
+    assert function.total.tolist() == [10.0, 10.0]
+    assert cache.stats.graphs == 1
+
+
+def test_inputs_are_copied_when_they_have_changed() -> None:
+    cache, function = GraphCache(DEVICE, True), Doubled()
+    first, second = simulated(torch.ones(2)), simulated(torch.ones(2))
+    for _ in range(3):
+        cache.run("key", function, first, second)
+    first += 4
+    assert cache.run("key", function, first, second)[0].tolist() == [10.0, 10.0]
+    assert cache.run("key", function, first, simulated(torch.zeros(2)))[1].tolist() == [5.0, 5.0]
+    with recording() as counts:
+        cache.run("key", function, first, second)
+        cache.run("key", function, first, second)
+    assert counts.launches == {"graph": 2, "_foreach_copy_": 1}
+
+
+def test_outputs_of_one_graph_are_read_in_place_by_the_next() -> None:
+    cache = GraphCache(DEVICE, True)
+    with recording() as counts:
+        for turn in range(6):
+            (made,) = cache.run("make", lambda x: (x + 1,), simulated(torch.full((2,), float(turn))))
+            (used,) = cache.run("use", lambda x: (x * 10,), made)
+            assert used.tolist() == [10.0 * (turn + 1)] * 2
+    assert counts.launches["_foreach_copy_"] == 4  # The inputs of "make" after it was captured.
+
+
+def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
+    cache, function = GraphCache(DEVICE, True), Doubled()
+    one = simulated(torch.ones(2))
+    for key in ("a", "b", "a", "b", "c", "a", "c"):
+        cache.run(key, function, one, one)
+    assert cache.stats.graphs == 2
+    before = function.calls
+    cache.run("a", function, one, one)
+    cache.run("c", function, one, one)
+    assert function.calls == before
+    cache.run("b", function, one, one)
+    assert function.calls == before + 1
+
+
+def test_without_memory_for_more_graphs_functions_run_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved = iter([0, graphs.MAX_BYTES + 1])
+    monkeypatch.setattr(graphs, "_reserved_bytes", lambda device: next(reserved))
+    cache, function = GraphCache(DEVICE, True), Doubled()
+    one = simulated(torch.ones(2))
+    for key in ("a", "a", "b", "b", "b"):
+        assert cache.run(key, function, one, one)[0].tolist() == [2.0, 2.0]
+    assert cache.stats == (1, graphs.MAX_BYTES + 1)
+
+
+def test_a_function_that_waits_runs_without_a_graph() -> None:
+    cache = GraphCache(DEVICE, True)
+
+    def waits(x: Tensor) -> tuple[Tensor]:
+        return (x * float(x.sum()),)
+
+    one = simulated(torch.ones(2))
+    cache.run("key", waits, one)
+    with pytest.warns(mcsd.errors.McsdWarning, match="without CUDA graphs"):
+        assert cache.run("key", waits, one)[0].tolist() == [2.0, 2.0]
+    assert cache.run("key", waits, one + 1)[0].tolist() == [8.0, 8.0]
+    assert cache.stats.graphs == 0
+
+
+def test_on_a_cpu_nothing_is_captured() -> None:
+    cache = GraphCache(torch.device("cpu"), True)
+    for _ in range(3):
+        cache.run("key", lambda x: (x,), torch.ones(2))
+    assert cache.stats == (0, 0)
