@@ -8,6 +8,7 @@ from gpu.timing import GENERATE, LARGE_BATCH, TEMPERATURES
 
 MISSING = "not yet measured"
 _COUNTS = ("waits", "copies", "launches", "kernels", "busy_ms")
+_GRAPHS = ("graphs", "memory of graphs, MB")
 _PARTS = ("draft", "target", "judge", "commit", "other", "prefill")
 
 
@@ -72,7 +73,7 @@ def _speed(records: Iterable[dict[str, Any]], temperature: float, batch: int) ->
 
 def _step_counts(records: Iterable[dict[str, Any]]) -> str:
     names = (name.replace("_ms", ", ms") for name in _COUNTS)
-    header = ("system", "T", "batch", *names, "outside kernels", "graphs", "their MB")
+    header = ("system", "T", "batch", *names, "outside kernels", *_GRAPHS)
     rows = []
     for one in records:
         if "counts" not in one:
@@ -83,7 +84,7 @@ def _step_counts(records: Iterable[dict[str, Any]]) -> str:
         else:
             cells = [f"{counts[name]:.1f}" for name in _COUNTS]
             cells.append(f"{max(0.0, 1 - counts['busy_ms'] / one['ms per step']):.0%}")
-        rows.append((*_case(one), *cells, str(one["graphs"]), f"{one['memory of graphs, MB']:.0f}"))
+        rows.append((*_case(one), *cells, *(_shown(one.get(name), ".0f") for name in _GRAPHS)))
     return _table(header, rows)
 
 

@@ -266,19 +266,23 @@ class EngineCore:
         """Verify the tree, and keep the accepted path in the target's cache. The table is what the host reads."""
         assert self._sampling is not None
 
-        def verify(tree: CandidateTree, logits: Tensor, sampling: BatchSamplingParams, random: PhiloxStream) -> Outputs:
-            result = self._scheme.verify(tree, logits, sampling, self._history, random)
+        def verify(
+            tree: CandidateTree,
+            logits: Tensor,
+            sampling: BatchSamplingParams,
+            history: TokenHistory,
+            random: PhiloxStream,
+        ) -> Outputs:
+            result = self._scheme.verify(tree, logits, sampling, history, random)
             self.cache.keep(result.columns, result.accepted + 1)
             return result.path, result.accepted, result.token, result.failed, result.table(tree)
 
-        arguments = tree, logits, self._sampling, self._streams.at(self._positions, VERIFY, self._positions_on_device)
-        if self._sampling.any_penalties:
-            # They depend on the tokens so far.
-            outputs = verify(*arguments)
-        else:
-            key = "verify", tree.shape, self._sampling.kind, self.cache.generation
-            outputs = self.graphs.run(key, verify, *arguments)
-        *parts, table = outputs
+        if self._sampling.any_penalties and logits.device.type != "cpu":
+            # The captured function reads them; it cannot make them.
+            self._history.penalties(self._sampling, logits)
+        random = self._streams.at(self._positions, VERIFY, self._positions_on_device)
+        key = "verify", tree.shape, self._sampling.kind, self.cache.generation
+        *parts, table = self.graphs.run(key, verify, tree, logits, self._sampling, self._history, random)
         result = VerificationResult(*parts)
         self._history.append(tree, result)
         return result, table

@@ -239,6 +239,17 @@ class Penalties:
             *torch.tensor(factors, device=device)[..., None].unbind(1),
         )
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors."""
+        bias = () if self.bias is None else (self.bias,)
+        return self.counts, self.seen, self.repetition, self.presence, self.frequency, *bias
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "Penalties":
+        """The same with other `tensors`."""
+        counts, seen, repetition, presence, frequency, *bias = tensors
+        return Penalties(counts, seen, bias[0] if bias else None, repetition, presence, frequency)
+
     def after(self, tokens: Tensor, valid: Tensor) -> "Penalties":
         """The penalties after more tokens ``[B, L]`` of the text, where they are ``valid [B, L]``."""
         counts = self.counts.scatter_add(1, tokens, valid.to(self.counts.dtype))

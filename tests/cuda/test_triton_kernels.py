@@ -151,7 +151,10 @@ class Attention:
             visible[sequence, 0, own, length + own] = True
             views[:, sequence, :, length:limit] = normal(2, kv_heads, tokens, size)
         on_device = cache.to(dtype).to(DEVICE)[1, :, :batch, :, :columns, :size]
-        self.keys, self.values = on_device.unbind()
+        self.keys = on_device[0]
+        # Values have strides of their own.
+        wide = torch.full((batch + 1, kv_heads, columns + 5, size + 16), float("nan"), dtype=dtype, device=DEVICE)
+        self.values = wide[:batch, :, :columns, :size].copy_(on_device[1])
         self.visible = visible.to(DEVICE)
         self.mask = torch.zeros(visible.shape, dtype=dtype, device=DEVICE)
         self.mask.masked_fill_(~self.visible, torch.finfo(dtype).min)
@@ -245,10 +248,12 @@ def check_rotation(dtype: torch.dtype, heads: int, kv_heads: int, size: int) -> 
         table = torch.randn(2, 40, size, generator=generator).to(dtype).to(DEVICE)
         positions = torch.randint(40, (batch, tokens), generator=generator).to(DEVICE)
         cos, sin = table[:, positions, None].unbind()
-        cache = torch.full((2, batch + 1, kv_heads, 33, size + 8), 7.0, dtype=dtype, device=DEVICE)
-        keys, values = cache[:, 1:, :, 2:, :size].unbind()
+        shape = batch + 1, kv_heads, 33
+        # Keys and values have strides of their own.
+        caches = [torch.full((*shape, size + more), 7.0, dtype=dtype, device=DEVICE) for more in (8, 16)]
+        keys, values = (cache[1:, :, 2:, :size] for cache in caches)
         columns = torch.stack([torch.randperm(31, generator=generator)[:tokens] for _ in range(batch)]).to(DEVICE)
-        expected = cache.clone()
+        expected = [cache.clone() for cache in caches]
         queries = rotate_and_store(qkv, cos, sin, keys, values, columns, heads, kv_heads)
 
         parts = qkv.view(batch, tokens, -1, size)
@@ -259,10 +264,10 @@ def check_rotation(dtype: torch.dtype, heads: int, kv_heads: int, size: int) -> 
             new = keys[sequence, :, columns[sequence]].transpose(0, 1)
             stored[sequence, :, heads : heads + kv_heads] = new
             kept = parts[sequence, :, heads + kv_heads :].transpose(0, 1)
-            expected[1, 1 + sequence, :, 2 + columns[sequence], :size] = kept
-            expected[0, 1 + sequence, :, 2 + columns[sequence], :size] = new.transpose(0, 1)
+            expected[1][1 + sequence, :, 2 + columns[sequence], :size] = kept
+            expected[0][1 + sequence, :, 2 + columns[sequence], :size] = new.transpose(0, 1)
         # Exactly these columns are written.
-        assert torch.equal(cache, expected)
+        assert all(map(torch.equal, caches, expected))
         assert queries.shape == (batch, tokens, heads, size)
         assert queries.is_contiguous()
         rotated = slice(0, heads + kv_heads)

@@ -169,10 +169,21 @@ class TokenHistory:
     generated: list[list[int]]
     _penalties: Penalties | None = field(default=None, init=False)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the penalties."""
+        return () if self._penalties is None else self._penalties.tensors
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "TokenHistory":
+        """The same with other `tensors`."""
+        history = TokenHistory(self.prompts, self.generated)
+        history._penalties = self._penalties and self._penalties.with_tensors(tensors)
+        return history
+
     def penalties(self, sampling: BatchSamplingParams, logits: Tensor) -> Penalties:
-        """The penalties after the tokens so far, for logits ``[B, V]``."""
+        """The penalties after the tokens so far, for logits ``[..., V]``."""
         if self._penalties is None:
-            size = logits.shape[1]
+            size = logits.shape[-1]
             self._penalties = Penalties.of(sampling.params, self.prompts, self.generated, size, logits.device)
         return self._penalties
 
