@@ -10,7 +10,7 @@ PROMPT ?= "The three most important rules for writing a test are"
 QUICK := $(wildcard tests/test_*.py) $(addprefix tests/,schemes models drafters cpu kernels mutants cli/test_cli_options.py \
 	laws/test_greedy.py laws/test_exact_law.py planning/test_search.py tune/test_configurations.py)
 
-.PHONY: demo quick test lint slow laws mutants large bench gpu clean
+.PHONY: demo quick test lint slow laws mutants large triton bench gpu clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -44,6 +44,11 @@ mutants: $(READY)
 large: $(READY)
 	$(BIN)/python -m pytest -m large
 
+# The Triton kernels for CUDA cards in triton's interpreter. Installs triton, some 1 GB, into .triton.
+triton: $(READY)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .triton "triton>=3.4"
+	PYTHONPATH=.triton $(BIN)/python -m pytest tests/cuda
+
 # Against transformers on the same weights: make bench ARGS="--target qwen2.5-coder-1.5b --prompts alpaca.jsonl"
 bench: $(READY)
 	$(BIN)/mcsd bench --baselines plain,generate --out $(OUT) $(ARGS)
@@ -58,4 +63,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis

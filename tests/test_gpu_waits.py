@@ -1,4 +1,4 @@
-"""How often the host waits in a step on a simulated GPU: at most two reads and two copies, and no mixed devices."""
+"""What a step does on a simulated GPU: at most two reads and two copies, no mixed devices, and few launches."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import mcsd
-from mcsd import SCHEMES, SamplingParams
+from mcsd import SCHEMES, SamplingParams, graphs
 from mcsd.models.draft_head import BoundHead, DraftHead, HeadConfig
 from mcsd.models.transformers import TransformersModel
 from mcsd.schemes.registry import REGISTRY
 from mcsd.testing import TabularModel
+from support.recorded_graph import record
 from support.simulated_cuda import Counts, SimulatedCuda, move, recording, simulated
 from support.tiny import VOCABULARY, tiny
 
@@ -41,24 +42,31 @@ def table(seed: int) -> torch.Tensor:
     return simulated((torch.randn(VOCABULARY, VOCABULARY, generator=generator) * 2).softmax(-1))
 
 
-def counted(engine: mcsd.Engine, batch: int, settings: tuple[SamplingParams, ...]) -> Counts:
-    """What `STEPS` steps of a full batch do, after steps that fill all caches of constants."""
+def counted(engine: mcsd.Engine, batch: int, settings: tuple[SamplingParams, ...], warm: int = 2) -> Counts:
+    """What `STEPS` steps of a full batch do, after ``warm`` steps that fill all caches, of constants and of graphs."""
 
     def start() -> list[Any]:
         params = [replace(settings[index % len(settings)], **FIELDS, seed=index) for index in range(batch)]
-        return [engine.request([5, 6, 7 + index], each) for index, each in enumerate(params)]
+        requests = [engine.request([5, 6, 7 + index], each) for index, each in enumerate(params)]
+        for request in requests:
+            engine.submit(request)
+        return requests
 
-    engine.run(start())
+    def cancel(requests: list[Any]) -> None:
+        for request in requests:
+            engine.cancel(request)
+
     requests = start()
-    for request in requests:
-        engine.submit(request)
+    for _ in range(warm):
+        engine.step()
+    cancel(requests)
+    requests = start()
     engine.step()
     engine.step()
     with recording() as counts:
         for _ in range(STEPS):
             engine.step()
-    for request in requests:
-        engine.cancel(request)
+    cancel(requests)
     return counts
 
 
@@ -68,6 +76,7 @@ def check(counts: Counts) -> None:
     assert counts.copies.total() <= 2 * STEPS, counts.copies
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_schemes(scheme: str, settings: str) -> None:
@@ -78,18 +87,60 @@ def test_schemes(scheme: str, settings: str) -> None:
         check(counted(engine, batch, SETTINGS[settings]))
 
 
+def networks(drafter: str) -> tuple[Any, Any]:
+    target = TransformersModel(move(tiny("llama")))
+    if drafter == "model":
+        return target, TransformersModel(move(tiny("llama", seed=1)))
+    if drafter == "ngram":
+        return target, drafter
+    torch.manual_seed(0)
+    head = DraftHead(HeadConfig("tiny", VOCABULARY, 32, (1, -1), 1, VOCABULARY))
+    return target, BoundHead(move(head), target, "head")
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("tree", ["none", "chain:4", "4x2x1", "parents:-1,-1,-1,0,0,1,3"])
 @pytest.mark.parametrize("drafter", ["model", "head", "ngram"])
 def test_networks(drafter: str, tree: str, batch: int) -> None:
-    target = TransformersModel(move(tiny("llama")))
-    draft: Any = "ngram"
-    if drafter == "model":
-        draft = TransformersModel(move(tiny("llama", seed=1)))
-    elif drafter == "head":
-        torch.manual_seed(0)
-        head = DraftHead(HeadConfig("tiny", VOCABULARY, 32, (1, -1), 1, VOCABULARY))
-        draft = BoundHead(move(head), target, "head")
+    target, draft = networks(drafter)
     engine = mcsd.Engine(target, draft, tree=tree, max_batch=batch, max_length=100)
     for settings in ("sampled", "greedy"):
         check(counted(engine, batch, SETTINGS[settings]))
+
+
+LAUNCHES = {
+    # tree and batch: launches of a step, and graphs among them.
+    "model": {("none", 1): (8, 2), ("4x2x1", 1): (12, 4), ("4x2x1", 8): (12, 4)},
+    "head": {("4x2x1", 1): (19, 3), ("4x2x1", 8): (31, 3)},
+}
+"""Of a captured step. The others copy inputs of graphs, index random numbers, and collect hidden states."""
+
+EAGER_LAUNCHES = {"model": 905, "head": 819}
+"""Of a step with tree 4x2x1 that is not captured: target and draft have two layers, the head one."""
+
+
+def captured(drafter: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "_reserved_bytes", lambda device: 0)
+    target, draft = networks(drafter)
+    target.captures = draft.captures = True
+    return target, draft
+
+
+@pytest.mark.parametrize("drafter", LAUNCHES)
+def test_a_captured_step_is_a_few_launches(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for (tree, batch), (most, replays) in LAUNCHES[drafter].items():
+        target, draft = captured(drafter, monkeypatch)
+        engine = mcsd.Engine(target, draft, tree=tree, max_batch=batch, max_length=100)
+        counts = counted(engine, batch, SETTINGS["sampled"], warm=12)
+        check(counts)
+        assert counts.launches["graph"] == replays * STEPS, counts.launches
+        assert counts.launches.total() <= 1.2 * most * STEPS, counts.launches
+
+
+@pytest.mark.parametrize("drafter", EAGER_LAUNCHES)
+def test_launches_of_a_step_that_is_not_captured(drafter: str) -> None:
+    target, draft = networks(drafter)
+    engine = mcsd.Engine(target, draft, tree="4x2x1", max_batch=1, max_length=100)
+    counts = counted(engine, 1, SETTINGS["sampled"])
+    assert counts.launches.total() <= 1.2 * EAGER_LAUNCHES[drafter] * STEPS, counts.launches

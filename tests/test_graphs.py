@@ -69,6 +69,7 @@ def networks(drafter: str, captures: bool) -> tuple[Any, Any]:
     return target, BoundHead(move(head), target, "head")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_gives_the_same_texts(scheme: str, settings: str) -> None:

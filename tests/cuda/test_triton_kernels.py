@@ -1,93 +1,37 @@
 """Triton kernels compute what plain torch computes.
 
-Triton reads TRITON_INTERPRET when it is imported, and a process that has imported it cannot change its mind. So the
-``check_`` functions run in a process of their own: in triton's interpreter on the CPU, and on a CUDA card if there is
-one. Tolerances are multiples of half an ulp, one for each rounding.
+The ``check_`` functions run in processes of their own, see `support.triton_checks`. Tolerances are multiples of half an
+ulp, one for each rounding.
 """
 
-import os
 import subprocess
 import sys
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mcsd.cuda.triton_kernels import (
-    MAX_NORM_WIDTH,
     AttentionLaunch,
-    add_rms_norm,
     attention_launch,
     gated_silu,
     is_available,
     rotate_and_store,
     tree_attention,
 )
-from mcsd.models.llama import LlamaRMSNorm, grouped_query_attention
+from mcsd.models.llama import grouped_query_attention
+from support.triton_checks import DEVICE, run_checks
 
-DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # Half an ulp relative to the number; for float32 the error of a sum of a hundred numbers.
 HALF_ULP = {torch.float32: 5e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
-def repair_interpreter() -> None:
-    """Correct three faults of triton's interpreter (3.6 and before), which the compiler does not have.
-
-    Numpy 2.4 refuses the arrays that it takes as bounds of loops. It truncates to bfloat16. It multiplies the bits of
-    bfloat16 as integers.
-    """
-    from triton import language as tl
-    from triton.runtime import interpreter
-
-    patch_tensor = interpreter._patch_lang_tensor
-    convert = interpreter._convert_float
-    dot = interpreter.InterpreterBuilder.create_dot
-
-    def patch_tensor_for_numpy(tensor: Any, *scope: Any) -> None:
-        patch_tensor(tensor, *scope)
-        tensor.__index__ = lambda self: self.handle.data.item()
-
-    def convert_with_torch(data: Any, source: Any, target: Any, *mode: Any) -> Any:
-        if (source, target) == (tl.float32, tl.bfloat16):
-            return torch.from_numpy(data.copy()).bfloat16().view(torch.int16).numpy().view("uint16")
-        if (source, target) == (tl.bfloat16, tl.float32):
-            return torch.from_numpy(data.view("int16").copy()).view(torch.bfloat16).float().numpy()
-        return convert(data, source, target, *mode)
-
-    def dot_of_floats(self: Any, left: Any, right: Any, *rest: Any) -> Any:
-        if left.dtype == tl.bfloat16:
-            left, right = self.cast_impl(left, tl.float32), self.cast_impl(right, tl.float32)
-        return dot(self, left, right, *rest)
-
-    interpreter._patch_lang_tensor = patch_tensor_for_numpy
-    interpreter._convert_float = convert_with_torch
-    interpreter.InterpreterBuilder.create_dot = dot_of_floats
-
-
-if DEVICE.type == "cpu" and find_spec("triton") is not None:
-    repair_interpreter()
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("device", ["interpreter", "cuda"])
 def test_kernels(device: str) -> None:
-    if find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    if device == "cuda" and not (torch.cuda.is_available() and is_available(torch.device("cuda"))):
-        pytest.skip("no CUDA card of compute capability 8.0 or more")
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if device == "interpreter" else "0"}
-    options = ["-o", "python_functions=check_*", "--noconftest", "-p", "no:cacheprovider", "-q", "-W", "default"]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    run_checks(__file__, device)
 
 
 def test_the_module_does_not_import_triton() -> None:
@@ -97,12 +41,6 @@ def test_the_module_does_not_import_triton() -> None:
 
 def test_a_cpu_has_no_kernels() -> None:
     assert not is_available(torch.device("cpu"))
-
-
-def test_long_rows_are_refused() -> None:
-    rows = torch.zeros(1, MAX_NORM_WIDTH + 1)
-    with pytest.raises(ValueError, match="exceed 8192"):
-        add_rms_norm(rows, rows, rows[0], 1e-6)
 
 
 def test_transposed_inputs_are_refused() -> None:
@@ -288,23 +226,3 @@ def check_gated_silu(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     assert ours.dtype == dtype
     # One rounding; results below 1e-6 are subnormal in float16.
     torch.testing.assert_close(ours.double(), exact, rtol=1.1 * HALF_ULP[dtype], atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [16, 96, 4096, 8192])
-def check_add_rms_norm(dtype: torch.dtype, width: int) -> None:
-    generator = torch.Generator().manual_seed(width)
-    hidden, update = (3 * torch.randn(2, 3, width, generator=generator).to(dtype).to(DEVICE) for _ in range(2))
-    norm = LlamaRMSNorm(width, 1e-2).to(dtype).to(DEVICE).requires_grad_(False)
-    norm.weight.copy_(torch.rand(width, generator=generator) + 0.5)
-    summed, normed = add_rms_norm(hidden, update, norm.weight, norm.variance_epsilon)
-    assert torch.equal(summed, hidden + update)
-    expected = norm(summed)
-    # The sum of squares has another order, which may move either rounding by an ulp; rarely, so most numbers agree.
-    torch.testing.assert_close(normed, expected, rtol=4.1 * HALF_ULP[dtype], atol=0)
-    if dtype != torch.float32:
-        assert (normed == expected).float().mean() > 0.98
-    # Rows that are views with a stride.
-    wide = torch.cat([hidden, update], dim=-1)
-    again = add_rms_norm(wide[..., :width], wide[..., width:], norm.weight, norm.variance_epsilon)
-    assert torch.equal(again[1], normed)

@@ -48,10 +48,10 @@ def record(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
     try:
         with _Recorder() as recorder, recording() as counts:
             outputs = function()
+        for tensor, before in reversed(recorder.overwritten):
+            tensor.copy_(before)
     finally:
         simulated_cuda._counts = outer
-    for tensor, before in reversed(recorder.overwritten):
-        tensor.copy_(before)
     if counts.reads or counts.copies:
         raise RuntimeError(f"not permitted while a stream is captured: {dict(counts.reads + counts.copies)}")
 

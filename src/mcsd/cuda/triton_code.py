@@ -125,13 +125,12 @@ def attention_kernel(
     if single:
         result = summed / tl.where(total > 0.0, total, 1.0)[:, None]
         tl.store(out + out_row[:, None] * size + dim[None, :], result.to(out.dtype.element_ty), mask=query_mask)
-    else:
+    elif first < limit:
         # The combining kernel ignores empty splits.
-        filled = first < limit
         slot = out_row * splits + split
-        tl.store(partial + slot[:, None] * size + dim[None, :], summed, mask=query_mask & filled)
-        tl.store(statistics + slot * 2, maximum, mask=is_row & filled)
-        tl.store(statistics + slot * 2 + 1, total, mask=is_row & filled)
+        tl.store(partial + slot[:, None] * size + dim[None, :], summed, mask=query_mask)
+        tl.store(statistics + slot * 2, maximum, mask=is_row)
+        tl.store(statistics + slot * 2 + 1, total, mask=is_row)
 
 
 @triton.jit(do_not_specialize=["rows_per_sequence", "columns", "in_flight", "splits"])
@@ -277,27 +276,3 @@ def silu_kernel(gate_up, out, stride, width, block: tl.constexpr):
     up = tl.load(gate_up + row * stride + width + index, mask=inside, other=0.0).to(tl.float32)
     product = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(out + row * width + index, product.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def norm_kernel(hidden, update, weight, summed, normed, hidden_stride, update_stride, width, eps, block: tl.constexpr):
-    """Add two rows and normalize the sum. Grid: ``(rows,)``.
-
-    Args:
-        hidden, update: ``[rows, width]``, their rows a stride apart.
-        weight: ``[width]``.
-        summed, normed: ``[rows, width]`` contiguous, written.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    index = tl.arange(0, block)
-    inside = index < width
-    scale = tl.load(weight + index, mask=inside, other=0.0).to(tl.float32)
-    left = tl.load(hidden + row * hidden_stride + index, mask=inside, other=0.0).to(tl.float32)
-    right = tl.load(update + row * update_stride + index, mask=inside, other=0.0).to(tl.float32)
-    rounded = (left + right).to(summed.dtype.element_ty)
-    tl.store(summed + row * width + index, rounded, mask=inside)
-    exact = rounded.to(tl.float32)
-    exact = exact * tl.rsqrt(tl.sum(exact * exact, 0) / width + eps)
-    # The norm rounds before it multiplies by the weight, as LlamaRMSNorm does.
-    product = exact.to(normed.dtype.element_ty).to(tl.float32) * scale
-    tl.store(normed + row * width + index, product.to(normed.dtype.element_ty), mask=inside)

@@ -29,9 +29,6 @@ _MAX_ROWS, _MIN_ROWS = 64, 16
 
 _MAX_SPLITS = 64
 
-MAX_NORM_WIDTH = 8192
-"""Longest rows of `add_rms_norm`."""
-
 
 def is_available(device: torch.device) -> bool:
     """Whether these kernels run on a device: a CUDA card of compute capability 8.0 or more, and triton is installed."""
@@ -222,42 +219,6 @@ def gated_silu(gate_up: Tensor) -> Tensor:
     with _on_device_of(gate_up):
         _code().silu_kernel[(len(rows), -(-width // block))](rows, out, rows.stride(0), width, block=block, num_warps=4)
     return out
-
-
-def add_rms_norm(hidden: Tensor, update: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum of hidden states and an update, and its root-mean-square norm.
-
-    It rounds where torch's addition and `mcsd.models.llama.LlamaRMSNorm` round.
-
-    Args:
-        hidden, update: ``[..., H]``.
-        weight: ``[H]``.
-        eps: added to the mean of the squares.
-
-    Returns:
-        Sum and norm ``[..., H]``, contiguous.
-
-    Raises:
-        ValueError: H exceeds `MAX_NORM_WIDTH`.
-    """
-    width = hidden.shape[-1]
-    if width > MAX_NORM_WIDTH:
-        raise ValueError(f"rows of {width} elements exceed {MAX_NORM_WIDTH}")
-    left, right = hidden.reshape(-1, width), update.reshape(-1, width)
-    _require_contiguous_rows(left, right, weight)
-    summed, normed = hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape)
-    block = _next_power_of_2(width)
-    with _on_device_of(hidden):
-        _code().norm_kernel[(len(left),)](
-            *(left, right, weight, summed, normed),
-            left.stride(0),
-            right.stride(0),
-            width,
-            eps,
-            block=block,
-            num_warps=max(1, min(16, block // 512)),
-        )
-    return summed, normed
 
 
 def _require_contiguous_rows(*tensors: Tensor) -> None:
