@@ -1,6 +1,6 @@
 """Captured functions: an engine that replays recorded operations gives the texts of one that runs them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -58,7 +58,7 @@ def tabular(captures: bool) -> tuple[Any, Any]:
     return models[0], models[1]
 
 
-def networks(drafter: str, captures: bool) -> tuple[Any, Any]:
+def networks(drafter: str, captures: bool, move: Callable[[Any], Any] = move) -> tuple[Any, Any]:
     target = TransformersModel(move(tiny("llama")), captures=captures)
     if drafter == "model":
         return target, TransformersModel(move(tiny("llama", seed=1)), captures=captures)
@@ -89,16 +89,62 @@ def test_every_drafter_gives_the_same_texts(drafter: str, tree: str) -> None:
     assert engine.graphs.stats.graphs >= 2
 
 
-def test_a_cache_that_grows_gives_the_same_texts() -> None:
-    # 256 slots at first: graphs of the cache before must not be used after it has moved.
-    def run(captures: bool) -> tuple[Any, int]:
-        engine = mcsd.Engine(*networks("model", captures), tree="2x1", max_batch=1, max_length=400)
-        prompt = [5 + i % 50 for i in range(230)]
-        done = engine.generate(prompt, seed=1, ignore_eos=True, max_new_tokens=60)
-        return done.token_ids, engine.cache.generation
+@pytest.mark.parametrize("drafter", ["model", "head"])
+def test_a_gpu_gives_the_texts_of_a_cpu(drafter: str) -> None:
+    """Forwards are padded there, and read more slots."""
+    done = [
+        mcsd.Engine(*networks(drafter, False, place), tree="4x2x1", max_batch=1).generate([5, 6, 7], seed=1)
+        for place in (move, lambda module: module)
+    ]
+    assert done[0].token_ids == done[1].token_ids
+    assert done[0].stats.target_calls == done[1].stats.target_calls
 
-    assert run(True) == run(False)
-    assert run(True)[1] == 2
+
+SCENARIO = (
+    # Tokens of the prompt, new tokens, and sampling: what an engine generates one after the other.
+    (3, 8, SamplingParams()),
+    (5, 8, SamplingParams(top_k=3)),
+    (16, 40, SamplingParams()),
+    (3, 8, SamplingParams(temperature=0)),
+    (40, 30, SamplingParams()),  # The caches grow.
+    (7, 8, SamplingParams(temperature=0.6)),
+    (4, 8, SamplingParams(repetition_penalty=1.3)),
+    (3, 8, SamplingParams()),
+    (90, 8, SamplingParams()),
+    (20, 8, SamplingParams()),
+)
+
+
+def used_slots(cache: Any) -> Tensor:
+    """Keys and values of the committed tokens of the first sequence."""
+    return cache._store[:, :, 0, :, : cache.host_lengths[0]].as_subclass(Tensor)
+
+
+@pytest.mark.parametrize("tree", ["none", "4x2x1"])
+def test_every_step_leaves_the_caches_as_without_graphs(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Short texts fill several multiples of these, in a cache and in the larger one after it.
+    monkeypatch.setattr("mcsd.models.kv_cache._FIRST_SLOTS_ON_A_GPU", 64)
+    monkeypatch.setattr("mcsd.models.kv_cache._COLUMNS_ON_A_GPU", 16)
+    engines = [
+        mcsd.Engine(*networks("model", captures), tree=tree, max_batch=1, max_length=120) for captures in (False, True)
+    ]
+    for turn, (length, new, params) in enumerate(SCENARIO):
+        fields = {"seed": turn, "ignore_eos": True, "max_new_tokens": new}
+        requests = [
+            engine.request([5 + i % 50 for i in range(length)], replace(params, **fields)) for engine in engines
+        ]
+        for engine, request in zip(engines, requests, strict=True):
+            engine.submit(request)
+        while not requests[0].done:
+            for engine in engines:
+                engine.step()
+            assert requests[0].tokens == requests[1].tokens, turn
+            caches = [[engine.cache, getattr(engine.drafter, "cache", engine.cache)] for engine in engines]
+            for expected, ours in zip(*caches, strict=True):
+                assert ours.host_lengths == expected.host_lengths == ours.lengths.tolist()
+                if expected.host_lengths[0]:
+                    torch.testing.assert_close(used_slots(ours), used_slots(expected))
+    assert engines[1].cache.generation == 2
 
 
 class Doubled:
