@@ -10,12 +10,12 @@ from torch import Tensor
 
 import mcsd
 from mcsd import SCHEMES, SamplingParams, graphs
-from mcsd.graphs import GraphCache
+from mcsd.graphs import GraphCache, ReadTensors
 from mcsd.models.draft_head import BoundHead, DraftHead, HeadConfig
 from mcsd.models.transformers import TransformersModel
 from mcsd.schemes.registry import REGISTRY
 from mcsd.testing import TabularModel
-from support.recorded_graph import record
+from support.recorded_graph import record, waits_are_errors
 from support.simulated_cuda import DEVICE, SimulatedCuda, move, recording, simulated
 from support.tiny import VOCABULARY, tiny
 
@@ -33,6 +33,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A simulated GPU on which recorded operations stand for graphs."""
     monkeypatch.setattr("mcsd.models.kv_cache._free_bytes", lambda device: 1 << 34)
     monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "waits_are_errors", waits_are_errors)
     monkeypatch.setattr(graphs, "_reserved_bytes", lambda device: 0)
     with SimulatedCuda():
         yield
@@ -166,7 +167,7 @@ def test_a_function_is_captured_when_it_is_used_again_and_then_replayed() -> Non
         first, second = simulated(torch.full((2,), float(turn))), simulated(torch.ones(2))
         outputs = cache.run("key", function, first, second)
         assert [each.tolist() for each in outputs] == [[2.0 * turn] * 2, [turn + 1.0] * 2]
-    assert function.calls == 2
+    assert function.calls == 3
     assert function.total.tolist() == [10.0, 10.0]
     assert cache.stats.graphs == 1
 
@@ -174,7 +175,7 @@ def test_a_function_is_captured_when_it_is_used_again_and_then_replayed() -> Non
 def test_inputs_are_copied_when_they_have_changed() -> None:
     cache, function = GraphCache(DEVICE, True), Doubled()
     first, second = simulated(torch.ones(2)), simulated(torch.ones(2))
-    for _ in range(3):
+    for _ in range(4):
         cache.run("key", function, first, second)
     first += 4
     assert cache.run("key", function, first, second)[0].tolist() == [10.0, 10.0]
@@ -185,21 +186,44 @@ def test_inputs_are_copied_when_they_have_changed() -> None:
     assert counts.launches == {"graph": 2, "_foreach_copy_": 1}
 
 
-def test_outputs_of_one_graph_are_read_in_place_by_the_next() -> None:
-    cache = GraphCache(DEVICE, True)
-    with recording() as counts:
-        for turn in range(6):
-            (made,) = cache.run("make", lambda x: (x + 1,), simulated(torch.full((2,), float(turn))))
-            (used,) = cache.run("use", lambda x: (x * 10,), made)
-            assert used.tolist() == [10.0 * (turn + 1)] * 2
-    assert counts.launches["_foreach_copy_"] == 4  # The inputs of "make" after it was captured.
+def test_a_new_generation_ends_all_graphs() -> None:
+    cache, function = GraphCache(DEVICE, True), Doubled()
+    one = simulated(torch.ones(2))
+    for generation in (1, 2):
+        for _ in range(4):
+            cache.run("key", function, one, one, generation=generation)
+        assert function.calls == 3 * generation
+        assert cache.stats.graphs == 1
+
+
+def test_memory_that_a_function_reads_is_kept() -> None:
+    constants = [torch.ones(2), torch.ones(3)]
+    argument = torch.ones(2)
+    with ReadTensors() as read:
+        made = argument[:1] + constants[0]
+        (made * 2).add_(torch.cat([constants[1][:1], made[:1]]))
+    assert read.addresses == {each.data_ptr() for each in (argument, *constants)}
+
+
+def test_a_first_run_that_fails_does_not_count() -> None:
+    cache, function, one = GraphCache(DEVICE, True), Doubled(), simulated(torch.ones(2))
+
+    def fail(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError("no memory")
+
+    for _ in range(3):
+        with pytest.raises(torch.OutOfMemoryError):
+            cache.run("key", fail, one, one)
+    for _ in range(2):
+        cache.run("key", function, one, one)
+    assert cache.stats.graphs == 0
 
 
 def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     cache, function = GraphCache(DEVICE, True), Doubled()
     one = simulated(torch.ones(2))
-    for key in ("a", "b", "a", "b", "c", "a", "c"):
+    for key in "aaabbbacccac":
         cache.run(key, function, one, one)
     assert cache.stats.graphs == 2
     before = function.calls
@@ -210,14 +234,15 @@ def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert function.calls == before + 1
 
 
-def test_without_memory_for_more_graphs_functions_run_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    reserved = iter([0, graphs.MAX_BYTES + 1])
+def test_the_memory_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = graphs.MAX_BYTES // 2 + 1
+    reserved = iter([0, size, size, 2 * size])
     monkeypatch.setattr(graphs, "_reserved_bytes", lambda device: next(reserved))
     cache, function = GraphCache(DEVICE, True), Doubled()
     one = simulated(torch.ones(2))
-    for key in ("a", "a", "b", "b", "b"):
+    for key in "aaabbb":
         assert cache.run(key, function, one, one)[0].tolist() == [2.0, 2.0]
-    assert cache.stats == (1, graphs.MAX_BYTES + 1)
+    assert cache.stats == (1, size)
 
 
 def test_a_function_that_waits_runs_without_a_graph() -> None:
@@ -228,7 +253,7 @@ def test_a_function_that_waits_runs_without_a_graph() -> None:
 
     one = simulated(torch.ones(2))
     cache.run("key", waits, one)
-    with pytest.warns(mcsd.errors.McsdWarning, match="without CUDA graphs"):
+    with pytest.warns(mcsd.errors.McsdWarning, match="no CUDA graphs"):
         assert cache.run("key", waits, one)[0].tolist() == [2.0, 2.0]
     assert cache.run("key", waits, one + 1)[0].tolist() == [8.0, 8.0]
     assert cache.stats.graphs == 0

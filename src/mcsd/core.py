@@ -257,8 +257,8 @@ class EngineCore:
             return output.logits, output.hidden
 
         columns = self.cache.reserve(1 + len(tree.shape))
-        key = "score", tree.shape, self.cache.generation, columns
-        logits, hidden = self.graphs.run(key, forward, self._roots, tree.tokens)
+        key = "score", tree.shape, columns
+        logits, hidden = self.graphs.run(key, forward, self._roots, tree.tokens, generation=self.cache.generation)
         self.clock.lap("target")
         return logits, hidden
 
@@ -281,8 +281,9 @@ class EngineCore:
             # The captured function reads them; it cannot make them.
             self._history.penalties(self._sampling, logits)
         random = self._streams.at(self._positions, VERIFY, self._positions_on_device)
-        key = "verify", tree.shape, self._sampling.kind, self.cache.generation
-        *parts, table = self.graphs.run(key, verify, tree, logits, self._sampling, self._history, random)
+        key = "verify", tree.shape, self._sampling.kind
+        arguments = tree, logits, self._sampling, self._history, random
+        *parts, table = self.graphs.run(key, verify, *arguments, generation=self.cache.generation)
         result = VerificationResult(*parts)
         self._history.append(tree, result)
         return result, table

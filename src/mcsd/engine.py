@@ -44,8 +44,9 @@ class Engine(EngineCore):
         max_length: the most tokens of a request, prompt included; at most the target's context, which is the default.
         sampling_defaults: where fields of sampling parameters that a request does not name come from: "model" (its
             generation config; mcsd's for what that leaves open) or "mcsd" (those of `SamplingParams`).
-        optimize: make fused and packed copies of a target and draft of transformers on a CPU, as `load` does. The
-            models stay as they are; each copy takes memory of its own, in bfloat16 or int8.
+        optimize: run a target and draft of transformers as `load` runs them. The models compute what they did before.
+            On a CPU, packed copies take memory of their own, in bfloat16 or int8; on a CUDA card, fused copies share
+            their weights, and forwards are captured in CUDA graphs.
         profile: where the calibration of tree "auto" is kept. Without it every engine calibrates, and the tree that a
             seed pins may differ between engines.
 

@@ -5,28 +5,37 @@ host one launch. It runs no Python code: what the host keeps track of is up to t
 """
 
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, Self
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcsd.errors import McsdWarning
 
 MAX_GRAPHS = 64
-"""Graphs that a `GraphCache` keeps; the one that was not used for the longest time makes space for a new one."""
+"""Graphs that a `GraphCache` keeps at most."""
 
 MAX_BYTES = 1 << 31
-"""Memory that its graphs may take on the device, their outputs included; beyond it functions run without a graph."""
+"""Memory that its graphs may take on the device, their outputs included."""
+
+_EAGER_RUNS = 2
+"""Runs of a function before it is captured. The first compiles kernels and makes constants; the second must not wait
+for the device, which a failed capture would leave in a bad state."""
 
 Outputs = tuple[Any, ...]
 """Tensors, or None."""
 
+_capturing = Lock()
+
 
 class TensorGroup(Protocol):
-    """An argument of a captured function that consists of several tensors and of data that its key covers."""
+    """An argument of a captured function: several tensors, and other data that the key covers."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -34,12 +43,12 @@ class TensorGroup(Protocol):
         ...
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
-        """The same with other tensors of the same shapes."""
+        """A copy with other tensors of the same shapes."""
         ...
 
 
 class GraphStats(NamedTuple):
-    """What a `GraphCache` holds.
+    """Number and memory of the graphs of a `GraphCache`.
 
     Attributes:
         graphs: how many.
@@ -50,19 +59,11 @@ class GraphStats(NamedTuple):
     bytes: int
 
 
-_outputs: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-"""Outputs of all captured functions, by `id`. Their address never changes, so another graph reads them in place."""
-
-
-def _is_output(tensor: Tensor) -> bool:
-    return _outputs.get(id(tensor)) is tensor
-
-
 class GraphCache:
-    """Runs functions of tensors. One that is used a second time is captured, and replayed from then on.
+    """Runs functions of tensors. One that is used again is captured, and replayed from then on.
 
-    A function must depend on its arguments and its key only, and on tensors whose address the key covers. It must not
-    wait for the device nor send anything to it. Its outputs hold until it is called again.
+    A function must depend on its arguments and its key only. It may read and write tensors at addresses that stay the
+    same in a generation. It must not wait for the device nor send anything to it. Its outputs hold until its next call.
 
     Args:
         device: where the functions compute.
@@ -72,16 +73,18 @@ class GraphCache:
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self._device = device
         self._enabled = enabled and device.type == "cuda"
-        self._seen: set[Hashable] = set()
+        self._runs: Counter[Hashable] = Counter()
         self._captured: OrderedDict[Hashable, _CapturedFunction] = OrderedDict()
-        self._bytes = 0
+        self._generation = 0
 
     @property
     def stats(self) -> GraphStats:
-        """What it holds."""
-        return GraphStats(len(self._captured), self._bytes)
+        """Number and memory of the graphs."""
+        return GraphStats(len(self._captured), sum(each.bytes for each in self._captured.values()))
 
-    def run(self, key: Hashable, function: Callable[..., Outputs], *arguments: Any) -> Outputs:
+    def run(
+        self, key: Hashable, function: Callable[..., Outputs], *arguments: Any, generation: int | None = None
+    ) -> Outputs:
         """The outputs of a function.
 
         Args:
@@ -89,67 +92,78 @@ class GraphCache:
                 arguments need not be in it.
             function: from arguments like the given ones to tensors.
             arguments: tensors, or a `TensorGroup` each.
+            generation: of the addresses that functions read and write. A new one ends all graphs.
         """
         if not self._enabled:
             return function(*arguments)
+        if generation is not None and generation != self._generation:
+            self._clear()
+            self._generation = generation
         tensors = [tensor for argument in arguments for tensor in _tensors(argument)]
-        key = key, *(id(each) if _is_output(each) else (each.shape, each.dtype) for each in tensors)
-        captured = self._captured.get(key)
+        full_key = key, *((each.shape, each.dtype) for each in tensors)
+        captured = self._captured.get(full_key)
         if captured is None:
-            if key not in self._seen or self._bytes > MAX_BYTES:
-                # Shapes that occur once are not worth a graph. This run also compiles kernels and makes constants.
-                self._seen.add(key)
-                return function(*arguments)
-            captured = self._capture(function, arguments, tensors)
-            if captured is None:
-                return function(*arguments)
-            self._captured[key] = captured
-            if len(self._captured) > MAX_GRAPHS:
+            runs = self._runs[full_key]
+            # Shapes that occur once or twice are not worth a graph.
+            if runs < _EAGER_RUNS:
+                outputs = function(*arguments) if not runs else self._checked(function, arguments)
+                self._runs[full_key] += 1
+                return outputs
+            captured = self._captured[full_key] = _CapturedFunction(function, arguments, tensors, self._device)
+            while len(self._captured) > MAX_GRAPHS or (len(self._captured) > 1 and self.stats.bytes > MAX_BYTES):
                 self._captured.popitem(last=False)
-        self._captured.move_to_end(key)
+        self._captured.move_to_end(full_key)
         return captured(tensors)
 
-    def _capture(
-        self, function: Callable[..., Outputs], arguments: Sequence[Any], tensors: list[Tensor]
-    ) -> "_CapturedFunction | None":
-        before = _reserved_bytes(self._device)
+    def _checked(self, function: Callable[..., Outputs], arguments: Sequence[Any]) -> Outputs:
+        """The outputs of a function. If it waits for the device, nothing is captured from now on."""
         try:
-            captured = _CapturedFunction(function, arguments, tensors)
+            with waits_are_errors():
+                return function(*arguments)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = (str(error).splitlines() or ["unknown"])[0]
-            message = f"runs without CUDA graphs, which this model does not allow: {reason:.100}"
-            warnings.warn(message, McsdWarning, stacklevel=4)
+            warnings.warn(f"no CUDA graphs are used, because a forward waits: {reason:.100}", McsdWarning, stacklevel=4)
             self._enabled = False
-            return None
-        self._bytes += max(0, _reserved_bytes(self._device) - before)
-        return captured
+            self._clear()
+            return function(*arguments)
+
+    def _clear(self) -> None:
+        self._captured.clear()
+        self._runs.clear()
 
 
 class _CapturedFunction:
-    """A function with arguments at fixed addresses."""
+    """A function with arguments at fixed addresses.
 
-    def __init__(self, function: Callable[..., Outputs], arguments: Sequence[Any], tensors: list[Tensor]) -> None:
-        self._inputs = [each if _is_output(each) else each.clone() for each in tensors]
+    Attributes:
+        bytes: device memory that its capture has taken.
+    """
+
+    def __init__(
+        self, function: Callable[..., Outputs], arguments: Sequence[Any], tensors: list[Tensor], device: torch.device
+    ) -> None:
+        self._inputs = [each.clone() for each in tensors]
         self._given = tensors
         self._versions = [_version(each) for each in tensors]
         rest = iter(self._inputs)
         static = [
-            next(rest)
-            if isinstance(argument, Tensor)
-            else argument.with_tensors([next(rest) for _ in argument.tensors])
-            for argument in arguments
+            next(rest) if isinstance(each, Tensor) else each.with_tensors([next(rest) for _ in each.tensors])
+            for each in arguments
         ]
-        outputs, self._replay = record(lambda: function(*static))
-        self._outputs = outputs
-        _outputs.update({id(each): each for each in outputs if each is not None})
+        before = _reserved_bytes(device)
+        with ReadTensors() as self._read:
+            self._outputs, self._replay = record(lambda: function(*static), device)
+        self.bytes = max(0, _reserved_bytes(device) - before)
 
     def __call__(self, tensors: list[Tensor]) -> Outputs:
         """Replay with the values of these tensors."""
-        # Most inputs are those of the last call, and have not been written since.
+        # Many inputs are those of the last call, and have not been written since.
         changed = [
             index
             for index, (given, last, version) in enumerate(zip(tensors, self._given, self._versions, strict=True))
-            if (given is not last or version is None or _version(given) != version) and given is not self._inputs[index]
+            if given is not last or version is None or _version(given) != version
         ]
         if changed:
             torch._foreach_copy_([self._inputs[index] for index in changed], [tensors[index] for index in changed])
@@ -158,16 +172,71 @@ class _CapturedFunction:
         return self._outputs
 
 
-def record(function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+class ReadTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the memory that a function reads and has not made itself, such as constants: a graph knows its address."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kept: dict[int, Any] = {}
+        self._made: set[int] = set()
+
+    @property
+    def addresses(self) -> set[int]:
+        """Where the memory is."""
+        return set(self._kept)
+
+    def __torch_dispatch__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        kwargs = kwargs or {}
+        for storage in _storages((*args, *kwargs.values())):
+            if storage.data_ptr() not in self._made:
+                self._kept[storage.data_ptr()] = storage
+        out = func(*args, **kwargs)
+        for storage in _storages(out if isinstance(out, tuple | list) else (out,)):
+            if storage.data_ptr() not in self._kept:
+                self._made.add(storage.data_ptr())
+        return out
+
+
+def record(function: Callable[[], Outputs], device: torch.device) -> tuple[Outputs, Callable[[], None]]:
     """Capture the kernels of a function without running them: its outputs, and what runs them."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    graph, stream = torch.cuda.CUDAGraph(), _capture_stream(device)
+    with (
+        _capturing,
+        torch.cuda.stream(stream),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         outputs = function()
     return outputs, graph.replay
 
 
-def _tensors(argument: Tensor | TensorGroup) -> tuple[Tensor, ...]:
+@contextmanager
+def waits_are_errors() -> Iterator[None]:
+    """In this context torch raises RuntimeError when the host waits for a CUDA device."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _tensors(argument: Any) -> tuple[Tensor, ...]:
     return (argument,) if isinstance(argument, Tensor) else argument.tensors
+
+
+def _storages(values: Iterable[Any]) -> Iterator[torch.UntypedStorage]:
+    """The memory of tensors, some of them in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value.untyped_storage()
+        elif isinstance(value, tuple | list):
+            yield from _storages(value)
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -176,4 +245,6 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _reserved_bytes(device: torch.device) -> int:
+    """Device memory of torch without what it has freed."""
+    torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)

@@ -5,9 +5,11 @@ slice, a branch) stays as it was. Recording leaves all tensors as they were, as 
 waits for the device or sends something to it cannot be recorded.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -38,22 +40,35 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
-def record(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+@contextmanager
+def waits_are_errors() -> Iterator[None]:
+    """What `mcsd.graphs.waits_are_errors` does on a card, but at the end.
+
+    Raises:
+        RuntimeError: the host has waited for the device or sent something to it.
+    """
+    outer, simulated_cuda._counts = simulated_cuda._counts, None
+    try:
+        with recording() as counts:
+            yield
+    finally:
+        simulated_cuda._counts = outer
+    if counts.reads or counts.copies:
+        raise RuntimeError(f"called a synchronizing operation: {dict(counts.reads + counts.copies)}")
+
+
+def record(function: Callable[[], Any], device: torch.device) -> tuple[Any, Callable[[], None]]:
     """What `mcsd.graphs.record` does on a card.
 
     Raises:
         RuntimeError: the function waits for the device or sends something to it.
     """
+    with waits_are_errors(), _Recorder() as recorder:
+        outputs = function()
     outer, simulated_cuda._counts = simulated_cuda._counts, None
-    try:
-        with _Recorder() as recorder, recording() as counts:
-            outputs = function()
-        for tensor, before in reversed(recorder.overwritten):
-            tensor.copy_(before)
-    finally:
-        simulated_cuda._counts = outer
-    if counts.reads or counts.copies:
-        raise RuntimeError(f"not permitted while a stream is captured: {dict(counts.reads + counts.copies)}")
+    for tensor, before in reversed(recorder.overwritten):
+        tensor.copy_(before)
+    simulated_cuda._counts = outer
 
     def replay() -> None:
         outer, simulated_cuda._counts = simulated_cuda._counts, None

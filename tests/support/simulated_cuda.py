@@ -87,7 +87,8 @@ class _Launches(TorchDispatchMode):
         if _counts is not None:
             name = func._schema.name.partition("::")[2]
             if name not in _NO_KERNEL:
-                _counts.launches[name] += 1
+                # Copies of tensors of several dtypes are a launch each.
+                _counts.launches[name] += len(args[0]) if name == "_foreach_copy_" else 1
         return func(*args, **(kwargs or {}))
 
 

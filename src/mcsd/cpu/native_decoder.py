@@ -98,4 +98,6 @@ def as_decoder(
         return NativeDecoder(network, name, vocabulary, precision, load_reference)
     on_cuda = network.device.type == "cuda"
     reference = load_reference if on_cuda or isinstance(network, LlamaForCausalLM) else None
+    if on_cuda:
+        precision = f"{precision}, CUDA graphs"
     return TransformersModel(network, name, vocabulary, precision, reference, captures=on_cuda)

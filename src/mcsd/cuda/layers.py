@@ -26,11 +26,14 @@ def fuse_for_cuda(network: nn.Module) -> None:
 def fused_copy(network: Any) -> Any:
     """A fused copy that shares its weights with a network. What the network computes does not change.
 
-    Fused layers join weights of the network in new tensors, of which the network's own become parts.
+    Fused layers join weights in new tensors, of which the network's own become parts. If the network is moved later,
+    the copy stays where it is.
     """
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    copied = copy.deepcopy(network, shared)
+    shared = {parameter: nn.Parameter(parameter.detach(), requires_grad=False) for parameter in network.parameters()}
+    copied = copy.deepcopy(network, {id(own): other for own, other in shared.items()})
     fuse_for_cuda(copied)
+    for own, other in shared.items():
+        own.data = other.data
     return copied
 
 

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -90,10 +90,10 @@ class LevelDrafter(Drafter):
             return CandidateTree.none(len(token_ids), self._device)
         pending = PendingTokens.of(token_ids, self.cache.host_lengths, self._device)
         columns = self.cache.reserve(pending.tokens.shape[1] + len(shape))
-        key = "draft", shape, scheme.name, sampling.kind, self.cache.generation, columns
+        key = "draft", shape, scheme.name, sampling.kind, columns
         levels = partial(self._draft_levels, shape, scheme)
         states = self._states_before(pending)
-        drafted = self.graphs.run(key, levels, sampling, random, pending, *states)
+        drafted = self.graphs.run(key, levels, sampling, random, pending, *states, generation=self.cache.generation)
         # They are longer already, unless a graph was replayed, which runs no code of the host.
         self.cache.host_lengths[: len(token_ids)] = map(len, token_ids)
         return CandidateTree.of(shape, drafted)
@@ -234,13 +234,13 @@ class Level:
     layout: TokenLayout | None
 
 
-@lru_cache(maxsize=64)
+@cache
 def inner_columns(shape: TreeShape, device: torch.device) -> Tensor:
     """int64 ``[N]``: the columns of all `levels_of` a tree."""
     return torch.cat([level.columns for level in levels_of(shape, device)])
 
 
-@lru_cache(maxsize=64)
+@cache
 def levels_of(shape: TreeShape, device: torch.device) -> tuple[Level, ...]:
     """The levels of a tree."""
     levels = []

@@ -1,6 +1,6 @@
 """Another language model as draft."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class ModelDrafter(LevelDrafter):
         path = path[:, :-1]
         if not path.shape[1]:
             return
-        self.graphs.run(("commit", self._shape, self.cache.generation), self._keep, path)
+        self.graphs.run(("commit", self._shape), self._keep, path, generation=self.cache.generation)
         self.cache.advance([sum(node in self._inner for node in nodes) for nodes in paths])
 
     def _keep(self, path: Tensor) -> tuple[Tensor, ...]:
@@ -86,7 +86,7 @@ class ModelDrafter(LevelDrafter):
         return self.model.forward(tokens, level.layout, self.cache).logits
 
 
-@lru_cache(maxsize=64)
+@cache
 def _in_flight_indices(shape: TreeShape, device: torch.device) -> Tensor:
     """int64 ``[n]``: the index of each node among those the draft reads, -1 for leaves."""
     indices = torch.full((len(shape),), -1, dtype=torch.int64)

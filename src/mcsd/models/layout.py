@@ -1,7 +1,7 @@
 """The layout of in-flight tokens: their positions, and which of them attend to each other."""
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from torch import Tensor
 from mcsd.tree import TreeShape
 
 _CPU = torch.device("cpu")
+
+_LONGEST_KEPT = 64
+"""Tokens of chains that are kept: those of steps. Longer ones are prompts, of any length."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,20 @@ class TokenLayout:
         return self if self.mask.device == device else TokenLayout(self.offsets.to(device), self.mask.to(device))
 
     @classmethod
-    @lru_cache(maxsize=16)
     def chain(cls, length: int, device: torch.device = _CPU) -> "TokenLayout":
         """Tokens that follow each other (causal attention)."""
+        if length <= _LONGEST_KEPT:
+            return cls._short_chain(length, device)
+        mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return cls(torch.arange(length, device=device), mask)
+
+    @classmethod
+    @cache
+    def _short_chain(cls, length: int, device: torch.device) -> "TokenLayout":
         return cls(torch.arange(length), torch.ones(length, length, dtype=torch.bool).tril()).to(device)
 
     @classmethod
-    @lru_cache(maxsize=64)
+    @cache
     def tree(cls, shape: TreeShape, device: torch.device = _CPU) -> "TokenLayout":
         """The root and all candidates of a tree, in one forward (tree attention)."""
         return cls(shape.offsets, shape.mask).to(device)

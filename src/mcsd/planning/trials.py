@@ -40,9 +40,11 @@ _WIDTHS = (1, 4, 6, 8, 12, 16, 32, 64)
 _MAX_SLOWDOWN = 3.0
 """Forwards are timed up to the first that takes this many times as long as one token."""
 
-_CONTEXT, _REPEATS = 64, 4
-"""Tokens before the timed forwards, and rounds of timing them: a disturbance lasts for a while, and on a GPU the first
-two rounds make CUDA graphs."""
+_CONTEXT, _REPEATS = 64, 3
+"""Tokens before the timed forwards, and rounds of timing them: a disturbance lasts for a while."""
+
+_CAPTURES = 3
+"""Rounds before these in which a CUDA graph is made of every forward."""
 
 _PRIOR, _PRIOR_WEIGHT = geometric_rates(0.2, 0.08), 4.0
 """Rates of a poor draft, and the visits they count for. Few steps of a slow pair are measured; with an optimistic
@@ -184,15 +186,18 @@ def measure_forwards(
     context = min(_CONTEXT, length // 2)
     widths = [width for width in _WIDTHS if context + width <= length]
     points: dict[int, float] = {}
+    captures = getattr(model, "captures", False)
     for count in batch_sizes:
         cache = model.new_cache(count, length)
         for sequence in range(count):
             prefill(model, cache, cache.add(), [(sequence + token) % model.vocab_size for token in range(context)])
-        graphs = GraphCache(model.device, getattr(model, "captures", False))
-        for _ in range(_REPEATS):
+        graphs = GraphCache(model.device, captures)
+        for turn in range(-_CAPTURES if captures else 0, _REPEATS):
             for width in widths:
                 tokens = (torch.arange(width, device=model.device) % model.vocab_size).expand(count, -1)
                 seconds = _forward_seconds(model, tokens, cache, hidden_layers, graphs)
+                if turn < 0:
+                    continue
                 points[count * width] = min(seconds, points.get(count * width, seconds))
                 if points[count * width] > _MAX_SLOWDOWN * points[min(points)]:
                     break
@@ -210,7 +215,7 @@ def _forward_seconds(
 
     started = time.perf_counter()
     columns = cache.reserve(width)
-    logits, _ = graphs.run((width, columns, cache.generation), forward, tokens)
+    logits, _ = graphs.run((width, columns), forward, tokens, generation=cache.generation)
     float(logits[0, -1, 0])  # Reading a number waits for the device.
     seconds = time.perf_counter() - started
     nothing = torch.zeros(len(tokens), dtype=torch.int64, device=model.device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from mcsd.sampling import BatchSamplingParams, Penalties, SparseDistributions, a
 from mcsd.tree import TreeShape
 
 
-@lru_cache(maxsize=64)
+@cache
 def children_of(shape: TreeShape, device: torch.device) -> Tensor:
     """`TreeShape.children` on a device."""
     return shape.children.to(device)
 
 
-@lru_cache(maxsize=64)
+@cache
 def paths_of(shape: TreeShape, device: torch.device) -> Tensor:
     """`TreeShape.paths` on a device."""
     return shape.paths.to(device)
