@@ -164,7 +164,7 @@ def test_wrong_positions_fail_both_parts_and_do_not_count_as_rounding() -> None:
 
 def test_a_stale_cache_fails_greedy_texts() -> None:
     subject = engine(tree="3x2")
-    subject.cache._keep = lambda columns, counts, host_counts, sequences: None  # type: ignore[method-assign]
+    subject.cache._keep = lambda columns, counts, sequences: None  # type: ignore[method-assign]
     report = check(subject, samples=500)
     assert not report.greedy.passed
     worst = max(one.gap for one in report.greedy.failures)
