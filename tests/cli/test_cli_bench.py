@@ -71,8 +71,8 @@ def test_plain_decoding_and_generate_are_the_default_baselines(
     titles = ("speed", "acceptance of one of the first k", "a forward of the target", "temperature 1: fastest is")
     found = [next(i for i, line in enumerate(lines) if line.startswith(title)) for title in titles]
     assert found == sorted(found)
-    # Where the tiny models are as fast as plain decoding, the report says so instead.
-    assert "× generate" in result.out or "cannot tell it from plain decoding" in result.out
+    # On tiny models `generate` may be the fastest, which is not compared with itself.
+    assert "× generate" in result.out or result.out.count("fastest is generate") == 2
 
 
 def test_json_is_one_object(run: Run, tiny: Path, prompts: Path, tmp_path: Path) -> None:
