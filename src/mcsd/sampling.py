@@ -104,7 +104,7 @@ class BatchSamplingParams:
         return self.temperature, self.greedy, self.top_k, self.top_p, self.min_p, self.truncates
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "BatchSamplingParams":
-        """The same with other tensors."""
+        """A copy with other `tensors`."""
         return BatchSamplingParams(self.params, *tensors)
 
     @cached_property
@@ -246,7 +246,7 @@ class Penalties:
         return self.counts, self.seen, self.repetition, self.presence, self.frequency, *bias
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "Penalties":
-        """The same with other `tensors`."""
+        """A copy with other `tensors`."""
         counts, seen, repetition, presence, frequency, *bias = tensors
         return Penalties(counts, seen, bias[0] if bias else None, repetition, presence, frequency)
 

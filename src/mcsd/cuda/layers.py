@@ -50,33 +50,19 @@ class CudaRotary(FusedRotary):
 class TritonAttention(FusedAttention):
     """Fused attention that reads the keys and values of a sequence up to its own length, in one pass."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None,
-        cache: Any = None,
-        past_key_values: Any = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        """See `FusedAttention.forward`."""
-        view = past_key_values if cache is None else cache
-        if not isinstance(view, CacheView) or attention_mask is None or hidden_states.shape[1] > MAX_TOKENS:
-            return super().forward(hidden_states, position_embeddings, attention_mask, view)
-        cos, sin = position_embeddings
+    def _attend(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        if not isinstance(cache, CacheView) or mask is None or hidden.shape[1] > MAX_TOKENS:
+            return super()._attend(hidden, cos, sin, mask, cache)
         if self.norms is not None:
-            queries, new_keys, new_values = self._project(hidden_states, cos, sin)
-            keys, values = view.update(new_keys, new_values, self.layer)
+            queries, keys, values = self._project(hidden, cos, sin)
+            keys, values = cache.update(keys, values, self.layer)
         else:
-            qkv = self.qkv_proj(hidden_states)
-            keys, values = view.layer(self.layer, self._like(qkv))
+            qkv = self.qkv_proj(hidden)
+            keys, values = cache.layer(self.layer, self._like(qkv))
             queries = triton_kernels.rotate_and_store(
-                qkv, cos, sin, keys, values, view.slots, self.heads, self.kv_heads
+                qkv, cos, sin, keys, values, cache.slots, self.heads, self.kv_heads
             )
-        out = triton_kernels.tree_attention(
-            queries, keys, values, attention_mask, view.lengths, view.in_flight, self.scaling
-        )
-        return self.o_proj(out), None
+        return triton_kernels.tree_attention(queries, keys, values, mask, cache.lengths, cache.in_flight, self.scaling)
 
     def _like(self, qkv: Tensor) -> Tensor:
         """An empty tensor in the shape and dtype of keys."""

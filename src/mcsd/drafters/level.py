@@ -194,7 +194,7 @@ class PendingTokens:
         return self.tokens, self.counts
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "PendingTokens":
-        """The same with other `tensors`."""
+        """A copy with other `tensors`."""
         tokens, counts = tensors
         return PendingTokens(tokens, counts, self.host_counts)
 

@@ -152,11 +152,15 @@ class FusedAttention(nn.Module):
 
         The cache was named ``past_key_values`` before transformers 5.24.
         """
-        queries, keys, values = self._project(hidden_states, *position_embeddings)
         cache = past_key_values if cache is None else cache
+        return self.o_proj(self._attend(hidden_states, *position_embeddings, attention_mask, cache)), None
+
+    def _attend(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        """The attention ``[B, n, heads * size]`` before the output projection."""
+        queries, keys, values = self._project(hidden, cos, sin)
         if cache is not None:
             keys, values = cache.update(keys, values, self.layer)
-        return self.o_proj(grouped_query_attention(queries, keys, values, attention_mask, self.scaling)), None
+        return grouped_query_attention(queries, keys, values, mask, self.scaling)
 
     def _project(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries ``[B, n, heads, size]``, rotated keys and values ``[B, kv heads, n, size]``."""

@@ -175,7 +175,7 @@ class TokenHistory:
         return () if self._penalties is None else self._penalties.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "TokenHistory":
-        """The same with other `tensors`."""
+        """A copy with other `tensors`."""
         history = TokenHistory(self.prompts, self.generated)
         history._penalties = self._penalties and self._penalties.with_tensors(tensors)
         return history
