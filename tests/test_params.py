@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mcsd.errors import InvalidParameter, RequestError
@@ -31,6 +32,17 @@ BAD: dict[str, list[Any]] = {
         *[[(1, 1.0)], 5, None],
     ],
     "ignore_eos": ["false", 1, None],
+    "typical_p": [0, 0.0, -0.1, 1.1, *NOT_FINITE, *NOT_A_NUMBER],
+    "min_new_tokens": [-1, 2**31 + 1, None, *NOT_AN_INTEGER],
+    "n": [0, -1, 257, None, *NOT_AN_INTEGER],
+    "stop_token_ids": [[-1], [2**31 + 1], "1", b"1", 5, None, [1.5], [True], [None], [0] * 4097],
+    "include_stop": ["false", 1, None],
+    "skip_special_tokens": ["false", 1, None],
+    "bad_words": ["word", b"word", 5, None, [""], [[]], [5], [None], [[-1]], [[1.5]], ["x"] * 4097],
+    "prompt_logprobs": [-1, 21, *NOT_AN_INTEGER],
+    "logits_processors": [5, None, [5], "x"],
+    "stopping_criteria": [5, None, [5], "x"],
+    "prediction": [5, [-1], [1.5], [None], b"x", "x" * (2**20 + 1)],
 }
 
 GOOD: dict[str, list[Any]] = {
@@ -47,7 +59,25 @@ GOOD: dict[str, list[Any]] = {
     "stop": [(), [], ["x"] * 16, ["y" * 1024], ("a", "b")],
     "logit_bias": [{}, {0: -1e4, 2**31: 1e4}, {5: 0}],
     "ignore_eos": [True, False],
+    "typical_p": [1, 0.5, np.float32(0.5)],
+    "min_new_tokens": [0, 2**31, np.int64(5)],
+    "n": [1, 256],
+    "stop_token_ids": [(), [0, 2**31], {5}, np.array([5, 6])],
+    "include_stop": [True, False],
+    "skip_special_tokens": [True, False],
+    "bad_words": [(), ["a", [1, 2]], [np.array([5])]],
+    "prompt_logprobs": [None, 0, 20],
+    "logits_processors": [(), [max]],
+    "stopping_criteria": [(), [max]],
+    "prediction": [None, "text", [1, 2], ()],
 }
+
+
+def _plain(value: Any) -> Any:
+    """Sequences as tuples, numbers of numpy as those of Python."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple | set) else value
 
 
 def test_every_parameter_is_tested() -> None:
@@ -72,7 +102,7 @@ def test_a_bad_value_is_refused_by_name(name: str, value: Any) -> None:
 )
 def test_a_good_value_is_accepted(name: str, value: Any) -> None:
     kept = getattr(SamplingParams(**{name: value}), name)
-    assert kept == (tuple(value) if name == "stop" else value)
+    assert kept == _plain(value)
 
 
 def test_stop_becomes_a_tuple() -> None:

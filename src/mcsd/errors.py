@@ -29,6 +29,7 @@ A `McsdWarning` is not an error: the result is correct, but slower or less than 
 """
 
 from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -160,16 +161,21 @@ class RequestInterrupted(RequestError):
     exit_code = 1
 
 
-def check_int(name: str, value: object, low: int, high: int, error: type[McsdError] = InvalidOption) -> None:
-    """Check that ``value`` is an integer in ``[low, high]``; a bool is none.
+def check_int(name: str, value: object, low: int, high: int, error: type[McsdError] = InvalidOption) -> int:
+    """Check that ``value`` is an integer in ``[low, high]``, of Python or numpy; a bool is none.
+
+    Returns:
+        The value, as an ``int``.
 
     Raises:
         InvalidOption: it is not; or ``error``, where another class is given.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or not low <= number <= high:
         raise error(
             f"{name}={_shown(value)} is not an integer from {low} to {high}", f"give {name} an integer in that range"
         )
+    return number
 
 
 def check_number(
@@ -180,19 +186,25 @@ def check_number(
     *,
     low_open: bool = False,
     error: type[McsdError] = InvalidOption,
-) -> None:
-    """Check that ``value`` is a finite int or float in ``[low, high]``, or ``(low, high]``; a bool is none.
+) -> float:
+    """Check that ``value`` is a finite number (also of numpy) in ``[low, high]``, or ``(low, high]``; a bool is none.
+
+    Returns:
+        The value, as an ``int`` or ``float``.
 
     Raises:
         InvalidOption: it is not; or ``error``, where another class is given.
     """
+    number: float | None = None
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = int(value) if isinstance(value, Integral) else float(value)
     # NaN fails every comparison. Comparisons, unlike math.isfinite, take integers of any size.
-    in_range = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and value < inf
-    if not in_range or (low_open and value == low):
+    if number is None or not (low <= number <= high and number < inf) or (low_open and number == low):
         interval = f"{'(' if low_open else '['}{low:g}, {high:g}{']' if high < inf else ')'}"
         raise error(
             f"{name}={_shown(value)} is not a number in {interval}", f"give {name} a finite number in that range"
         )
+    return number
 
 
 def _shown(value: object) -> str:

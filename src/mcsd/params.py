@@ -1,6 +1,6 @@
 """The parameters and the results of a request: frozen dataclasses, validated once. Free of torch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import partial, wraps
@@ -27,6 +27,15 @@ _ALIASES = {
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
+MAX_COMPLETIONS = 256
+MAX_BAD_WORDS = 4096
+MAX_PREDICTION = 1 << 20
+"""Characters or tokens of a predicted output."""
+
+LogitsProcessor = Callable[[Any, Any], Any]
+"""``(input_ids [1, n], logits [1, V]) -> logits [1, V]``, as a ``LogitsProcessor`` of transformers."""
+StoppingCriterion = Callable[[Any, Any], Any]
+"""``(input_ids [1, n], None) -> bool``, as a ``StoppingCriteria`` of transformers; also a bool tensor ``[1]``."""
 
 
 _Class = TypeVar("_Class", bound=type)
@@ -53,22 +62,39 @@ def _names_checked(cls: _Class) -> _Class:
 class SamplingParams:
     """Sampling parameters of one request. The defaults sample from the model's own distribution.
 
-    Applied in this order: penalties, bias, temperature, top-k, top-p, min-p (the last four as transformers does).
+    Applied in this order: penalties, bias, bad words and minimal length, logits processors, temperature, top-k, top-p,
+    min-p, typical-p (the last five as transformers does).
 
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of most probable tokens with at least this total probability, in (0, 1].
         min_p: drop tokens with less than this fraction of the highest probability, in [0, 1].
+        typical_p: keep the most typical tokens with at least this total probability, in (0, 1] (Meister et al. 2022).
         max_new_tokens: at most this many new tokens.
+        min_new_tokens: tokens that end a text get no probability before this many new tokens.
+        n: completions of the prompt. With more than one a call returns a list of them; with a seed, the first is the
+            text of that seed, and the others have seeds that follow from it.
         seed: makes the text reproducible, whatever else is in the batch; None draws a random one.
         stop: strings that end the text; they are not part of it.
+        stop_token_ids: tokens that end the text, besides the model's own.
+        include_stop: whether the stop string is part of the text.
+        skip_special_tokens: whether the text leaves out special tokens.
+        bad_words: texts, or lists of token ids, that are never generated. A text is encoded with and without a space
+            before it.
         repetition_penalty: > 1 discourages tokens of the prompt and the text (Keskar et al. 2019).
         presence_penalty: subtracted once from the logit of each token in the text so far.
         frequency_penalty: subtracted from a token's logit for each occurrence in the text so far.
         logit_bias: added to the logits of these token ids.
-        logprobs: None, or the number of most probable alternatives to report with each token's log-probability.
+        logprobs: None, or the number of most probable alternatives to report with each token's log-probability. They
+            are the model's own: before penalties, processors, temperature and truncation.
+        prompt_logprobs: the same for the tokens of the prompt.
         ignore_eos: go on after an end-of-sequence token.
+        logits_processors: called one after the other for every token that may be emitted, with the tokens before it and
+            its logits. The distribution stays exact; each call takes its time.
+        stopping_criteria: called after every token with all tokens so far; a true result ends the text.
+        prediction: a text or token ids that the answer is expected to resemble, as in an edit of a given text. It is a
+            source of candidates and does not change the distribution.
 
     Raises:
         InvalidParameter: an unknown name; a value outside its range, NaN or infinite.
@@ -78,49 +104,63 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    n: int = 1
     seed: int | None = None
     stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    bad_words: Sequence[str | Sequence[int]] = ()
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     ignore_eos: bool = False
+    logits_processors: Sequence[LogitsProcessor] = ()
+    stopping_criteria: Sequence[StoppingCriterion] = ()
+    prediction: str | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        number, integer = partial(check_number, error=InvalidParameter), partial(check_int, error=InvalidParameter)
-        number("temperature", self.temperature, 0, 1e4)
-        integer("top_k", self.top_k, 0, 2**31)
-        number("top_p", self.top_p, 0, 1, low_open=True)
-        number("min_p", self.min_p, 0, 1)
-        integer("max_new_tokens", self.max_new_tokens, 1, 2**31)
-        if self.seed is not None:
-            integer("seed", self.seed, 0, 2**64 - 1)
-        number("repetition_penalty", self.repetition_penalty, 0, 100, low_open=True)
-        number("presence_penalty", self.presence_penalty, -100, 100)
-        number("frequency_penalty", self.frequency_penalty, -100, 100)
-        if self.logprobs is not None:
-            integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name, (check, *limits) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL_NUMBERS:
+                # numpy's numbers pass the checks; the fields are Python's.
+                self._set(name, check(name, value, *limits, error=InvalidParameter))
+        for name in ("ignore_eos", "include_stop", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidParameter(f"{name}={getattr(self, name)!r:.40} is not a bool", "give True or False")
         if not isinstance(self.logit_bias, Mapping):
             raise InvalidParameter(f"logit_bias={self.logit_bias!r:.80} is not a mapping", "give {token id: bias}")
-        # A copy: the checked values must not change afterwards.
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        for token, bias in self.logit_bias.items():
-            integer("logit_bias token", token, 0, 2**31)
-            number("logit_bias", bias, -1e4, 1e4)
-        if not isinstance(self.ignore_eos, bool):
-            raise InvalidParameter(f"ignore_eos={self.ignore_eos!r:.40} is not a bool", "give True or False")
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        strings = isinstance(self.stop, Sequence) and len(self.stop) <= MAX_STOP_STRINGS
-        if strings and all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in self.stop):
-            object.__setattr__(self, "stop", tuple(self.stop))
-        else:
+        # Copies: the checked values must not change afterwards.
+        self._set(
+            "logit_bias",
+            {
+                _token("logit_bias token", token): check_number("logit_bias", bias, -1e4, 1e4, error=InvalidParameter)
+                for token, bias in self.logit_bias.items()
+            },
+        )
+        self._set("stop", _stop_strings(self.stop))
+        self._set("stop_token_ids", _tokens("stop_token_ids", self.stop_token_ids, MAX_BAD_WORDS))
+        self._set("bad_words", _bad_words(self.bad_words))
+        if self.prediction is not None and not isinstance(self.prediction, str):
+            self._set("prediction", _tokens("prediction", self.prediction, MAX_PREDICTION))
+        elif self.prediction is not None and len(self.prediction) > MAX_PREDICTION:
             raise InvalidParameter(
-                f"stop={self.stop!r:.80}: not at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_LENGTH} characters",
-                "give one string or a short list of strings",
+                f"prediction has {len(self.prediction)} characters; at most {MAX_PREDICTION} are allowed", "shorten it"
             )
+        for name in ("logits_processors", "stopping_criteria"):
+            given = getattr(self, name)
+            if not isinstance(given, Sequence) or not all(map(callable, given)):
+                raise InvalidParameter(f"{name}={given!r:.60} is not a list of callables", f"give {name}=[...]")
+            self._set(name, tuple(given))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def given(self) -> frozenset[str]:
@@ -130,11 +170,67 @@ class SamplingParams:
     @property
     def changes_logits(self) -> bool:
         """Whether penalties or a bias change the logits, which then depend on the text so far."""
-        return bool(self.logit_bias) or (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (
-            1.0,
-            0.0,
-            0.0,
+        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return bool(self.logit_bias) or penalties != (1.0, 0.0, 0.0)
+
+
+_NUMBERS: Mapping[str, tuple[Any, ...]] = {
+    "temperature": (check_number, 0, 1e4),
+    "top_k": (check_int, 0, 2**31),
+    "top_p": (partial(check_number, low_open=True), 0, 1),
+    "min_p": (check_number, 0, 1),
+    "typical_p": (partial(check_number, low_open=True), 0, 1),
+    "max_new_tokens": (check_int, 1, 2**31),
+    "min_new_tokens": (check_int, 0, 2**31),
+    "n": (check_int, 1, MAX_COMPLETIONS),
+    "seed": (check_int, 0, 2**64 - 1),
+    "repetition_penalty": (partial(check_number, low_open=True), 0, 100),
+    "presence_penalty": (check_number, -100, 100),
+    "frequency_penalty": (check_number, -100, 100),
+    "logprobs": (check_int, 0, MAX_LOGPROBS),
+    "prompt_logprobs": (check_int, 0, MAX_LOGPROBS),
+}
+_OPTIONAL_NUMBERS = ("seed", "logprobs", "prompt_logprobs")
+
+
+def _token(name: str, value: Any) -> int:
+    return check_int(name, value, 0, 2**31, InvalidParameter)
+
+
+def _tokens(name: str, values: Any, most: int) -> tuple[int, ...]:
+    """Token ids as a tuple of Python's numbers."""
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if isinstance(values, str | bytes) or not isinstance(values, Collection) or len(values) > most:
+        raise InvalidParameter(f"{name}={values!r:.60} is not a list of at most {most} token ids", f"give {name}=[...]")
+    return tuple(_token(name, value) for value in values)
+
+
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    """Strings that end a text, as a tuple."""
+    strings = (stop,) if isinstance(stop, str) else stop
+    if (
+        isinstance(strings, Sequence)
+        and len(strings) <= MAX_STOP_STRINGS
+        and all(isinstance(one, str) and 0 < len(one) <= MAX_STOP_LENGTH for one in strings)
+    ):
+        return tuple(strings)
+    raise InvalidParameter(
+        f"stop={stop!r:.80}: not at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_LENGTH} characters",
+        "give one string or a short list of strings",
+    )
+
+
+def _bad_words(words: Any) -> tuple[str | tuple[int, ...], ...]:
+    """Words that are never generated, as a tuple."""
+    if isinstance(words, str | bytes) or not isinstance(words, Sequence) or len(words) > MAX_BAD_WORDS:
+        raise InvalidParameter(
+            f"bad_words={words!r:.60} is not a list of at most {MAX_BAD_WORDS} words", 'give ["a text", [token ids]]'
         )
+    checked = tuple(word if isinstance(word, str) else _tokens("bad_words", word, MAX_STOP_LENGTH) for word in words)
+    if not all(checked):
+        raise InvalidParameter(f"bad_words={words!r:.60} has an empty word", "leave it out")
+    return checked
 
 
 def check_names(names: Iterable[str]) -> None:
