@@ -21,8 +21,16 @@ from support.cli import Run, assert_one_line_error
 SHARED = """
     --target -m --draft -md --tree --scheme --temperature --top-k --top-p --min-p --max-new-tokens -n --seed --stop
     --repetition-penalty --presence-penalty --frequency-penalty --ignore-eos --device --dtype --quantize --compile
+    --typical-p --min-new-tokens --stop-token-ids --include-stop --no-skip-special-tokens --bad-words
     --max-length --sampling-defaults --system --json --color --no-color --debug
 """
+
+
+NO_OPTION = {
+    *("n", "prediction", "logit_bias"),  # Not words of a command line.
+    *("logprobs", "prompt_logprobs", "logits_processors", "stopping_criteria"),  # Numbers and functions of Python.
+}
+"""Sampling parameters without an option."""
 
 
 def parsed(*words: str) -> dict[str, Any]:
@@ -73,8 +81,8 @@ def test_defaults_are_those_of_python() -> None:
         assert load[field.name].default == field.default, field.name
     assert set(load) == {field.name for field in fields(EngineOptions)}
     in_python = {field.name for field in fields(SamplingParams)}
-    assert in_python - {field.name for field in fields(SamplingArguments)} == {"logit_bias", "logprobs"}
-    assert SamplingArguments().given() == {"ignore_eos": False}
+    assert in_python - {field.name for field in fields(SamplingArguments)} == NO_OPTION
+    assert SamplingArguments().given() == {}
 
 
 @pytest.mark.parametrize(
@@ -99,14 +107,20 @@ def test_every_value_arrives() -> None:
         --tree 2x2 --scheme mcss --device cpu --dtype float32 --quantize int8 --compile --max-length 9
         --temperature 0.5 --top-k 4 --top-p 0.9 --min-p 0.1 -n 7 --seed 3 --stop a --stop b
         --repetition-penalty 1.1 --presence-penalty 0.2 --frequency-penalty 0.3 --ignore-eos --json
+        --typical-p 0.8 --min-new-tokens 2 --stop-token-ids 5 --stop-token-ids 6 --include-stop
+        --no-skip-special-tokens --bad-words c
     """
     got = parsed(*words.split())
     assert got["json"]
     assert got["engine"] == EngineOptions(
         device="cpu", dtype="float32", quantize="int8", compile=True, tree="2x2", scheme="mcss", max_length=9
     )
-    params = SamplingParams(**got["sampling"].given())
-    assert params == SamplingParams(0.5, 4, 0.9, 0.1, 7, 3, ("a", "b"), 1.1, 0.2, 0.3, ignore_eos=True)
+    assert got["sampling"].given() == {
+        **{"temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.8, "seed": 3},
+        **{"max_new_tokens": 7, "min_new_tokens": 2, "stop": ["a", "b"], "stop_token_ids": [5, 6]},
+        **{"include_stop": True, "skip_special_tokens": False, "bad_words": ["c"], "ignore_eos": True},
+        **{"repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.3},
+    }
 
 
 def test_values_are_checked_before_anything_is_loaded() -> None:

@@ -30,11 +30,26 @@ Temperature = Annotated[float | None, _sampling("--temperature", help="Sampling 
 TopK = Annotated[int | None, _sampling("--top-k", help="Keep the k most probable tokens; 0 keeps all.")]
 TopP = Annotated[float | None, _sampling("--top-p", help="Keep the most probable tokens up to this total probability.")]
 MinP = Annotated[float | None, _sampling("--min-p", help="Drop tokens below this fraction of the highest probability.")]
+TypicalP = Annotated[
+    float | None, _sampling("--typical-p", help="Keep the most typical tokens up to this total probability.")
+]
 MaxNewTokens = Annotated[int | None, _sampling("--max-new-tokens", "-n", help="Maximum number of new tokens.")]
+MinNewTokens = Annotated[
+    int | None, _sampling("--min-new-tokens", help="Minimum number of new tokens before the text may end.")
+]
 Seed = Annotated[
     int | None, _sampling("--seed", help="Random seed; makes the text reproducible.", show_default="random")
 ]
 Stop = Annotated[list[str] | None, _sampling("--stop", help="End the text before this string. Can be repeated.")]
+StopTokenIds = Annotated[
+    list[int] | None, _sampling("--stop-token-ids", help="End the text at this token, too. Can be repeated.")
+]
+IncludeStop = Annotated[bool | None, _sampling("--include-stop", help="Keep the stop string in the text.")]
+SkipSpecialTokens = Annotated[
+    bool | None,
+    _sampling("--skip-special-tokens/--no-skip-special-tokens", help="Leave special tokens out of the text."),
+]
+BadWords = Annotated[list[str] | None, _sampling("--bad-words", help="Never generate this text. Can be repeated.")]
 RepetitionPenalty = Annotated[
     float | None, _sampling("--repetition-penalty", help="Above 1 penalizes tokens that already occurred.")
 ]
@@ -44,7 +59,7 @@ PresencePenalty = Annotated[
 FrequencyPenalty = Annotated[
     float | None, _sampling("--frequency-penalty", help="Subtracted from a token's logit for each occurrence so far.")
 ]
-IgnoreEos = Annotated[bool, _sampling("--ignore-eos", help="Continue after an end-of-sequence token.")]
+IgnoreEos = Annotated[bool | None, _sampling("--ignore-eos", help="Continue after an end-of-sequence token.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Color = Annotated[bool, typer.Option("--color/--no-color", help="Color the drafted tokens.")]
@@ -100,13 +115,19 @@ class SamplingArguments:
     top_k: TopK = None
     top_p: TopP = None
     min_p: MinP = None
+    typical_p: TypicalP = None
     max_new_tokens: MaxNewTokens = None
+    min_new_tokens: MinNewTokens = None
     seed: Seed = None
     stop: Stop = None
+    stop_token_ids: StopTokenIds = None
+    include_stop: IncludeStop = None
+    skip_special_tokens: SkipSpecialTokens = None
+    bad_words: BadWords = None
     repetition_penalty: RepetitionPenalty = None
     presence_penalty: PresencePenalty = None
     frequency_penalty: FrequencyPenalty = None
-    ignore_eos: IgnoreEos = False
+    ignore_eos: IgnoreEos = None
 
     def given(self) -> dict[str, Any]:
         """The options that were given, as fields of `mcsd.SamplingParams`.

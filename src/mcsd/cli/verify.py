@@ -18,6 +18,7 @@ from mcsd.cli.options import (
     Temperature,
     TopK,
     TopP,
+    TypicalP,
     command,
     load_engine,
 )
@@ -66,6 +67,7 @@ class DistributionArguments:
     top_k: TopK = 0
     top_p: TopP = 1.0
     min_p: MinP = 0.0
+    typical_p: TypicalP = 1.0
     repetition_penalty: RepetitionPenalty = 1.0
     presence_penalty: PresencePenalty = 0.0
     frequency_penalty: FrequencyPenalty = 0.0
