@@ -179,6 +179,6 @@ def no_memory(*_: Any, **__: Any) -> None:
 def test_unused_slots_take_no_memory() -> None:
     cache = KVCache(4, 8, 2048, torch.device("cpu"))
     keys = torch.ones(1, 8, 1, 64)
-    growth = peak_growth(lambda: cache.store(0, keys, keys))
+    growth = peak_growth(lambda: cache.store(keys, keys))
     assert cache.bytes_per_token * 8 * 2048 > 200e6
     assert growth < 20e6

@@ -146,9 +146,12 @@ def test_a_prefill_reads_more_tokens_at_a_time_on_a_gpu(device: torch.device, re
 def test_a_cache_on_a_gpu_starts_small_and_grows(device: torch.device, slots: int) -> None:
     cache = KVCache(1, 2, 3000, device)
     keys = torch.zeros(1, 2, 3, 4, device=device)
-    assert cache.store(0, keys, keys).shape == (1, 2, 2, 2, slots, 4)
+    stores: list[Any] = [cache.store(keys, keys), cache.other_store(0, 1, keys[..., :3])]
+    assert [store.shape for store in stores] == [(1, 2, 2, 2, slots, 4), (1, 1, 2, 2, slots, 3)]
     cache._grow(slots + 1)
-    assert cache.store(0, keys, keys).shape[4] == min(2 * slots, 3000)
+    stores = [cache.store(keys, keys), cache.other_store(0, 1, keys[..., :3])]
+    assert [store.shape[4] for store in stores] == [min(2 * slots, 3000)] * 2
+    assert cache.bytes_per_token == 4 * (2 * 4 + 2 * 3)
 
 
 def test_a_cache_that_a_gpu_has_no_memory_for_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +162,7 @@ def test_a_cache_that_a_gpu_has_no_memory_for_is_refused_before_it_is_taken(monk
     keys: Any = torch.zeros(1, 8, 1, 128, dtype=torch.bfloat16).as_subclass(OnCuda)
     cache = KVCache(32, 256, 4096, META)
     with pytest.raises(errors.OutOfMemory, match=r"needs 8\.6 GB on cuda:0, where 3\.5 GB are free") as info:
-        cache.store(0, keys, keys)
+        cache.store(keys, keys)
     assert "max_batch" in info.value.hint
 
 

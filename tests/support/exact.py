@@ -15,7 +15,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, DeepseekV3Config, PretrainedConfig, PreTrainedModel
 
 from mcsd.models import BoundHead, DraftHead, TransformersModel
 from mcsd.models.draft_head import HeadConfig
@@ -49,7 +49,27 @@ def _eager_llama() -> PretrainedConfig:
     return config
 
 
+def _latent_attention() -> PretrainedConfig:
+    """Keys and values of different sizes, by whose compression all heads share one."""
+    sizes = FAMILIES["llama"]().to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
+    return DeepseekV3Config(
+        **{name: sizes[name] for name in names},
+        num_hidden_layers=2,
+        first_k_dense_replace=2,
+        kv_lora_rank=12,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=8,
+        num_key_value_heads=4,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
 KINDS: dict[str, Callable[[], PretrainedConfig]] = FAMILIES | {
+    "deepseek3": _latent_attention,
     "gemma3-mixed": _gemma_of_both_kinds,
     "llama-eager": _eager_llama,
 }

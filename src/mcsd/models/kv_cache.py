@@ -1,5 +1,8 @@
 """The key-value cache: one tensor, written in place, which grows with the longest sequence.
 
+Keys or values of another shape than the first layer's, as in multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
+or in models whose layers differ, have tensors of their own beside it.
+
 A slot is the place of a token in its sequence: committed tokens fill slots 0 ... length-1, in-flight tokens follow in
 the order of their forwards. Later slots hold zeros or stale finite values, never NaN: a masked NaN still makes the
 attention output NaN.
@@ -15,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from mcsd.errors import OutOfMemory, UnsupportedModel
+from mcsd.errors import OutOfMemory
 from mcsd.models.layout import TokenLayout
 from mcsd.models.protocol import Cache
 
@@ -43,6 +46,7 @@ class KVCache(Cache):
         self.num_layers = num_layers
         self.slots = slots
         self._store: Tensor | None = None
+        self._others: dict[tuple[int, int], Tensor] = {}
         self._on_cpu = device.type == "cpu"
         self._capacity = min(slots, _FIRST_SLOTS if self._on_cpu else _FIRST_SLOTS_ON_A_GPU)
         self._written = [0] * max_batch
@@ -51,7 +55,15 @@ class KVCache(Cache):
     @property
     def bytes_per_token(self) -> int:
         """Keys and values of all layers; 0 before the first forward."""
-        return 0 if self._store is None else self._store[:, :, 0, :, 0].nbytes
+        others = sum(store[0, 0, 0, :, 0].nbytes for store in self._others.values())
+        if self._store is None:
+            return others
+        return others + self._store[0, 0, 0, :, 0].nbytes * (2 * self.num_layers - len(self._others))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no forward has written keys or values yet."""
+        return self._store is None and not self._others
 
     def add(self, copy_of: int | None = None) -> int:
         """Start a sequence; an empty one is cleared of an earlier request's values. See `Cache.add`."""
@@ -85,57 +97,75 @@ class KVCache(Cache):
     def _rounded(self, slots: int) -> int:
         return min(self._capacity, -(-slots // _COLUMNS_ON_A_GPU) * _COLUMNS_ON_A_GPU)
 
-    def store(self, layer: int, keys: Tensor, values: Tensor) -> Tensor:
-        """The tensor ``[layers, 2, max_batch, kv heads, slots, head size]``, allocated at the first call.
+    def store(self, keys: Tensor, values: Tensor) -> Tensor | None:
+        """The tensor ``[layers, 2, max_batch, kv heads, slots, head size]``; None if it does not hold such tensors.
+
+        Allocated at the first call with keys and values of equal shapes.
+
+        Args:
+            keys, values: new ones of a layer, ``[B, kv heads, n, head size]``.
+        """
+        shape = keys.shape[1], keys.shape[3], keys.dtype
+        if (values.shape[1], values.shape[3], values.dtype) != shape:
+            return None
+        if self._store is None:
+            size = (self.num_layers, 2, self.max_batch, keys.shape[1], self._capacity, keys.shape[3])
+            self._store = _zeros(size, keys.dtype, keys.device)
+            self.generation += 1
+        return self._store if (self._store.shape[3], self._store.shape[5], self._store.dtype) == shape else None
+
+    def other_store(self, layer: int, part: int, new: Tensor) -> Tensor:
+        """The tensor ``[1, 1, max_batch, kv heads, slots, head size]`` of keys or values that `store` does not hold.
 
         Args:
             layer: index of the layer.
-            keys, values: its new keys and values, ``[B, kv heads, n, head size]``.
-
-        Raises:
-            UnsupportedModel: their shape or dtype differs from the first layer's.
+            part: 0: keys, 1: values.
+            new: its new keys or values, ``[B, kv heads, n, head size]``.
         """
-        if self._store is None:
-            shape = (self.num_layers, 2, self.max_batch, keys.shape[1], self._capacity, keys.shape[3])
-            self._store = _zeros(shape, keys.dtype, keys.device)
+        place = layer, part
+        if place not in self._others:
+            shape = (1, 1, self.max_batch, new.shape[1], self._capacity, new.shape[3])
+            self._others[place] = _zeros(shape, new.dtype, new.device)
             self.generation += 1
-        kept = (self._store.shape[3], self._store.shape[5], self._store.dtype)
-        if any((new.shape[1], new.shape[3], new.dtype) != kept for new in (keys, values)):
-            raise UnsupportedModel(
-                f"layer {layer} has keys of shape {tuple(keys.shape)} and values of shape {tuple(values.shape)}; "
-                f"the cache holds {kept[0]} heads of size {kept[1]}",
-                "models whose layers, or keys and values, differ in shape are not supported",
-            )
-        return self._store
+        return self._others[place]
+
+    def _stores(self) -> list[Tensor]:
+        """All tensors that are allocated; dimension 2 is the sequence, 4 the slot."""
+        return [*([] if self._store is None else [self._store]), *self._others.values()]
 
     def _grow(self, slots: int) -> None:
         """Make space for sequences of this many slots, up to the limit of the cache. If that fails, nothing changes."""
         capacity = min(self.slots, max(slots, 2 * self._capacity))
+        grown = [self._grown(store, capacity) for store in self._stores()]
         if self._store is not None:
-            shape = list(self._store.shape)
-            shape[4] = capacity
-            grown = _zeros(shape, self._store.dtype, self._store.device)
-            for index, used in enumerate(self._written):
-                grown[:, :, index, :, :used] = self._store[:, :, index, :, :used]
-            self._store = grown
-            self.generation += 1
+            self._store = grown.pop(0)
+        self._others = dict(zip(self._others, grown, strict=True))
+        self.generation += not self.is_empty
         self._capacity = capacity
+
+    def _grown(self, store: Tensor, capacity: int) -> Tensor:
+        """A copy of a tensor with space for more slots."""
+        shape = list(store.shape)
+        shape[4] = capacity
+        grown = _zeros(shape, store.dtype, store.device)
+        for index, used in enumerate(self._written):
+            grown[:, :, index, :, :used] = store[:, :, index, :, :used]
+        return grown
 
     def _copy(self, source: int, to: int) -> None:
         self._clear(to)
-        if self._store is not None:
+        if not self.is_empty:
             used = self._written[to] = self.host_lengths[source]
-            self._store[:, :, to, :, :used] = self._store[:, :, source, :, :used]
+            for store in self._stores():
+                store[:, :, to, :, :used] = store[:, :, source, :, :used]
 
     def _clear(self, index: int) -> None:
         # A failed request may have left NaN.
-        if self._store is not None:
-            self._store[:, :, index, :, : self._written[index]] = 0
+        for store in self._stores():
+            store[:, :, index, :, : self._written[index]] = 0
         self._written[index] = 0
 
     def _keep(self, columns: Tensor, counts: Tensor, sequences: slice) -> None:
-        if self._store is None:
-            return
         if self._on_cpu:
             self._move(columns.tolist(), counts.tolist(), sequences)
             return
@@ -145,11 +175,11 @@ class KVCache(Cache):
         index = torch.arange(sequences.start, sequences.start + batch, device=columns.device)[:, None]
         start = self.lengths[sequences, None]
         source = start + torch.where(place < counts[:, None], columns, place)
-        self._store[:, :, index, :, start + place] = self._store[:, :, index, :, source]
+        for store in self._stores():
+            store[:, :, index, :, start + place] = store[:, :, index, :, source]
 
     def _move(self, columns: list[list[int]], counts: Sequence[int], sequences: slice) -> None:
         """Move the columns that are kept and not yet in their place."""
-        assert self._store is not None
         index, to, source = [], [], []
         each = zip(self.host_lengths[sequences], columns, counts, strict=True)
         for number, (start, kept, count) in enumerate(each, sequences.start):
@@ -158,7 +188,8 @@ class KVCache(Cache):
             to += [start + place for place, _ in moved]
             source += [start + column for _, column in moved]
         if index:
-            self._store[:, :, index, :, to] = self._store[:, :, index, :, source]
+            for store in self._stores():
+                store[:, :, index, :, to] = store[:, :, index, :, source]
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -234,7 +265,10 @@ class CacheView(transformers.Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the new keys and values of a layer in place; return all that the forward may attend to."""
-        store = self._cache.store(layer_idx, key_states, value_states).flatten(0, 1)
+        common = self._cache.store(key_states, value_states)
+        if common is None:
+            return self._update_others(layer_idx, key_states, value_states)
+        store = common.flatten(0, 1)
         if not self._all:
             # The views of all layers are made at once, which takes fewer operations.
             self._all = store[:, self.sequences, :, : self.columns].unbind()
@@ -245,6 +279,15 @@ class CacheView(transformers.Cache):
             else:
                 store[place][self._sequence_indices, :, self.slots] = new.transpose(1, 2)
         return self._all[2 * layer_idx], self._all[2 * layer_idx + 1]
+
+    def _update_others(self, layer: int, *states: Tensor) -> tuple[Tensor, Tensor]:
+        """`update`, for keys and values with tensors of their own."""
+        seen = []
+        for part, new in enumerate(states):
+            store = self._cache.other_store(layer, part, new)[0, 0]
+            store[self._sequence_indices, :, self.slots] = new.transpose(1, 2)
+            seen.append(store[self.sequences, :, : self.columns])
+        return seen[0], seen[1]
 
     def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values ``[B, kv heads, columns, head size]`` of a layer, for attention that writes new ones itself.
@@ -266,7 +309,8 @@ class CacheView(transformers.Cache):
         Raises:
             IndexError: the forward needs more slots than the cache has.
         """
-        store = self._cache.store(0, like, like)
+        store = self._cache.store(like, like)
+        assert store is not None, "a forward of our own has keys and values of one shape"
         if self.columns > store.shape[4]:
             raise IndexError(f"a forward needs {self.columns} slots per sequence; the cache has {store.shape[4]}")
         return store
