@@ -4,6 +4,7 @@ import copy
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -59,6 +60,27 @@ def test_all_forms_give_the_same_text() -> None:
     ]
     with pytest.raises(InvalidParameter, match="one prompt, not 2"):
         subject.stream([PROMPT, PROMPT])
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, torch.tensor, lambda eos: [torch.tensor(eos)], lambda eos: {eos}])
+def test_end_tokens_of_every_kind(kind: Any) -> None:
+    whole = engine().generate(PROMPT, temperature=0, max_new_tokens=9).token_ids
+    target = model()
+    target.generation_config.eos_token_id = kind(whole[4])
+    found = mcsd.Engine(target, "ngram", tree="chain:3").generate(PROMPT, temperature=0, max_new_tokens=9)
+    assert (found.token_ids, found.finish_reason) == (whole[: whole.index(whole[4]) + 1], "stop")
+
+
+def test_end_tokens_that_are_none_are_named() -> None:
+    target = model()
+    target.generation_config.eos_token_id = "</s>"
+    with pytest.raises(UnsupportedModel, match="eos_token_id of the generation config='</s>'"):
+        mcsd.Engine(target, "ngram")
+
+
+@pytest.mark.parametrize("prompt", [np.array(PROMPT), torch.tensor(PROMPT), tuple(PROMPT)])
+def test_a_request_takes_token_ids_of_every_kind(prompt: Any) -> None:
+    assert engine().request(prompt).prompt == PROMPT
 
 
 def test_an_object_that_leaves_defaults_unused_is_told_once() -> None:

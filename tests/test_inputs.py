@@ -50,13 +50,36 @@ def test_padding_is_removed_by_the_attention_mask(side: str, kind: Any) -> None:
     assert as_prompts(BatchEncoding({"input_ids": kind(ids), "attention_mask": kind(mask)}), 0) == (kept, False)
 
 
-@pytest.mark.parametrize("kind", [torch.tensor, np.array, lambda ids: {"input_ids": torch.tensor(ids)}])
-def test_padding_without_a_mask_is_refused(kind: Any) -> None:
+KINDS = [
+    list,
+    tuple,
+    torch.tensor,
+    np.array,
+    lambda ids: {"input_ids": torch.tensor(ids)},
+    lambda ids: {"input_ids": ids},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "ids", [[[0, 0, 5], TWO], [[0, 5, 6], TWO], [[5, 6, 0], TWO], [[5, 0, 0]], [[0, 0, 5], [0, 0, 6]]]
+)
+def test_padding_without_a_mask_is_refused(kind: Any, ids: Any) -> None:
+    """Some of several rows of one length, or more than one at an end of any."""
     with pytest.raises(InvalidParameter, match="padded with token 0"):
-        as_prompts(kind([[0, 0, 5], TWO]), 0)
+        as_prompts(kind(ids), 0)
+    assert as_prompts(kind(ids), 1) == as_prompts(kind(ids)) == (ids, False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_that_is_also_the_padding(kind: Any) -> None:
     # Every prompt may begin with one token, which may be the tokenizer's padding, too.
     assert as_prompts(kind([[0, 5], [0, 6]]), 0) == ([[0, 5], [0, 6]], False)
     assert as_prompts(kind([[0, 5]]), 0) == ([[0, 5]], False)
+    assert as_prompts(kind([[5, 0, 0, 6], TWO + ONE[:1]]), 0)[0] == [[5, 0, 0, 6], [*TWO, 5]]
+    assert as_prompts([[5, 0], TWO, "text"], 0) == ([[5, 0], TWO, "text"], False)  # Of different lengths.
+    with pytest.raises(InvalidParameter, match="padded with token 0"):
+        as_prompts([5, 0, 0], 0)
 
 
 @pytest.mark.parametrize(

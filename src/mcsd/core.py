@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mcsd import kernels
 from mcsd.drafters import MAX_LAG, Drafter
-from mcsd.errors import InvalidTree, NonFiniteLogits, RequestError, RequestInterrupted
+from mcsd.errors import InvalidTree, NonFiniteLogits, RequestError, RequestInterrupted, check_token_ids
 from mcsd.generation_config import combine
 from mcsd.graphs import GraphCache, Outputs
 from mcsd.models import LanguageModel, TokenLayout
@@ -88,8 +88,8 @@ class EngineCore:
         chosen = SCHEMES[scheme]
         self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not drafter.is_sampled else chosen()
         self.encoder = PromptEncoder(tokenizer, target.name, target.vocab_size, self.max_length)
-        eos = getattr(tokenizer, "eos_token_id", None)
-        self._eos = target.eos_token_ids | (frozenset() if eos is None else {eos})
+        eos = check_token_ids("eos_token_id of the tokenizer", getattr(tokenizer, "eos_token_id", None))
+        self._eos = target.eos_token_ids | eos
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._sampling: BatchSamplingParams | None = None

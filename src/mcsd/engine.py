@@ -218,7 +218,7 @@ class Engine(EngineCore):
             RequestError: a prompt or parameter is wrong; nothing has been generated. A request that fails later
                 (`NonFiniteLogits`) is raised when all others have ended, with their ``completions``.
         """
-        given, single = as_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
+        given, single = self._as_prompts(prompts)
         return self._complete(given, single, params, fields)
 
     @overload
@@ -241,7 +241,7 @@ class Engine(EngineCore):
 
         Closing the iterator cancels the request. Arguments are those of `generate`.
         """
-        given, single = as_prompts(prompt)
+        given, single = self._as_prompts(prompt)
         if not single and len(given) != 1:
             raise InvalidParameter(f"stream takes one prompt, not {len(given)}", "use generate, or one stream each")
         return self._start_stream(given[0], params, fields)
@@ -256,6 +256,9 @@ class Engine(EngineCore):
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """A conversation as token ids, in the model's chat template, with the prompt for the answer."""
         return self.encoder.encode_chat(messages)
+
+    def _as_prompts(self, prompts: Any) -> tuple[list[Prompt], bool]:
+        return as_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
 
     def _complete(
         self, prompts: list[Prompt], single: bool, params: Any, fields: dict[str, Any]

@@ -28,6 +28,7 @@ A `McsdWarning` is not an error: the result is correct, but slower or less than 
 ``exit_code`` is the exit code of the command line: 1 the work failed, 2 the command line or an option was wrong.
 """
 
+from collections.abc import Collection, Mapping
 from math import inf
 from numbers import Integral, Real
 from typing import Any
@@ -176,6 +177,22 @@ def check_int(name: str, value: object, low: int, high: int, error: type[McsdErr
             f"{name}={_shown(value)} is not an integer from {low} to {high}", f"give {name} an integer in that range"
         )
     return number
+
+
+def check_token_ids(name: str, value: object, error: type[McsdError] = InvalidOption) -> frozenset[int]:
+    """Check that ``value`` is a token id or a collection of them, of Python, numpy or torch; None is no token.
+
+    Returns:
+        The token ids. Negative ones, with which some configurations say that there is none, are left out.
+
+    Raises:
+        InvalidOption: it is not; or ``error``, where another class is given.
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, Collection) or isinstance(value, str | bytes | Mapping):
+        value = () if value is None else (value,)
+    plain = [one.tolist() if hasattr(one, "tolist") else one for one in value]
+    return frozenset(token for one in plain if (token := check_int(name, one, -(2**31), 2**31, error)) >= 0)
 
 
 def check_number(

@@ -13,7 +13,7 @@ def as_prompts(prompts: Any, pad_token_id: int | None = None) -> tuple[list[Prom
     Args:
         prompts: a text, a list of token ids or a tensor ``[n]``: one prompt; a list of those or a tensor ``[B, n]``; or
             a mapping with ``input_ids`` and perhaps an ``attention_mask``, such as ``BatchEncoding``.
-        pad_token_id: of the tokenizer; rows of a tensor that are padded with it need an attention mask.
+        pad_token_id: of the tokenizer; token ids that are padded with it need an attention mask.
 
     Raises:
         InvalidParameter: another form, or padding without an attention mask.
@@ -22,19 +22,20 @@ def as_prompts(prompts: Any, pad_token_id: int | None = None) -> tuple[list[Prom
         return [prompts], True
     if isinstance(prompts, Mapping) and "input_ids" in prompts:
         ids, mask = _listed(prompts["input_ids"]), _listed(prompts.get("attention_mask"))
+        rows, single = _unpadded(ids, mask)
         if mask is None:
-            _check_no_padding(ids, pad_token_id)
-        return _unpadded(ids, mask)
-    if hasattr(prompts, "tolist"):
-        prompts = prompts.tolist()
-        _check_no_padding(prompts, pad_token_id)
-    if isinstance(prompts, (Mapping, bytes, bytearray)) or not isinstance(prompts, Sequence):
+            _check_no_padding(rows, pad_token_id)
+        return rows, single
+    prompts = _listed(prompts)
+    if not isinstance(prompts, list):
         raise InvalidParameter(f"prompt {prompts!r:.60} is neither a text nor token ids", PROMPT_FORMS)
     if prompts and isinstance(prompts[0], Mapping) and "role" in prompts[0]:
         raise InvalidParameter("generate takes texts, not conversations", "use engine.chat(messages)")
-    listed = [_listed(one) for one in prompts]
+    listed: list[Any] = [_listed(one) for one in prompts]
     single = bool(listed) and not any(isinstance(one, (str, list)) for one in listed)
-    return ([listed], True) if single else (listed, False)
+    listed = [listed] if single else listed
+    _check_no_padding(listed, pad_token_id)
+    return listed, single
 
 
 def as_conversations(messages: Any) -> tuple[list[list[Message]], bool]:
@@ -57,7 +58,9 @@ def _listed(value: Any) -> Any:
     """Arrays and tuples as lists."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, list)) else value
+    return (
+        list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, list)) else value
+    )
 
 
 def _unpadded(ids: Any, mask: Any) -> tuple[list[Prompt], bool]:
@@ -77,19 +80,20 @@ def _unpadded(ids: Any, mask: Any) -> tuple[list[Prompt], bool]:
         ) from error
 
 
-def _check_no_padding(ids: Any, pad_token_id: int | None) -> None:
-    """Check that a rectangle of token ids, which comes from a tokenizer, is not padded.
+def _check_no_padding(prompts: list[Any], pad_token_id: int | None) -> None:
+    """Check that prompts are not padded, as far as their tokens show it.
 
-    A token that begins or ends every row is no padding: tokenizers use one token as padding and as the beginning.
+    Tokenizers use one token as padding and as the beginning or the end, so one of them at an end shows padding only if
+    the prompts have one length and not all of them have it there.
     """
-    if pad_token_id is None or not (
-        isinstance(ids, list) and len(ids) > 1 and all(isinstance(row, list) for row in ids)
-    ):
+    rows = [row for row in prompts if isinstance(row, list) and row]
+    if pad_token_id is None or not rows:
         return
-    for end in (0, -1):
-        padded = [bool(row) and row[end] == pad_token_id for row in ids]
-        if any(padded) and not all(padded):
+    rectangle = len(rows) > 1 and len({len(row) for row in rows}) == 1
+    for end in (slice(0, 2), slice(-1, -3, -1)):
+        pads = [row[end].count(pad_token_id) if row[end][0] == pad_token_id else 0 for row in rows]
+        if max(pads) > 1 or (rectangle and 0 < sum(pads) < len(rows)):
             raise InvalidParameter(
                 f"prompts are padded with token {pad_token_id} and have no attention mask",
-                "give the tokenizer's whole result, or lists without padding",
+                "give the tokenizer's whole result, or input_ids with their attention_mask",
             )

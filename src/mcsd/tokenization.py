@@ -13,6 +13,8 @@ Message = dict[str, str]
 
 PROMPT_FORMS = "give a text, token ids, a list of either, or what a tokenizer returns"
 _UNFINISHED = "�"
+_MOST_ADDED = 8
+"""More tokens than any tokenizer adds at the beginning of a text."""
 
 
 class PromptEncoder:
@@ -38,7 +40,7 @@ class PromptEncoder:
             RequestError: a wrong type, an empty or too long prompt, or a token id outside the vocabulary.
         """
         ids = self._to_ids(prompt)
-        if not ids or prompt == "":
+        if not ids or (isinstance(prompt, str) and not prompt):
             raise EmptyPrompt("the prompt is empty", "give at least one token")
         if len(ids) >= self._max_length:
             raise PromptTooLong(
@@ -96,13 +98,29 @@ class PromptEncoder:
                 raise InvalidParameter(
                     "a text prompt needs a tokenizer, and the engine has none", "give token ids or a tokenizer"
                 )
-            return list(self._tokenizer(prompt)["input_ids"])
+            return self._encode_text(prompt)
         try:
             if any(isinstance(token, bool) for token in prompt):
                 raise TypeError("a bool is no token id")
             return [index(token) for token in prompt]
         except TypeError as error:
             raise InvalidParameter(f"prompt {prompt!r:.60} is neither a text nor token ids", PROMPT_FORMS) from error
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds, unless the text has them already."""
+        assert self._tokenizer is not None
+        try:
+            text.encode()
+        except UnicodeError as error:
+            raise InvalidParameter("the prompt is not valid Unicode text", "decode it with its own encoding") from error
+        ids = list(self._tokenizer(text)["input_ids"])
+        # A text in a chat template begins with the token that a tokenizer adds (BOS), or with some tokens.
+        if ids and ids[0] in ids[1:_MOST_ADDED]:
+            plain = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            for added in range(1, len(ids) - len(plain) + 1):
+                if ids[added : added + len(plain)] == plain and ids[:added] == plain[:added]:
+                    return ids[added:]
+        return ids
 
 
 class TextStream:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mcsd.errors import UnsupportedModel
+from mcsd.errors import UnsupportedModel, check_token_ids
 from mcsd.models.kv_cache import KVCache
 from mcsd.models.layout import TokenLayout
 from mcsd.models.masks import make_masks
@@ -174,6 +174,10 @@ def cache_argument(model: Any) -> str:
 
 
 def eos_token_ids(model: Any) -> frozenset[int]:
-    """Tokens that end a text, by the generation config of a ``PreTrainedModel``."""
+    """Tokens that end a text, by the generation config of a ``PreTrainedModel``.
+
+    Raises:
+        UnsupportedModel: they are no token ids.
+    """
     eos = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset([eos] if isinstance(eos, int) else eos or ())
+    return check_token_ids("eos_token_id of the generation config", eos, UnsupportedModel)
