@@ -1,10 +1,11 @@
 """The engine core: a batch of requests, stepped together. Draft, score, verify, commit, emit.
 
 The core is the only place where drafter, target and scheme meet. The tree of each step comes from a plan. It has no
-globals; one thread drives it.
+globals. Several threads may use it: one at a time steps it, for the requests of all.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence
 from mcsd.schemes.registry import check_tree
+from mcsd.step_lock import StepLock
 from mcsd.timing import StepClock
 from mcsd.tokenization import Prompt, PromptEncoder
 from mcsd.tree import TreeShape
@@ -92,6 +94,8 @@ class EngineCore:
         self._eos = target.eos_token_ids | eos
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
+        self._cancelled: deque[Request] = deque()
+        self._step_lock = StepLock()
         self._sampling: BatchSamplingParams | None = None
         self._streams = PhiloxStreams(torch.empty(0, dtype=torch.int64))
         self.clock = StepClock(target.device)
@@ -133,13 +137,14 @@ class EngineCore:
         self._waiting.append(request)
 
     def cancel(self, request: Request) -> None:
-        """End a waiting or running request with `RequestInterrupted`; its sequence is free at once."""
-        if request in self._waiting:
-            self._waiting.remove(request)
-        elif request in self._running:
-            self._free(self._running.index(request))
+        """End a waiting or running request with `RequestInterrupted`.
+
+        Its sequence is free at once, or at the next step if another thread is stepping. Never waits.
+        """
         if not request.done:
             request.error = RequestInterrupted("the request was cancelled", "submit it again")
+            self._cancelled.append(request)
+            self._step_lock.try_run(self._free_cancelled)
 
     def run(self, requests: list[Request]) -> list[Completion]:
         """Run requests to their end.
@@ -151,8 +156,7 @@ class EngineCore:
             self.submit(request)
         try:
             for request in requests:
-                while not request.done:
-                    self.step()
+                self.run_until(lambda request=request: request.done)  # type: ignore[misc]
         finally:
             for request in requests:
                 self.cancel(request)
@@ -162,15 +166,29 @@ class EngineCore:
                 raise request.error
         return [request.completion for request in requests if request.completion is not None]
 
-    @torch.no_grad()
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        """Step until a condition is true, or wait while another thread does."""
+        while not condition():
+            self._step_lock.run(self._step, unless=condition)
+
     def step(self) -> None:
         """Advance every sequence by at least one token. Requests receive what was emitted for them.
 
+        While another thread is stepping, wait; if it has gone on with a next step meanwhile, there is nothing to do.
+
         An exception (Ctrl-C, out of memory) ends the running requests with `RequestInterrupted`, because their caches
         may be ahead of their texts. Waiting requests stay, and the engine goes on.
+
+        Raises:
+            EngineBusy: called from inside a step.
         """
+        self._step_lock.run(self._step, unless=self._step_lock.released_by_another())
+
+    @torch.no_grad()
+    def _step(self) -> None:
         try:
             self.clock.start()
+            self._free_cancelled()
             self._admit()
             if not self._running:
                 return
@@ -316,6 +334,9 @@ class EngineCore:
         # From last to first: the last sequence, already handled, takes the index of one that ends.
         for i in range(len(self._running) - 1, -1, -1):
             request, each = self._running[i], verified[i]
+            if request.done:  # Cancelled by another thread.
+                self._free(i)
+                continue
             scores = None if logprobs is None else logprobs[i]
             reason = request.append_tokens(each.tokens, len(each.path), each.drafted, scores) if each.tokens else None
             if each.failed and not reason:
@@ -331,6 +352,14 @@ class EngineCore:
                 spent["other"] += spent.pop("commit")
                 request.finish(reason, spent)
                 self._free(i)
+
+    def _free_cancelled(self) -> None:
+        while self._cancelled:
+            request = self._cancelled.popleft()
+            if request in self._running:
+                self._free(self._running.index(request))
+            elif request in self._waiting:
+                self._waiting.remove(request)
 
     def _free(self, index: int) -> None:
         self.cache.remove(index)

@@ -178,26 +178,28 @@ class Engine(EngineCore):
         plain = isinstance(self.plan, FixedTree) and not self.plan.max_nodes
         return "none" if plain else self.drafter.name
 
-    @torch.no_grad()
     def calibrate(self) -> None:
         """For tree "auto": read the profile of this pair and machine, or measure it, which takes some seconds.
 
         The first request does it if nothing else has.
         """
+        self._step_lock.run(self._calibrate, unless=lambda: self.plan is not None)
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
         if self.plan is None:
             scheme, length = type(self._scheme).name, self.max_length
             self.plan = calibrated_plan(self.target, self.drafter, scheme, self.tokenizer, length, self._profile)
 
-    def step(self) -> None:
-        """See `EngineCore.step`."""
+    def _step(self) -> None:
         if self._waiting:
             try:
-                self.calibrate()
+                self._calibrate()
             except BaseException:
                 # The drafter, which the measurement shares, may hold sequences of it.
                 self._abort()
                 raise
-        super().step()
+        super()._step()
 
     @overload
     def generate(self, prompts: str, params: Any = None, **fields: Any) -> Completion: ...
@@ -301,10 +303,9 @@ class Engine(EngineCore):
         self.submit(request)
         try:
             while not request.done or request.chunks:
-                while request.chunks:
+                self.run_until(lambda: request.has_chunk or request.done)
+                while request.has_chunk:
                     yield request.chunks.popleft()
-                if not request.done:
-                    self.step()
         finally:
             self.cancel(request)
         if request.error is not None:

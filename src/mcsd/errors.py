@@ -22,6 +22,7 @@
     + TokenOutOfVocabulary
     + NonFiniteLogits          the model's logits have NaN or no finite value
     + RequestInterrupted       cancelled, or running when an engine step was interrupted
+    + EngineBusy               the engine takes no request now
 
 A `McsdWarning` is not an error: the result is correct, but slower or less than possible.
 
@@ -158,6 +159,12 @@ class NonFiniteLogits(RequestError):
 
 class RequestInterrupted(RequestError):
     """The request was cancelled, or was running when an engine step was interrupted."""
+
+    exit_code = 1
+
+
+class EngineBusy(RequestError):
+    """The engine takes no request now: it was called from inside one of its own steps."""
 
     exit_code = 1
 

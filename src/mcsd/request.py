@@ -52,6 +52,12 @@ class Request:
         self._logprobs: list[TokenLogprobs] = []
         self._histogram: list[int] = []
         self._drafted = 0
+        self._ended = False
+
+    @property
+    def has_chunk(self) -> bool:
+        """Whether the first of `chunks` may be taken. The last one may once the completion is on it."""
+        return len(self.chunks) > 1 or (len(self.chunks) == 1 and (self.done or not self._ended))
 
     @property
     def done(self) -> bool:
@@ -95,6 +101,7 @@ class Request:
         self._drafted += drafted
         self._histogram += [0] * (1 + accepted - len(self._histogram))
         self._histogram[accepted] += 1
+        self._ended = reason is not None
         self.chunks.append(Chunk("".join(pieces), emitted, accepted, tuple(pieces)))
         return reason
 
@@ -110,9 +117,10 @@ class Request:
             seconds=seconds,
         )
         logprobs = None if self.params.logprobs is None else tuple(self._logprobs)
-        self.completion = Completion("".join(self._pieces), tuple(self.tokens), reason, logprobs, stats)
-        last = self.chunks.pop()
-        self.chunks.append(Chunk(last.text, last.token_ids, last.accepted, last.pieces, self.completion))
+        completion = Completion("".join(self._pieces), tuple(self.tokens), reason, logprobs, stats)
+        self.chunks[-1] = replace(self.chunks[-1], completion=completion)
+        # Another thread reads the last chunk from now on.
+        self.completion = completion
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> list[list[TokenLogprobs]]:
