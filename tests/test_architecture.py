@@ -41,7 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drafters": {"graphs", "models", "rng", "sampling", "schemes", "tree"},
     "tokenization": {"errors", "params"},
     "inputs": {"errors", "tokenization"},
-    "request": {"errors", "params", "tokenization"},
+    "stop_strings": set(),
+    "detokenization": {"params", "stop_strings"},
+    "request": {"detokenization", "errors", "params"},
     "prompts": {"errors", "params", "tokenization"},
     "planning": {*_BASE, "files", "graphs", "loading", "models", "schemes", "system"},
     "core": {

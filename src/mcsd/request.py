@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcsd.detokenization import TextStream
 from mcsd.errors import McsdError
 from mcsd.params import Chunk, Completion, FinishReason, SamplingParams, Stats, TokenLogprobs
-from mcsd.tokenization import TextStream
 
 
 class Request:
@@ -46,7 +46,7 @@ class Request:
         self.clock: Mapping[str, float] = {}
         """The engine's timers when the request was admitted."""
         self._max_new_tokens = min(params.max_new_tokens, max_new_tokens)
-        self._stream = TextStream(tokenizer, params.stop)
+        self._stream = TextStream(tokenizer, params, prompt)
         self._eos = frozenset() if params.ignore_eos else eos_token_ids
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
