@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
+from mcsd.defaults import combine, model_defaults
 from mcsd.errors import InvalidParameter, McsdWarning
-from mcsd.generation_config import combine, from_generation_config, model_defaults
+from mcsd.generation_config import constraint_fields
 from mcsd.params import SamplingParams
 
 DEFAULTS = SamplingParams(temperature=0.2, top_p=0.9)
@@ -64,26 +65,40 @@ def test_an_alias_in_the_constructor_is_named() -> None:
     ],
 )
 def test_a_generation_config_counts_as_in_transformers(config: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert from_generation_config(GenerationConfig(**config)) == SamplingParams(**expected)
+    assert SamplingParams.from_generation_config(GenerationConfig(**config)) == SamplingParams(**expected)
     assert combine(DEFAULTS, GenerationConfig(**config), {}) == SamplingParams(**expected)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"num_beams": 4},
-        {"no_repeat_ngram_size": 2},
-        {"bad_words_ids": [[1]]},
-        {"min_new_tokens": 3},
-        {"typical_p": 0.5},
-    ],
-)
+@pytest.mark.parametrize("fields", [{"num_beams": 4}, {"guidance_scale": 2.0}, {"eta_cutoff": 0.1}])
 def test_a_field_that_would_be_ignored_is_refused(fields: dict[str, Any]) -> None:
     (name,) = fields
     with pytest.raises(InvalidParameter, match=f"does not apply {name}="):
-        from_generation_config(GenerationConfig(**fields))
+        SamplingParams.from_generation_config(GenerationConfig(**fields))
     with pytest.warns(McsdWarning, match=f"does not apply {name} "):
         assert model_defaults(GenerationConfig(**fields)) == {}
+
+
+def test_fields_with_a_counterpart_are_applied() -> None:
+    fields = {"typical_p": 0.5, "min_new_tokens": 3, "bad_words_ids": [[1]], "num_return_sequences": 2}
+    params = SamplingParams.from_generation_config(GenerationConfig(do_sample=True, top_k=0, **fields))
+    assert params == SamplingParams(typical_p=0.5, min_new_tokens=3, bad_words=[[1]], n=2)
+    assert model_defaults(GenerationConfig(min_new_tokens=3)) == {"min_new_tokens": 3}
+
+
+def test_what_a_model_never_generates_holds_for_explicit_objects() -> None:
+    defaults = SamplingParams(bad_words=[[1]], min_new_tokens=3)
+    given = SamplingParams(bad_words=[[2]], temperature=0)
+    assert combine(defaults, given, {}) == replace(given, bad_words=[[2], [1]], min_new_tokens=3)
+    assert combine(defaults, None, {"min_new_tokens": 0, "bad_words": ()}) == SamplingParams()
+
+
+def test_constraints_of_the_first_config_that_names_them_count() -> None:
+    own = GenerationConfig(suppress_tokens=[5], no_repeat_ngram_size=2)
+    assert constraint_fields(None) == {}
+    assert constraint_fields(GenerationConfig(no_repeat_ngram_size=0, min_length=4), own) == {
+        "min_length": 4,
+        "suppress_tokens": [5],
+    }
 
 
 def test_the_models_own_config_sets_what_it_names() -> None:

@@ -23,6 +23,7 @@ SETTINGS = {
     "greedy": (SamplingParams(temperature=0),),
     "sampled": (SamplingParams(),),
     "mixed": (SamplingParams(), SamplingParams(temperature=0), SamplingParams(top_p=0.8, top_k=7)),
+    "typical": (SamplingParams(typical_p=0.6), SamplingParams()),
     "penalties": (SamplingParams(repetition_penalty=1.2, frequency_penalty=0.1, logit_bias={3: 1.0}),),
     "greedy with penalties": (SamplingParams(temperature=0, presence_penalty=0.5),),
     "logprobs": (SamplingParams(logprobs=3), SamplingParams()),
@@ -85,6 +86,30 @@ def test_schemes(scheme: str, settings: str) -> None:
     for batch in (1, 8):
         engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=batch, max_length=100)
         check(counted(engine, batch, SETTINGS[settings]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("scheme", ["mcss-wor", "traversal"])
+def test_processors_on_a_gpu(scheme: str, temperature: float) -> None:
+    """The host verifies such a batch; the texts are those of a CPU. The processors compute on the device."""
+    seen = set()
+
+    def favour(input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        seen.add((input_ids.device, logits.device))
+        index = torch.arange(logits.shape[1], device=logits.device)
+        return logits + 3.0 * ((index + input_ids.sum(-1, keepdim=True)) % 3 == 0)
+
+    fields: dict[str, Any] = {"temperature": temperature, "max_new_tokens": 12, "bad_words": [[5], [6, 7]]}
+    texts = []
+    for device in (torch.device("cpu"), table(0).device):
+        target, draft = (TabularModel(table(index).to(device)) for index in (0, 1))
+        engine = mcsd.Engine(target, draft, tree="2x2x1", scheme=scheme, max_batch=3, max_length=100)
+        params = [SamplingParams(seed=index, logits_processors=[favour], **fields) for index in range(2)]
+        params.append(SamplingParams(seed=2, temperature=temperature, max_new_tokens=12))
+        texts.append([done.token_ids for done in engine.generate([[5, 6, 7]] * 3, params)])
+        assert seen == {(device, device)}
+        seen.clear()
+    assert texts[0] == texts[1]
 
 
 def networks(drafter: str) -> tuple[Any, Any]:

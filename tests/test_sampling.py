@@ -16,6 +16,7 @@ from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from mcsd.params import SamplingParams
@@ -60,6 +61,7 @@ def by_transformers(logits: Tensor, params: SamplingParams) -> Tensor:
     warpers += [TopKLogitsWarper(params.top_k)] if params.top_k else []
     warpers += [TopPLogitsWarper(params.top_p)] if params.top_p < 1 else []
     warpers += [MinPLogitsWarper(params.min_p)] if params.min_p else []
+    warpers += [TypicalLogitsWarper(params.typical_p)] if params.typical_p < 1 else []
     none: Any = None
     return LogitsProcessorList(warpers)(none, logits[None]).softmax(-1)[0]
 
@@ -82,12 +84,20 @@ def test_a_mixed_batch_is_what_transformers_samples_from(width: int, seed: int) 
 
 
 @given(
-    st.floats(0.05, 5), st.integers(0, 40), st.floats(0.01, 1), st.floats(0, 1), st.integers(1, 40), st.integers(0, 999)
+    st.floats(0.05, 5),
+    st.integers(0, 40),
+    st.floats(0.01, 1),
+    st.floats(0, 1),
+    st.sampled_from([1.0, 0.9, 0.5, 0.1]),
+    st.integers(1, 40),
+    st.integers(0, 999),
 )
 @examples(deadline=None, max_examples=150, derandomize=True)
-def test_any_parameters(temperature: float, top_k: int, top_p: float, min_p: float, width: int, seed: int) -> None:
+def test_any_parameters(
+    temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, width: int, seed: int
+) -> None:
     """float64 on both sides, so that no cut falls within rounding. The examples are always the same."""
-    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
     logits = random_logits(1, width, seed, dtype=torch.float64)
     torch.testing.assert_close(by_mcsd(logits, [params])[0], by_transformers(logits[0], params), rtol=0, atol=1e-6)
 

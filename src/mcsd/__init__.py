@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _lazy = lazy_attributes(__name__, {"Engine": "mcsd.engine", "SCHEMES": "mcsd.schemes", "TreeShape": "mcsd.tree"})
-_PACKAGES = ("models", "drafters", "testing")
+_PACKAGES = ("models", "drafters", "hf", "testing")
 
 
 def __getattr__(name: str) -> Any:

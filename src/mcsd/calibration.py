@@ -6,7 +6,7 @@ from mcsd.core import EngineCore
 from mcsd.drafters import Drafter
 from mcsd.errors import NonFiniteLogits, RequestError
 from mcsd.models import LanguageModel
-from mcsd.planning import FixedTree, Plan, Planner, Profile, ProfileFile, TrialPlan, measure_forwards, run_trials
+from mcsd.planning import FixedTree, Plan, Planner, Profile, ProfileStore, TrialPlan, measure_forwards, run_trials
 from mcsd.prompts import default_prompts
 from mcsd.tree import TreeShape
 
@@ -20,7 +20,7 @@ def calibrated_plan(
     scheme: str,
     tokenizer: Any | None,
     max_length: int,
-    file: ProfileFile | None,
+    file: ProfileStore | None,
 ) -> Plan:
     """The plan of tree "auto": by the profile in a file, or measured now and kept there.
 
@@ -37,7 +37,7 @@ def calibrated_plan(
             # Another process may have been faster, and generated texts by its profile.
             known = file.read(scheme)
             if known is None:
-                file.try_write(profile)
+                file.try_write(scheme, profile)
             profile = known or profile
     # Without a distribution of target or draft, the waiting request reports the error.
     return Planner(profile, scheme) if profile else FixedTree(TreeShape.parse("1"))

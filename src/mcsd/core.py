@@ -12,14 +12,23 @@ import torch
 from torch import Tensor
 
 from mcsd import kernels
+from mcsd.defaults import combine
 from mcsd.drafters import MAX_LAG, Drafter
-from mcsd.errors import InvalidTree, NonFiniteLogits, RequestError, RequestInterrupted, check_token_ids
-from mcsd.generation_config import combine
-from mcsd.graphs import GraphCache, Outputs
+from mcsd.errors import (
+    InvalidTree,
+    NonFiniteLogits,
+    ProcessorFailed,
+    RequestError,
+    RequestInterrupted,
+    check_token_ids,
+)
+from mcsd.generation_config import constraint_fields, is_generation_config
+from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.params import Completion, SamplingParams, TokenLogprobs
 from mcsd.planning.plan import Plan, StepOutcome
+from mcsd.processors import request_processors
 from mcsd.request import Request, token_logprobs
 from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
@@ -56,6 +65,7 @@ class EngineCore:
         max_batch: sequences that run together; further requests wait.
         max_length: the most tokens of a request, prompt included; at most the target's context, which is the default.
         defaults: sampling parameters of requests that have none of their own.
+        generation_config: of the model, whose constraints hold for all requests; see `mcsd.generation_config`.
 
     Attributes:
         clock: the wall time of its steps.
@@ -75,6 +85,7 @@ class EngineCore:
         max_batch: int = 1,
         max_length: int | None = None,
         defaults: SamplingParams | None = None,
+        generation_config: Any = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -82,6 +93,7 @@ class EngineCore:
         self.plan = plan
         self.max_batch = max_batch
         self.defaults = SamplingParams() if defaults is None else defaults
+        self._generation_config = generation_config
         self.max_length = request_length(max_length, target)
         self.tree = TreeShape.parse("none")
         self.draft_levels = 0
@@ -123,14 +135,21 @@ class EngineCore:
 
         Args:
             prompt: a text or token ids.
-            params, fields: sampling parameters, see `mcsd.generation_config.combine`.
+            params, fields: sampling parameters, see `mcsd.defaults.combine`.
 
         Raises:
             RequestError: the prompt or a parameter is wrong.
         """
+        configs = [params] if is_generation_config(params) else []
+        constraints = constraint_fields(*configs, self._generation_config)
         params = combine(self.defaults, params, fields)
         ids = self.encoder.encode(prompt, params)
-        return Request(ids, params, self.max_length - len(ids), self.tokenizer, self._eos)
+        bad_words = self.encoder.encode_words(params.bad_words)
+        space = self.max_length - len(ids)
+        most = min(space, params.max_new_tokens)
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos)}
+        params = request_processors(params, constraints, len(ids), most, sorted(ends), bad_words, self.target.device)
+        return Request(ids, params, space, self.tokenizer, self._eos)
 
     def submit(self, request: Request) -> None:
         """Queue a request until a sequence is free."""
@@ -295,10 +314,16 @@ class EngineCore:
             self.cache.keep(result.columns, result.accepted + 1)
             return result.path, result.accepted, result.token, result.failed, result.table(tree)
 
+        random = self._streams.at(self._positions, VERIFY, self._positions_on_device)
+        if self._sampling.any_processors and logits.device.type != "cpu":
+            # Processors are called with each path, which only the host can follow.
+            given = (on_host(each) for each in (tree, logits, self._sampling, self._history, random))
+            result = self._scheme.verify(*given).to(logits.device)
+            self.cache.keep(result.columns, result.accepted + 1)
+            return result, result.table(tree)
         if self._sampling.any_penalties and logits.device.type != "cpu":
             # The captured function reads them; it cannot make them.
             self._history.penalties(self._sampling, logits)
-        random = self._streams.at(self._positions, VERIFY, self._positions_on_device)
         key = "verify", tree.shape, self._sampling.kind
         arguments = tree, logits, self._sampling, self._history, random
         *parts, table = self.graphs.run(key, verify, *arguments, generation=self.cache.generation)
@@ -340,10 +365,7 @@ class EngineCore:
             scores = None if logprobs is None else logprobs[i]
             reason = request.append_tokens(each.tokens, len(each.path), each.drafted, scores) if each.tokens else None
             if each.failed and not reason:
-                request.error = NonFiniteLogits(
-                    f"the model gave no distribution after {len(request.all_tokens)} tokens (NaN or infinite logits)",
-                    "try dtype float32; if it stays, the weights are broken",
-                )
+                request.error = _failure(request)
                 self._free(i)
             elif reason:
                 self.clock.lap("other")
@@ -376,3 +398,16 @@ class EngineCore:
         self._sampling = None
         self.cache.clear()
         self.drafter.clear()
+
+
+def _failure(request: Request) -> RequestError:
+    """Why a request has no distribution to go on with."""
+    for processor in request.params.logits_processors:
+        if (error := getattr(processor, "error", None)) is not None:
+            failed = ProcessorFailed(f"a logits processor raised {error!r:.200}", "mend it, or leave it out")
+            failed.__cause__ = error
+            return failed
+    return NonFiniteLogits(
+        f"the model gave no distribution after {len(request.all_tokens)} tokens (NaN or infinite logits)",
+        "try dtype float32; if it stays, the weights are broken",
+    )

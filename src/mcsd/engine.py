@@ -10,15 +10,15 @@ import torch
 from mcsd.calibration import calibrated_plan
 from mcsd.config import EngineOptions, check_sampling_defaults, check_sizes, parse_tree
 from mcsd.core import EngineCore, cache_slots, request_length
+from mcsd.defaults import model_defaults
 from mcsd.drafters import Drafter
 from mcsd.drafters.make import make_drafter
 from mcsd.errors import InvalidOption, InvalidParameter, McsdWarning, UnsupportedModel
-from mcsd.generation_config import model_defaults
 from mcsd.inputs import as_conversations, as_prompts
 from mcsd.models import DecoderModel, LanguageModel
 from mcsd.models.compatibility import as_model, check_devices, is_network
 from mcsd.params import Chunk, Completion, SamplingParams
-from mcsd.planning import FixedTree, Plan, Planner, ProfileFile, profile_file
+from mcsd.planning import FixedTree, Plan, Planner, ProfileStore, profile_file
 from mcsd.request import Request
 from mcsd.tokenization import Message, Prompt
 from mcsd.tree import TreeShape
@@ -27,6 +27,10 @@ _NO_DRAFT = (
     "without a draft, candidates are n-grams of the text so far, which rarely help: give draft=, or make one with"
     " `mcsd distill`; draft='ngram' silences this"
 )
+
+
+_ALWAYS_USED = ("bad_words", "min_new_tokens")
+"""Defaults of a model that hold for explicit `SamplingParams` too."""
 
 
 class Engine(EngineCore):
@@ -67,7 +71,7 @@ class Engine(EngineCore):
         max_length: int | None = EngineOptions.max_length,
         sampling_defaults: str = EngineOptions.sampling_defaults,
         optimize: bool = False,
-        profile: ProfileFile | None = None,
+        profile: ProfileStore | None = None,
     ) -> None:
         check_sizes(max_batch, max_length)
         check_sampling_defaults(sampling_defaults)
@@ -90,10 +94,10 @@ class Engine(EngineCore):
         check_devices(model, draft)
         length = request_length(max_length, model)
         drafter = make_drafter(draft, model, tokenizer, max_batch, cache_slots(length, max_nodes))
-        own = sampling_defaults == "model"
-        self.model_defaults = model_defaults(getattr(model, "generation_config", None)) if own else {}
+        config = getattr(model, "generation_config", None) if sampling_defaults == "model" else None
+        self.model_defaults = model_defaults(config)
         defaults = SamplingParams(**self.model_defaults)
-        super().__init__(model, drafter, scheme, plan, max_nodes, tokenizer, max_batch, length, defaults)
+        super().__init__(model, drafter, scheme, plan, max_nodes, tokenizer, max_batch, length, defaults, config)
         self._warned_of_defaults = False
         if shape is not None:
             self.tree = shape
@@ -283,7 +287,8 @@ class Engine(EngineCore):
             f"{name}={value}"
             for name, value in self.model_defaults.items()
             # Truncation has no effect on a greedy text.
-            if name not in params.given and not (params.temperature == 0 and name in ("top_k", "top_p", "min_p"))
+            if name not in (*params.given, *_ALWAYS_USED)
+            and not (params.temperature == 0 and name in ("top_k", "top_p", "min_p", "typical_p"))
         ]
         if unused:
             self._warned_of_defaults = True

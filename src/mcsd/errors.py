@@ -21,6 +21,7 @@
     + PromptTooLong
     + TokenOutOfVocabulary
     + NonFiniteLogits          the model's logits have NaN or no finite value
+    + ProcessorFailed          a logits processor of the request raised an error
     + RequestInterrupted       cancelled, or running when an engine step was interrupted
     + EngineBusy               the engine takes no request now
 
@@ -153,6 +154,12 @@ class TokenOutOfVocabulary(RequestError):
 
 class NonFiniteLogits(RequestError):
     """The model's logits for this request hold NaN, or no finite value at all."""
+
+    exit_code = 1
+
+
+class ProcessorFailed(RequestError):
+    """A logits processor of the request raised an error."""
 
     exit_code = 1
 

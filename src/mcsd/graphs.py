@@ -221,6 +221,13 @@ def waits_are_errors() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
+def on_host(argument: Any) -> Any:
+    """A tensor, or a `TensorGroup`, on the CPU."""
+    if isinstance(argument, Tensor):
+        return argument.cpu()
+    return argument.with_tensors([tensor.cpu() for tensor in argument.tensors])
+
+
 @cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

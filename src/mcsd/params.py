@@ -7,6 +7,7 @@ from functools import partial, wraps
 from typing import Any, Literal, TypeVar
 
 from mcsd.errors import InvalidParameter, check_int, check_number
+from mcsd.generation_config import generate_fields
 
 FinishReason = Literal["stop", "length"]
 
@@ -167,11 +168,24 @@ class SamplingParams:
         """The fields that were named when the object was made."""
         return frozenset(vars(self)["_given"])
 
+    @classmethod
+    def from_generation_config(cls, source: Any) -> "SamplingParams":
+        """The sampling parameters with which ``generate`` of transformers samples.
+
+        Args:
+            source: a ``GenerationConfig``, or a model, whose own is read. What it leaves open counts as in
+                transformers: greedy unless ``do_sample``, top-k 50.
+
+        Raises:
+            InvalidParameter: a field that mcsd does not apply, by its name.
+        """
+        return cls(**generate_fields(getattr(source, "generation_config", source)))
+
     @property
     def changes_logits(self) -> bool:
-        """Whether penalties or a bias change the logits, which then depend on the text so far."""
+        """Whether penalties, a bias or processors change the logits, which then depend on the text so far."""
         penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
-        return bool(self.logit_bias) or penalties != (1.0, 0.0, 0.0)
+        return bool(self.logit_bias or self.logits_processors) or penalties != (1.0, 0.0, 0.0)
 
 
 _NUMBERS: Mapping[str, tuple[Any, ...]] = {

@@ -25,8 +25,8 @@ class BatchSamplingParams:
         params: the requests' own parameters, ``B`` of them.
         temperature: float64 ``[B]``, 1 for greedy sequences.
         greedy: bool ``[B]``, sequences at temperature 0.
-        top_k, top_p, min_p: ``[B]``, as in `SamplingParams`.
-        truncates: bool ``[B]``, sequences on which any of those three has an effect.
+        top_k, top_p, min_p, typical_p: ``[B]``, as in `SamplingParams`.
+        truncates: bool ``[B]``, sequences on which top-k, top-p or min-p has an effect.
     """
 
     params: tuple[SamplingParams, ...]
@@ -35,6 +35,7 @@ class BatchSamplingParams:
     top_k: Tensor
     top_p: Tensor
     min_p: Tensor
+    typical_p: Tensor
     truncates: Tensor
 
     @classmethod
@@ -49,8 +50,10 @@ class BatchSamplingParams:
         top_k = column([p.top_k for p in params], torch.int64)
         top_p = column([p.top_p for p in params], torch.float64)
         min_p = column([p.min_p for p in params], torch.float64)
+        typical_p = column([p.typical_p for p in params], torch.float64)
         truncates = ((top_k > 0) | (top_p < 1) | (min_p > 0)) & ~greedy
-        return cls(tuple(params), temperature.masked_fill(greedy, 1.0), greedy, top_k, top_p, min_p, truncates)
+        scaling = temperature.masked_fill(greedy, 1.0)
+        return cls(tuple(params), scaling, greedy, top_k, top_p, min_p, typical_p, truncates)
 
     @cached_property
     def any_greedy(self) -> bool:
@@ -68,9 +71,19 @@ class BatchSamplingParams:
         return any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in self.params)
 
     @cached_property
+    def any_typical(self) -> bool:
+        """Whether typical-p has an effect on a sequence."""
+        return any(p.temperature > 0 and p.typical_p < 1 for p in self.params)
+
+    @cached_property
     def any_penalties(self) -> bool:
-        """Whether a sequence has penalties or bias."""
+        """Whether a sequence has penalties, bias or processors."""
         return any(p.changes_logits for p in self.params)
+
+    @cached_property
+    def any_processors(self) -> bool:
+        """Whether a sequence has logits processors. They are Python code: only the host can verify it."""
+        return any(p.logits_processors for p in self.params)
 
     @cached_property
     def scaling_temperature(self) -> Tensor | None:
@@ -101,7 +114,7 @@ class BatchSamplingParams:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors."""
-        return self.temperature, self.greedy, self.top_k, self.top_p, self.min_p, self.truncates
+        return self.temperature, self.greedy, self.top_k, self.top_p, self.min_p, self.typical_p, self.truncates
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "BatchSamplingParams":
         """A copy with other `tensors`."""
@@ -111,7 +124,7 @@ class BatchSamplingParams:
     def kind(self) -> Hashable:
         """What the host decides by: batches of equal kinds and sizes take the same operations."""
         unscaled = self.scaling_temperature is None
-        return self.any_greedy, self.all_greedy, self.any_truncates, self.any_penalties, unscaled
+        return self.any_greedy, self.all_greedy, self.any_truncates, self.any_typical, self.any_penalties, unscaled
 
 
 @dataclass(frozen=True)
@@ -147,6 +160,8 @@ def probabilities(logits: Tensor, sampling: BatchSamplingParams) -> Tensor:
     elif sampling.any_truncates:
         chosen = sampling.truncates.nonzero()[:, 0]
         p[chosen] = _truncate(p[chosen], sampling.select(chosen))
+    if sampling.any_typical:
+        p = _keep_typical(p, sampling)
     if sampling.any_greedy:
         p = torch.where(sampling.greedy[:, None], _one_hot(ops.to_float32(logits)), p)
     return p
@@ -169,11 +184,13 @@ def sparse_probabilities(logits: Tensor, sampling: BatchSamplingParams, width: i
         keep = _truncation_mask(q, sampling) | ~sampling.truncates[:, None]
         q = q * keep
         q = q / q.sum(-1, keepdim=True)
+    if sampling.any_typical:
+        q = _keep_typical(q, sampling)
     return SparseDistributions(support, q)
 
 
 def apply_penalties(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
-    """Penalties and bias of one request.
+    """Penalties, bias and logits processors of one request.
 
     The repetition penalty counts prompt and text (Keskar et al. 2019, as transformers does); presence and frequency
     penalties count the text only (as the OpenAI API does).
@@ -194,6 +211,10 @@ def apply_penalties(logits: Tensor, params: SamplingParams, prompt: Sequence[int
         logits -= params.presence_penalty * (counts > 0) + params.frequency_penalty * counts
     for token, bias in params.logit_bias.items():
         logits[token] += bias
+    if params.logits_processors:
+        ids = torch.tensor([[*prompt, *text]], device=logits.device)
+        for processor in params.logits_processors:
+            logits = processor(ids, logits[None])[0]
     return logits
 
 
@@ -290,6 +311,22 @@ def _truncate(p: Tensor, sampling: BatchSamplingParams) -> Tensor:
         # Only those sequences: which of equal tokens are kept must not depend on the other sequences.
         cut[more] = _cut_by_sorting(p[more], sampling.select(more))
     return cut / cut.sum(-1, keepdim=True)
+
+
+def _keep_typical(p: Tensor, sampling: BatchSamplingParams) -> Tensor:
+    """``p [A, S]`` cut by typical-p and renormalised (Meister et al. 2022).
+
+    Tokens are kept in order of how far their surprisal is from the entropy, as transformers does.
+    """
+    surprisal = -p.log()
+    entropy = (p * surprisal).nansum(-1, keepdim=True)
+    distance, order = (surprisal - entropy).abs().sort(-1)
+    below = p.gather(1, order).cumsum(-1) < sampling.typical_p[:, None]
+    last = below.sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
+    keep = torch.zeros_like(below).scatter_(1, order, distance <= distance.gather(1, last))
+    cut = p * keep
+    affected = (sampling.typical_p < 1) & ~sampling.greedy
+    return torch.where(affected[:, None], cut / cut.sum(-1, keepdim=True), p)
 
 
 def _truncation_mask(top: Tensor, sampling: BatchSamplingParams) -> Tensor:

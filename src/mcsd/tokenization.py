@@ -1,6 +1,6 @@
 """Prompts to token ids. Free of torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import index
 from typing import Any
 
@@ -46,14 +46,37 @@ class PromptEncoder:
                 f"a prompt of {len(ids)} tokens leaves no space for a new token: max_length is {self._max_length}",
                 "shorten it or raise max_length, up to the model's context",
             )
-        for token in (*ids, *params.logit_bias):
+        self._check_vocabulary((*ids, *params.logit_bias))
+        if params.stop and self._tokenizer is None:
+            raise InvalidParameter("stop strings need a tokenizer, and the engine has none", "give a tokenizer")
+        return ids
+
+    def encode_words(self, words: Sequence[str | Sequence[int]]) -> list[list[int]]:
+        """Words as token ids, a text with and without a space before it.
+
+        Raises:
+            RequestError: there is no tokenizer, or a token id outside the vocabulary.
+        """
+        encoded: list[list[int]] = []
+        for word in words:
+            if not isinstance(word, str):
+                encoded.append(list(word))
+                continue
+            if self._tokenizer is None:
+                raise InvalidParameter("bad words as texts need a tokenizer, and the engine has none", "give token ids")
+            for text in (word, f" {word}"):
+                ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+                encoded += [ids] if ids and ids not in encoded else []
+        for ids in encoded:
+            self._check_vocabulary(ids)
+        return encoded
+
+    def _check_vocabulary(self, tokens: Iterable[int]) -> None:
+        for token in tokens:
             if not 0 <= token < self._vocab_size:
                 raise TokenOutOfVocabulary(
                     f"token id {token} is outside [0, {self._vocab_size})", "check the tokenizer"
                 )
-        if params.stop and self._tokenizer is None:
-            raise InvalidParameter("stop strings need a tokenizer, and the engine has none", "give a tokenizer")
-        return ids
 
     @property
     def has_chat_template(self) -> bool:

@@ -191,6 +191,45 @@ def test_law_of_texts_with_penalties(scheme: str, tree: str, monkeypatch: pytest
     check(engine_law(engine, params, monkeypatch), expected)
 
 
+def favour_repeated_parity(input_ids: Tensor, logits: Tensor) -> Tensor:
+    """A user's processor: the logit of token 1 depends on all tokens so far."""
+    logits = logits.clone()
+    logits[:, 1] += 0.7 * (-1) ** int(input_ids.sum())
+    return logits
+
+
+@pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1")])
+@pytest.mark.parametrize("kind", ["processor", "bad words", "minimal length", "typical"])
+def test_law_of_texts_with_processors(scheme: str, tree: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expected distribution applies the processors of transformers to the logits after every text."""
+    eos = 1
+    target = network(2, 6, eos)
+    fields, processors = {
+        "processor": ({"logits_processors": [favour_repeated_parity]}, [favour_repeated_parity]),
+        "bad words": ({"bad_words": [[0, 0, 0]]}, [transformers.NoBadWordsLogitsProcessor([[0, 0, 0]], [eos])]),
+        "minimal length": (
+            {"min_new_tokens": 2},
+            [transformers.MinNewTokensLengthLogitsProcessor(len(PROMPT), 2, [eos])],
+        ),
+        "typical": ({"typical_p": 0.55}, [transformers.TypicalLogitsWarper(0.55)]),
+    }[kind]
+    engine = mcsd.Engine(target, network(2, 7), tree=tree, scheme=scheme, max_batch=512, max_length=16)
+    expected: Law = defaultdict(float)
+    for text in product(range(2), repeat=3):
+        end = text.index(eos) + 1 if eos in text else 3
+        chance = 1.0
+        for i, token in enumerate(text[:end]):
+            before = torch.tensor([[*PROMPT, *text[:i]]])
+            with torch.no_grad():
+                scores = target(before).logits[:, -1]
+            for processor in processors:
+                scores = processor(before, scores)
+            chance *= float(scores.softmax(-1)[0, token])
+        expected[text[:end]] = chance
+    found = engine_law(engine, mcsd.SamplingParams(max_new_tokens=3, **fields), monkeypatch)  # type: ignore[arg-type]
+    check(found, {text: chance for text, chance in expected.items() if chance})
+
+
 @pytest.mark.parametrize("scheme", ["mcss-wor", "traversal"])
 def test_law_of_texts_with_a_head(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = TransformersModel(network(3, 3))

@@ -106,6 +106,18 @@ FAULTS = (
         "self.history.generated[sequence] + on_path",
         "self.history.generated[sequence]",
     ),
+    Fault(
+        "processors do not see the candidates on the path",
+        _SAMPLING,
+        "torch.tensor([[*prompt, *text]], device=logits.device)",
+        "torch.tensor([[*prompt]], device=logits.device)",
+    ),
+    Fault(
+        "one typical token too few",
+        _SAMPLING,
+        "distance <= distance.gather(1, last)",
+        "distance < distance.gather(1, last)",
+    ),
     Fault("soft probabilities at temperature 0", _SAMPLING, "if sampling.any_greedy:", "if sampling.all_greedy:"),
     Fault(
         "the target's temperature ignored",

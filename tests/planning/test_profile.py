@@ -83,7 +83,7 @@ def test_what_is_no_profile_is_none(place: ProfileFile, path: tuple[Any, ...], v
 def test_where_it_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.warns(McsdWarning, match="calibrates again"):
-        ProfileFile(tmp_path / "file" / "pair.json", {}).try_write(PROFILE)
+        ProfileFile(tmp_path / "file" / "pair.json", {}).try_write("mcss-wor", PROFILE)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 

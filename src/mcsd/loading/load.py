@@ -21,8 +21,8 @@ from mcsd.cpu.packing import pack
 from mcsd.cpu.reference import quantize_reference
 from mcsd.cpu.weight_plan import Role, WeightPlan, auto_dtype, plan_weights
 from mcsd.cuda.layers import fuse_for_cuda, fused_copy
+from mcsd.defaults import model_defaults
 from mcsd.errors import DownloadFailed, InvalidOption, McsdWarning, ModelError, UnknownModel, WeightsCorrupt
-from mcsd.generation_config import model_defaults
 from mcsd.kernels import WeightFormat
 from mcsd.loading.catalog import Location, default_draft, entry_of, locate
 from mcsd.loading.converted import read_converted

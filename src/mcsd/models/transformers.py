@@ -38,7 +38,7 @@ class TransformersModel:
         captures: whether forwards on a GPU may be captured in CUDA graphs, which hooks of the model do not see.
 
     Attributes:
-        generation_config: of the model; see `mcsd.generation_config.model_defaults`.
+        generation_config: of the model; see `mcsd.defaults.model_defaults`.
 
     Raises:
         UnsupportedModel: an encoder, layers without keys and values, positions or attention that a mask and position

@@ -4,7 +4,7 @@ from mcsd.planning.acceptance import AcceptanceEstimate
 from mcsd.planning.costs import StepCosts
 from mcsd.planning.plan import FixedTree, Plan, StepOutcome
 from mcsd.planning.planner import Planner
-from mcsd.planning.profile import Profile, ProfileFile, profile_file
+from mcsd.planning.profile import Profile, ProfileFile, ProfileStore, profile_file
 from mcsd.planning.trials import TEMPERATURES, TrialPlan, measure_forwards, run_trials
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Planner",
     "Profile",
     "ProfileFile",
+    "ProfileStore",
     "StepCosts",
     "StepOutcome",
     "TrialPlan",

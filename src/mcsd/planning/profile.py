@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -77,6 +77,18 @@ class Profile:
         )
 
 
+class ProfileStore(Protocol):
+    """Where the profile of a pair is kept."""
+
+    def read(self, scheme: str) -> Profile | None:
+        """The profile; None if there is none for this scheme."""
+        ...
+
+    def try_write(self, scheme: str, profile: Profile) -> None:
+        """Keep a profile, if that is possible."""
+        ...
+
+
 @dataclass(frozen=True)
 class ProfileFile:
     """The file of a pair's profile.
@@ -119,8 +131,8 @@ class ProfileFile:
         """
         save_text(self.path, json.dumps({"key": dict(self.key), **profile.to_json()}) + "\n")
 
-    def try_write(self, profile: Profile) -> None:
-        """`write`; a warning if it fails."""
+    def try_write(self, scheme: str, profile: Profile) -> None:
+        """`write`; a warning if it fails. The scheme is in the key."""
         try:
             self.write(profile)
         except OutputFailed as error:

@@ -110,6 +110,10 @@ class VerificationResult:
     token: Tensor
     failed: Tensor
 
+    def to(self, device: torch.device) -> "VerificationResult":
+        """The result on a device."""
+        return VerificationResult(*(each.to(device) for each in (self.path, self.accepted, self.token, self.failed)))
+
     @property
     def columns(self) -> Tensor:
         """int64 ``[B, 1 + depth]``: the columns of the root and the accepted nodes, padded with the root's."""
@@ -224,7 +228,7 @@ class TargetDistributions:
         return p, p[:, 0].isnan()
 
     def logits_after(self, columns: Tensor, paths: Tensor, sequences: Tensor | None = None) -> Tensor:
-        """``[A, V]``, with penalties and bias; see `after`."""
+        """``[A, V]``, with penalties, bias and processors; see `after`."""
         if sequences is None:
             sequences = torch.arange(len(columns), device=columns.device)
         if self.logits.device.type == "cpu":
