@@ -4,39 +4,26 @@ The core is the only place where drafter, target and scheme meet. The tree of ea
 globals. Several threads may use it: one at a time steps it, for the requests of all.
 """
 
-from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mcsd import kernels
-from mcsd.defaults import combine
 from mcsd.drafters import MAX_LAG, Drafter
-from mcsd.errors import (
-    InvalidTree,
-    NonFiniteLogits,
-    ProcessorFailed,
-    RequestError,
-    RequestInterrupted,
-    check_token_ids,
-)
-from mcsd.generation_config import constraint_fields, is_generation_config
+from mcsd.errors import InvalidTree, RequestInterrupted
 from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
-from mcsd.params import Completion, SamplingParams, TokenLogprobs
+from mcsd.params import SamplingParams, TokenLogprobs
 from mcsd.planning.plan import Plan, StepOutcome
-from mcsd.processors import request_processors
 from mcsd.request import Request, token_logprobs
+from mcsd.request_queue import RequestQueue
 from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence
 from mcsd.schemes.registry import check_tree
-from mcsd.step_lock import StepLock
 from mcsd.timing import StepClock
-from mcsd.tokenization import Prompt, PromptEncoder
 from mcsd.tree import TreeShape
 
 _UNLIMITED = 1 << 20
@@ -52,7 +39,7 @@ def cache_slots(max_length: int, max_nodes: int) -> int:
     return max_length + 2 + max(MAX_LAG, max_nodes)
 
 
-class EngineCore:
+class EngineCore(RequestQueue):
     """Steps a batch of requests with a target, a drafter and a scheme; the output follows the target's distribution.
 
     Args:
@@ -87,27 +74,17 @@ class EngineCore:
         defaults: SamplingParams | None = None,
         generation_config: Any = None,
     ) -> None:
-        self.target = target
+        super().__init__(target, tokenizer, request_length(max_length, target), defaults, generation_config)
         self.drafter = drafter
-        self.tokenizer = tokenizer
         self.plan = plan
         self.max_batch = max_batch
-        self.defaults = SamplingParams() if defaults is None else defaults
-        self._generation_config = generation_config
-        self.max_length = request_length(max_length, target)
         self.tree = TreeShape.parse("none")
         self.draft_levels = 0
         self.cache = target.new_cache(max_batch, cache_slots(self.max_length, max_nodes))
         self.graphs = GraphCache(target.device, getattr(target, "captures", False))
         chosen = SCHEMES[scheme]
         self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not drafter.is_sampled else chosen()
-        self.encoder = PromptEncoder(tokenizer, target.name, target.vocab_size, self.max_length)
-        eos = check_token_ids("eos_token_id of the tokenizer", getattr(tokenizer, "eos_token_id", None))
-        self._eos = target.eos_token_ids | eos
-        self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
-        self._cancelled: deque[Request] = deque()
-        self._step_lock = StepLock()
         self._sampling: BatchSamplingParams | None = None
         self._streams = PhiloxStreams(torch.empty(0, dtype=torch.int64))
         self.clock = StepClock(target.device)
@@ -129,79 +106,6 @@ class EngineCore:
     def seconds(self) -> dict[str, float]:
         """Wall time of all steps so far, by part."""
         return dict(self.clock.seconds)
-
-    def request(self, prompt: Prompt, params: Any = None, **fields: Any) -> Request:
-        """A request for `submit`.
-
-        Args:
-            prompt: a text or token ids.
-            params, fields: sampling parameters, see `mcsd.defaults.combine`.
-
-        Raises:
-            RequestError: the prompt or a parameter is wrong.
-        """
-        configs = [params] if is_generation_config(params) else []
-        constraints = constraint_fields(*configs, self._generation_config)
-        params = combine(self.defaults, params, fields)
-        ids = self.encoder.encode(prompt, params)
-        bad_words = self.encoder.encode_words(params.bad_words)
-        space = self.max_length - len(ids)
-        most = min(space, params.max_new_tokens)
-        ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos)}
-        params = request_processors(params, constraints, len(ids), most, sorted(ends), bad_words, self.target.device)
-        return Request(ids, params, space, self.tokenizer, self._eos)
-
-    def submit(self, request: Request) -> None:
-        """Queue a request until a sequence is free."""
-        self._waiting.append(request)
-
-    def cancel(self, request: Request) -> None:
-        """End a waiting or running request with `RequestInterrupted`.
-
-        Its sequence is free at once, or at the next step if another thread is stepping. Never waits.
-        """
-        if not request.done:
-            request.error = RequestInterrupted("the request was cancelled", "submit it again")
-            self._cancelled.append(request)
-            self._step_lock.try_run(self._free_cancelled)
-
-    def run(self, requests: list[Request]) -> list[Completion]:
-        """Run requests to their end.
-
-        Raises:
-            RequestError: the first request that failed; its ``completions`` are those of the others.
-        """
-        for request in requests:
-            self.submit(request)
-        try:
-            for request in requests:
-                self.run_until(lambda request=request: request.done)  # type: ignore[misc]
-        finally:
-            for request in requests:
-                self.cancel(request)
-        for request in requests:
-            if isinstance(request.error, RequestError):
-                request.error.completions = tuple(other.completion for other in requests)
-                raise request.error
-        return [request.completion for request in requests if request.completion is not None]
-
-    def run_until(self, condition: Callable[[], bool]) -> None:
-        """Step until a condition is true, or wait while another thread does."""
-        while not condition():
-            self._step_lock.run(self._step, unless=condition)
-
-    def step(self) -> None:
-        """Advance every sequence by at least one token. Requests receive what was emitted for them.
-
-        While another thread is stepping, wait; if it has gone on with a next step meanwhile, there is nothing to do.
-
-        An exception (Ctrl-C, out of memory) ends the running requests with `RequestInterrupted`, because their caches
-        may be ahead of their texts. Waiting requests stay, and the engine goes on.
-
-        Raises:
-            EngineBusy: called from inside a step.
-        """
-        self._step_lock.run(self._step, unless=self._step_lock.released_by_another())
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -365,7 +269,7 @@ class EngineCore:
             scores = None if logprobs is None else logprobs[i]
             reason = request.append_tokens(each.tokens, len(each.path), each.drafted, scores) if each.tokens else None
             if each.failed and not reason:
-                request.error = _failure(request)
+                request.error = request.failure()
                 self._free(i)
             elif reason:
                 self.clock.lap("other")
@@ -398,16 +302,3 @@ class EngineCore:
         self._sampling = None
         self.cache.clear()
         self.drafter.clear()
-
-
-def _failure(request: Request) -> RequestError:
-    """Why a request has no distribution to go on with."""
-    for processor in request.params.logits_processors:
-        if (error := getattr(processor, "error", None)) is not None:
-            failed = ProcessorFailed(f"a logits processor raised {error!r:.200}", "mend it, or leave it out")
-            failed.__cause__ = error
-            return failed
-    return NonFiniteLogits(
-        f"the model gave no distribution after {len(request.all_tokens)} tokens (NaN or infinite logits)",
-        "try dtype float32; if it stays, the weights are broken",
-    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcsd.detokenization import TextStream
-from mcsd.errors import McsdError
+from mcsd.errors import McsdError, NonFiniteLogits, ProcessorFailed, RequestError
 from mcsd.params import Chunk, Completion, FinishReason, SamplingParams, Stats, TokenLogprobs
 
 
@@ -63,6 +63,18 @@ class Request:
     def done(self) -> bool:
         """Whether the text has ended or the request has failed."""
         return self.completion is not None or self.error is not None
+
+    def failure(self) -> RequestError:
+        """Why there is no distribution to go on with."""
+        for processor in self.params.logits_processors:
+            if (error := getattr(processor, "error", None)) is not None:
+                failed = ProcessorFailed(f"a logits processor raised {error!r:.200}", "mend it, or leave it out")
+                failed.__cause__ = error
+                return failed
+        return NonFiniteLogits(
+            f"the model gave no distribution after {len(self.all_tokens)} tokens (NaN or infinite logits)",
+            "try dtype float32; if it stays, the weights are broken",
+        )
 
     def append_tokens(
         self, tokens: Sequence[int], accepted: int, drafted: int, logprobs: Sequence[TokenLogprobs] | None

@@ -1,7 +1,7 @@
 """The key-value cache: one tensor, written in place, which grows with the longest sequence.
 
-Keys or values of another shape than the first layer's, as in multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
-or in models whose layers differ, have tensors of their own beside it.
+Keys or values of another shape than the first layer's, as in multi-head latent attention (DeepSeek-V2, arXiv
+2405.04434) or in models whose layers differ, have tensors of their own beside it.
 
 A slot is the place of a token in its sequence: committed tokens fill slots 0 ... length-1, in-flight tokens follow in
 the order of their forwards. Later slots hold zeros or stale finite values, never NaN: a masked NaN still makes the

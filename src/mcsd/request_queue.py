@@ -1,0 +1,132 @@
+"""Requests that wait for the engine: made from prompts and sampling parameters, submitted, cancelled, run to their end.
+
+Several threads may use one queue. One of them steps the engine for the requests of all.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from mcsd.defaults import combine
+from mcsd.errors import RequestError, RequestInterrupted, check_token_ids
+from mcsd.generation_config import constraint_fields, is_generation_config
+from mcsd.models import LanguageModel
+from mcsd.params import Completion, SamplingParams
+from mcsd.processors import request_processors
+from mcsd.request import Request
+from mcsd.step_lock import StepLock
+from mcsd.tokenization import Prompt, PromptEncoder
+
+
+class RequestQueue(ABC):
+    """The waiting requests of an engine, which a subclass steps.
+
+    Args:
+        target: the target.
+        tokenizer: of the target; without one, prompts are token ids and there is no text.
+        max_length: the most tokens of a request, prompt included.
+        defaults: sampling parameters of requests that have none of their own.
+        generation_config: of the model, whose constraints hold for all requests; see `mcsd.generation_config`.
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        tokenizer: Any | None,
+        max_length: int,
+        defaults: SamplingParams | None,
+        generation_config: Any,
+    ) -> None:
+        self.target = target
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.defaults = SamplingParams() if defaults is None else defaults
+        self.encoder = PromptEncoder(tokenizer, target.name, target.vocab_size, max_length)
+        self._generation_config = generation_config
+        eos = check_token_ids("eos_token_id of the tokenizer", getattr(tokenizer, "eos_token_id", None))
+        self._eos = target.eos_token_ids | eos
+        self._waiting: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._step_lock = StepLock()
+
+    def request(self, prompt: Prompt, params: Any = None, **fields: Any) -> Request:
+        """A request for `submit`.
+
+        Args:
+            prompt: a text or token ids.
+            params, fields: sampling parameters, see `mcsd.defaults.combine`.
+
+        Raises:
+            RequestError: the prompt or a parameter is wrong.
+        """
+        configs = [params] if is_generation_config(params) else []
+        constraints = constraint_fields(*configs, self._generation_config)
+        params = combine(self.defaults, params, fields)
+        ids = self.encoder.encode(prompt, params)
+        bad_words = self.encoder.encode_words(params.bad_words)
+        space = self.max_length - len(ids)
+        most = min(space, params.max_new_tokens)
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos)}
+        params = request_processors(params, constraints, len(ids), most, sorted(ends), bad_words, self.target.device)
+        return Request(ids, params, space, self.tokenizer, self._eos)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request until a sequence is free."""
+        self._waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a waiting or running request with `RequestInterrupted`.
+
+        Its sequence is free at once, or at the next step if another thread is stepping. Never waits.
+        """
+        if not request.done:
+            request.error = RequestInterrupted("the request was cancelled", "submit it again")
+            self._cancelled.append(request)
+            self._step_lock.try_run(self._free_cancelled)
+
+    def run(self, requests: list[Request]) -> list[Completion]:
+        """Run requests to their end.
+
+        Raises:
+            RequestError: the first request that failed; its ``completions`` are those of the others.
+        """
+        for request in requests:
+            self.submit(request)
+        try:
+            for request in requests:
+                self.run_until(lambda request=request: request.done)  # type: ignore[misc]
+        finally:
+            for request in requests:
+                self.cancel(request)
+        for request in requests:
+            if isinstance(request.error, RequestError):
+                request.error.completions = tuple(other.completion for other in requests)
+                raise request.error
+        return [request.completion for request in requests if request.completion is not None]
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        """Step until a condition is true, or wait while another thread does."""
+        while not condition():
+            self._step_lock.run(self._step, unless=condition)
+
+    def step(self) -> None:
+        """Advance every sequence by at least one token. Requests receive what was emitted for them.
+
+        While another thread is stepping, wait; if it has gone on with a next step meanwhile, there is nothing to do.
+
+        An exception (Ctrl-C, out of memory) ends the running requests with `RequestInterrupted`, because their caches
+        may be ahead of their texts. Waiting requests stay, and the engine goes on.
+
+        Raises:
+            EngineBusy: called from inside a step.
+        """
+        self._step_lock.run(self._step, unless=self._step_lock.released_by_another())
+
+    @abstractmethod
+    def _step(self) -> None:
+        """`step`, while no other thread steps."""
+
+    @abstractmethod
+    def _free_cancelled(self) -> None:
+        """Free the sequences of cancelled requests."""
