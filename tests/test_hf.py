@@ -58,7 +58,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "encoder penalties": {"encoder_repetition_penalty": 1.4, "encoder_no_repeat_ngram_size": 1},
     "max length": {"max_new_tokens": None, "max_length": 15},
     "watermark": {"watermarking_config": transformers.WatermarkingConfig(bias=4.0)},
-    "criterion": {"stopping_criteria": transformers.StoppingCriteriaList([lambda ids, _: ids[:, -1] % 4 == 1])},
+    # Without an end token, transformers goes on with a row that has ended, as long as others go on.
+    "criterion": {
+        "stopping_criteria": transformers.StoppingCriteriaList([lambda ids, _: ids[:, -1] % 4 == 1]),
+        "eos_token_id": 1,
+    },
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from mcsd.errors import StoppingCriterionFailed
 from mcsd.params import Chunk, SamplingParams
 from mcsd.request import Request, token_logprobs
 
@@ -24,6 +25,11 @@ def letters() -> Any:
 
 def request_for(tokenizer: Any, space: int = 100, **params: Any) -> Request:
     return Request([7, 8], SamplingParams(**params), space, tokenizer, frozenset({EOS}))
+
+
+def at_least(length: int) -> Any:
+    """A stopping criterion as transformers has them: a bool tensor, one entry per sequence."""
+    return lambda input_ids, scores: torch.full((len(input_ids),), input_ids.shape[1] >= length)
 
 
 def last_chunk(request: Request) -> Chunk:
@@ -65,6 +71,17 @@ def test_all_tokens_of_a_step_are_emitted(letters: Any) -> None:
         ({"stop": "bc", "max_new_tokens": 3}, 9, [1, 2, 3, 4], [1, 2, 3], 3, "stop", "a"),
         ({"stop": "\ufffd", "max_new_tokens": 2}, 9, [1, 28, 3], [1, 28], 2, "stop", "a"),  # found only at the end
         ({"stop": "ab"}, 9, [1, EOS, 2, 2], [1, EOS], 2, "stop", "a"),
+        ({"stop": "bc", "include_stop": True}, 9, [1, 2, 3, 4, 5], [1, 2, 3], 3, "stop", "abc"),
+        ({"stop": "<eos>", "ignore_eos": True}, 9, [1, EOS, 2], [1, EOS], 2, "stop", "a"),
+        ({"skip_special_tokens": False}, 9, [1, EOS, 2], [1, EOS], 2, "stop", "a<eos>"),
+        ({"stop_token_ids": [2, 5]}, 9, [1, 2, 3], [1, 2], 2, "stop", "ab"),
+        ({"stop_token_ids": [5]}, 9, [1, EOS, 3], [1, EOS], 2, "stop", "a"),
+        ({"stop_token_ids": [3], "ignore_eos": True}, 9, [1, EOS, 3, 4], [1, EOS, 3], 3, "stop", "ac"),
+        ({"stopping_criteria": [at_least(4)]}, 9, [1, 2, 3], [1, 2], 2, "stop", "ab"),
+        ({"stopping_criteria": [at_least(9), at_least(4)]}, 9, [1, 2, 3], [1, 2], 2, "stop", "ab"),
+        ({"stopping_criteria": [at_least(4)], "stop": "bcd"}, 9, [1, 2, 3], [1, 2], 2, "stop", "ab"),
+        ({"stopping_criteria": [at_least(4)], "max_new_tokens": 2}, 9, [1, 2, 3], [1, 2], 2, "stop", "ab"),
+        ({"stopping_criteria": [at_least(9)]}, 9, [1, 2], [1, 2], 1, None, "ab"),
     ],
 )
 def test_where_the_text_ends(
@@ -175,6 +192,40 @@ def test_as_many_alternatives_as_asked_for(asked: int, given: int) -> None:
     assert request.completion.logprobs is not None
     assert [len(entry.top) for entry in request.completion.logprobs] == [given]
     assert request.completion.logprobs[0].logprob == pytest.approx(-2.0794415)
+
+
+def test_stopping_criteria_see_every_text_that_there_is(letters: Any) -> None:
+    """Each is called after every token, with all tokens so far, and no more once the text has ended."""
+    seen: list[list[Any]] = [[], []]
+    criteria = [lambda ids, scores, log=log: log.append((ids.tolist(), scores)) for log in seen]
+    request = request_for(letters, stopping_criteria=criteria)
+    assert request.append_tokens([1, 2], 1, 1, None) is None
+    assert request.append_tokens([3, EOS, 4], 2, 2, None) == "stop"
+    texts = [[7, 8, 1], [7, 8, 1, 2], [7, 8, 1, 2, 3], [7, 8, 1, 2, 3, EOS]]
+    assert seen == [[([text], None) for text in texts]] * 2
+
+
+@pytest.mark.parametrize("criterion", [lambda *_: 1 / 0, lambda ids, _: torch.zeros(2, dtype=torch.bool)])
+def test_a_criterion_that_fails_fails_its_request(letters: Any, criterion: Any) -> None:
+    request = request_for(letters, stopping_criteria=[criterion])
+    assert request.append_tokens([1, 2], 1, 1, None) is None
+    assert request.done
+    assert isinstance(request.error, StoppingCriterionFailed)
+    assert isinstance(request.error.__cause__, ZeroDivisionError | RuntimeError)
+    assert request.error.hint
+    assert request.tokens == [1]
+
+
+def test_seeds_of_several_completions() -> None:
+    """Fixed by the seed of the first; none is that of another, nor of a neighbouring seed."""
+    groups = []
+    for seed in range(20):
+        first = request_for(None, seed=seed, n=8)
+        groups.append([first.params.seed, *(other.params.seed for other in first.others())])
+        assert [other.params.seed for other in request_for(None, seed=seed, n=3).others()] == groups[-1][1:3]
+    assert len({seed for group in groups for seed in group}) == 160
+    assert len({other.seed for other in request_for(None, n=8).others()}) == 7
+    assert request_for(None).others() == []
 
 
 def test_no_tokenizer_no_text() -> None:

@@ -132,18 +132,21 @@ class EngineCore(RequestQueue):
 
     def _admit(self) -> None:
         # Equal prompts that start together are read once.
-        started: dict[tuple[int, ...], tuple[int, Tensor | None]] = {}
+        started: dict[tuple[int, ...], tuple[Request, int, Tensor | None]] = {}
         while self._waiting and len(self._running) < self.max_batch:
             request = self._waiting.popleft()
             self.clock.lap("other")
             request.clock = dict(self.clock.seconds)
             self._running.append(request)
             self._sampling = None
-            same, hidden = started.get(tuple(request.prompt), (None, None))
+            other, same, hidden = started.get(tuple(request.prompt), (None, None, None))
+            if other is not None and not request.shares_prompt(other):
+                same = None
             index = self.cache.add(same)
             if same is None:
-                hidden = prefill(self.target, self.cache, index, request.prompt[:-1], self.drafter.hidden_layers)
-                started[tuple(request.prompt)] = index, hidden
+                take = None if request.params.prompt_logprobs is None else request.take_prompt_logits
+                hidden = prefill(self.target, self.cache, index, request.prompt[:-1], self.drafter.hidden_layers, take)
+                started[tuple(request.prompt)] = request, index, hidden
             self.drafter.add(request.prompt, hidden)
             self.clock.lap("prefill")
         device, running = self.target.device, self._running
@@ -268,7 +271,9 @@ class EngineCore(RequestQueue):
                 continue
             scores = None if logprobs is None else logprobs[i]
             reason = request.append_tokens(each.tokens, len(each.path), each.drafted, scores) if each.tokens else None
-            if each.failed and not reason:
+            if request.error is not None:
+                self._free(i)
+            elif each.failed and not reason:
                 request.error = request.failure()
                 self._free(i)
             elif reason:

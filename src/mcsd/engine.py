@@ -209,8 +209,10 @@ class Engine(EngineCore):
     def generate(self, prompts: str, params: Any = None, **fields: Any) -> Completion: ...
     @overload
     def generate(self, prompts: Any, params: Any = None, **fields: Any) -> Any: ...
-    def generate(self, prompts: Any, params: Any = None, **fields: Any) -> Completion | list[Completion]:
+    def generate(self, prompts: Any, params: Any = None, **fields: Any) -> Any:
         """Complete one prompt, or many together. No chat template is applied: that is `chat`.
+
+        A prompt with ``n > 1`` gets a list of completions in the place of one.
 
         Args:
             prompts: a text, or token ids as a list or tensor ``[n]`` (returns a `Completion`); a list of those, a
@@ -231,7 +233,7 @@ class Engine(EngineCore):
     def chat(self, messages: Sequence[Message], params: Any = None, **fields: Any) -> Completion: ...
     @overload
     def chat(self, messages: Any, params: Any = None, **fields: Any) -> Any: ...
-    def chat(self, messages: Any, params: Any = None, **fields: Any) -> Completion | list[Completion]:
+    def chat(self, messages: Any, params: Any = None, **fields: Any) -> Any:
         """Answer a conversation, or many together, in the model's chat template.
 
         Args:
@@ -266,18 +268,17 @@ class Engine(EngineCore):
     def _as_prompts(self, prompts: Any) -> tuple[list[Prompt], bool]:
         return as_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
 
-    def _complete(
-        self, prompts: list[Prompt], single: bool, params: Any, fields: dict[str, Any]
-    ) -> Completion | list[Completion]:
-        """Run prompts to their end; one `Completion` if they were a single prompt."""
+    def _complete(self, prompts: list[Prompt], single: bool, params: Any, fields: dict[str, Any]) -> Any:
+        """Run prompts to their end; one result if they were a single prompt: a `Completion`, or ``n > 1`` of them."""
         each = params if isinstance(params, Sequence) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise InvalidParameter(f"{len(each)} sampling parameters for {len(prompts)} prompts", "give one per prompt")
-        requests = [self.request(prompt, one, **fields) for prompt, one in zip(prompts, each, strict=True)]
-        if requests:
+        groups = [self.requests(prompt, one, **fields) for prompt, one in zip(prompts, each, strict=True)]
+        if groups:
             self._warn_of_unused_defaults(each[0])
-        done = self.run(requests)
-        return done[0] if single else done
+        done = iter(self.run([request for group in groups for request in group]))
+        results = [next(done) if len(group) == 1 else [next(done) for _ in group] for group in groups]
+        return results[0] if single else results
 
     def _warn_of_unused_defaults(self, params: Any) -> None:
         """Name the model's defaults that an explicit object leaves unused, once."""

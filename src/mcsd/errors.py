@@ -20,6 +20,7 @@
     + EmptyPrompt
     + PromptTooLong
     + TokenOutOfVocabulary
+    + StoppingCriterionFailed  a stopping criterion of the request raised an error
     + NonFiniteLogits          the model's logits have NaN or no finite value
     + ProcessorFailed          a logits processor of the request raised an error
     + RequestInterrupted       cancelled, or running when an engine step was interrupted
@@ -150,6 +151,12 @@ class PromptTooLong(RequestError):
 
 class TokenOutOfVocabulary(RequestError):
     """A token id outside ``[0, vocabulary size)``."""
+
+
+class StoppingCriterionFailed(RequestError):
+    """A stopping criterion of the request raised an error, which is the cause of this one."""
+
+    exit_code = 1
 
 
 class NonFiniteLogits(RequestError):

@@ -98,7 +98,8 @@ class Speculator:
                 be taken out of the arguments of ``generate``.
 
         Returns:
-            int64 ``[B, n + new]``, padded on the right; or a ``GenerateDecoderOnlyOutput``.
+            int64 ``[B, n + new]``, padded on the right; or a ``GenerateDecoderOnlyOutput``. A row that a stopping
+            criterion has ended is padded, also where no end-of-sequence token is set: there ``generate`` goes on.
 
         Raises:
             InvalidParameter: something that cannot be kept exact, by its name.

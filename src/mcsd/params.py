@@ -325,9 +325,10 @@ class Completion:
     Attributes:
         text: the new text; empty when the engine has no tokenizer.
         token_ids: the new tokens.
-        finish_reason: "stop" (end of sequence or a stop string) or "length".
+        finish_reason: "stop" (end of sequence, a stop string or token, or a stopping criterion) or "length".
         logprobs: one entry per token if requested, else None.
         stats: cost and acceptance.
+        prompt_logprobs: one entry per token of the prompt if requested, else None. The first token has none.
     """
 
     text: str
@@ -335,6 +336,7 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] | None
     stats: Stats
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
     def __str__(self) -> str:
         return self.text

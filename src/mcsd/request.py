@@ -1,5 +1,6 @@
 """The state of one request: the tokens emitted, when the text ends, and its statistics."""
 
+import hashlib
 import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcsd.detokenization import TextStream
-from mcsd.errors import McsdError, NonFiniteLogits, ProcessorFailed, RequestError
+from mcsd.errors import McsdError, NonFiniteLogits, ProcessorFailed, RequestError, StoppingCriterionFailed
 from mcsd.params import Chunk, Completion, FinishReason, SamplingParams, Stats, TokenLogprobs
 
 
@@ -23,6 +24,10 @@ class Request:
         max_new_tokens: the most new tokens that fit into the context after the prompt.
         tokenizer: for text and stop strings; may be None.
         eos_token_ids: tokens that end the text.
+        device: of the token ids that stopping criteria get.
+
+    Attributes:
+        prompt_logprobs: one entry per token of the prompt, None for the first; None unless the request wants them.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class Request:
         max_new_tokens: int,
         tokenizer: Any | None,
         eos_token_ids: frozenset[int],
+        device: torch.device | str = "cpu",
     ) -> None:
         self.prompt = prompt
         self.params = params
@@ -45,9 +51,12 @@ class Request:
         self.error: McsdError | None = None
         self.clock: Mapping[str, float] = {}
         """The engine's timers when the request was admitted."""
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        self._options = max_new_tokens, tokenizer, eos_token_ids, device
         self._max_new_tokens = min(params.max_new_tokens, max_new_tokens)
         self._stream = TextStream(tokenizer, params, prompt)
-        self._eos = frozenset() if params.ignore_eos else eos_token_ids
+        self._ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_token_ids)
+        self._device = device
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
         self._histogram: list[int] = []
@@ -76,6 +85,34 @@ class Request:
             "try dtype float32; if it stays, the weights are broken",
         )
 
+    def others(self) -> list["Request"]:
+        """The further requests of a prompt with ``n > 1``. Their seeds follow from this one's, if it has one."""
+        seed, count = self.params.seed, self.params.n
+        seeds = [None if seed is None else _following_seed(seed, i) for i in range(1, count)]
+        return [Request(self.prompt, replace(self.params, seed=one), *self._options) for one in seeds]
+
+    def shares_prompt(self, other: "Request") -> bool:
+        """Whether reading an equal prompt gave all that this request needs; if so, take its log-probabilities."""
+        count, have = self.params.prompt_logprobs, other.params.prompt_logprobs
+        if count is None:
+            return True
+        if have is None or have < count or other.prompt_logprobs is None:
+            return False
+        self.prompt_logprobs = [each and replace(each, top=each.top[:count]) for each in other.prompt_logprobs]
+        return True
+
+    def take_prompt_logits(self, start: int, logits: Tensor) -> None:
+        """Keep the log-probabilities of the tokens after some of the prompt, if the request wants them.
+
+        Args:
+            start: place of the first of those tokens.
+            logits: ``[1, n, V]``, at ``n`` tokens from ``start`` on.
+        """
+        if self.prompt_logprobs is not None and self.params.prompt_logprobs is not None:
+            following = self.prompt[start + 1 : start + 1 + logits.shape[1]]
+            tokens = torch.tensor([following], device=logits.device)
+            self.prompt_logprobs += token_logprobs(logits, tokens, self.params.prompt_logprobs)[0]
+
     def append_tokens(
         self, tokens: Sequence[int], accepted: int, drafted: int, logprobs: Sequence[TokenLogprobs] | None
     ) -> FinishReason | None:
@@ -88,14 +125,20 @@ class Request:
             logprobs: of each token, if a request of the batch wants them; others after those are not used.
 
         Returns:
-            The finish reason, or None if the text goes on.
+            The finish reason; None if the text goes on, or if the request failed and has an error.
         """
         reason: FinishReason | None = None
+        failure: StoppingCriterionFailed | None = None
         pieces: list[str] = []
         for token in tokens:
             self.tokens.append(token)
             pieces.append(self._stream.push(token))
-            if token in self._eos or self._stream.stopped:
+            try:
+                met = self._meets_criterion()
+            except StoppingCriterionFailed as error:
+                failure = error
+                break
+            if met or token in self._ends or self._stream.stopped:
                 reason = "stop"
             elif len(self.tokens) == self._max_new_tokens:
                 reason = "length"
@@ -115,7 +158,24 @@ class Request:
         self._histogram[accepted] += 1
         self._ended = reason is not None
         self.chunks.append(Chunk("".join(pieces), emitted, accepted, tuple(pieces)))
+        self.error = self.error or failure
         return reason
+
+    def _meets_criterion(self) -> bool:
+        """Whether a stopping criterion ends the text here. Every one is called.
+
+        Raises:
+            StoppingCriterionFailed: one raised an error.
+        """
+        met = False
+        for criterion in self.params.stopping_criteria:
+            try:
+                met |= bool(criterion(torch.tensor([self.prompt + self.tokens], device=self._device), None))
+            except Exception as error:
+                raise StoppingCriterionFailed(
+                    f"a stopping criterion raised {error!r:.200}", "mend it, or leave it out"
+                ) from error
+        return met
 
     def finish(self, reason: FinishReason, seconds: Mapping[str, float]) -> None:
         """Build the completion and attach it to the last chunk."""
@@ -129,10 +189,18 @@ class Request:
             seconds=seconds,
         )
         logprobs = None if self.params.logprobs is None else tuple(self._logprobs)
-        completion = Completion("".join(self._pieces), tuple(self.tokens), reason, logprobs, stats)
+        prompt_logprobs = None if self.prompt_logprobs is None else tuple(self.prompt_logprobs)
+        text = "".join(self._pieces)
+        completion = Completion(text, tuple(self.tokens), reason, logprobs, stats, prompt_logprobs)
         self.chunks[-1] = replace(self.chunks[-1], completion=completion)
         # Another thread reads the last chunk from now on.
         self.completion = completion
+
+
+def _following_seed(seed: int, index: int) -> int:
+    """The seed of a further completion: a hash, so that it is no seed that a user gives to another request."""
+    digest = hashlib.blake2b(index.to_bytes(8, "little"), key=seed.to_bytes(8, "little"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> list[list[TokenLogprobs]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mcsd.defaults import combine
-from mcsd.errors import RequestError, RequestInterrupted, check_token_ids
+from mcsd.errors import InvalidParameter, RequestError, RequestInterrupted, check_token_ids
 from mcsd.generation_config import constraint_fields, is_generation_config
 from mcsd.models import LanguageModel
 from mcsd.params import Completion, SamplingParams
@@ -58,8 +58,17 @@ class RequestQueue(ABC):
             params, fields: sampling parameters, see `mcsd.defaults.combine`.
 
         Raises:
-            RequestError: the prompt or a parameter is wrong.
+            RequestError: the prompt or a parameter is wrong, or asks for several completions.
         """
+        first, *others = self.requests(prompt, params, **fields)
+        if others:
+            raise InvalidParameter(
+                f"n={first.params.n}: a request or stream has one completion", "use generate or chat, or n=1"
+            )
+        return first
+
+    def requests(self, prompt: Prompt, params: Any = None, **fields: Any) -> list[Request]:
+        """The requests of one prompt: as many as the sampling parameter ``n`` says. See `request`."""
         configs = [params] if is_generation_config(params) else []
         constraints = constraint_fields(*configs, self._generation_config)
         params = combine(self.defaults, params, fields)
@@ -69,7 +78,8 @@ class RequestQueue(ABC):
         most = min(space, params.max_new_tokens)
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos)}
         params = request_processors(params, constraints, len(ids), most, sorted(ends), bad_words, self.target.device)
-        return Request(ids, params, space, self.tokenizer, self._eos)
+        first = Request(ids, params, space, self.tokenizer, self._eos, self.target.device)
+        return [first, *first.others()]
 
     def submit(self, request: Request) -> None:
         """Queue a request until a sequence is free."""

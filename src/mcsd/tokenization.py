@@ -46,7 +46,7 @@ class PromptEncoder:
                 f"a prompt of {len(ids)} tokens leaves no space for a new token: max_length is {self._max_length}",
                 "shorten it or raise max_length, up to the model's context",
             )
-        self._check_vocabulary((*ids, *params.logit_bias))
+        self._check_vocabulary((*ids, *params.logit_bias, *params.stop_token_ids))
         if params.stop and self._tokenizer is None:
             raise InvalidParameter("stop strings need a tokenizer, and the engine has none", "give a tokenizer")
         return ids

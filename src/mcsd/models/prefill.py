@@ -1,6 +1,6 @@
 """Prefill: reading a text into a cache in chunks, or in one forward for all its logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from mcsd.models.protocol import Cache, LanguageModel, ModelOutput
 _CHUNK, _CUDA_CHUNK = 256, 2048
 """Tokens of a forward at most: larger matrix products are compute-bound, and only take more memory."""
 
+_MOST_LOGITS = 1 << 24
+"""Logits of a forward at most, where a prefill computes them."""
+
 
 def chunk_length(device: torch.device) -> int:
     """The most tokens that a forward of a prefill reads on a device."""
@@ -18,9 +21,19 @@ def chunk_length(device: torch.device) -> int:
 
 
 def prefill(
-    model: LanguageModel, cache: Cache, sequence: int, tokens: list[int], hidden_layers: Sequence[int] = ()
+    model: LanguageModel,
+    cache: Cache,
+    sequence: int,
+    tokens: list[int],
+    hidden_layers: Sequence[int] = (),
+    take_logits: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor | None:
     """Read and commit tokens of one sequence.
+
+    Args:
+        model, cache, sequence, tokens, hidden_layers: what reads, into which sequence of which cache, what, and which
+            hidden states to return.
+        take_logits: called with the place of a chunk in ``tokens`` and its logits ``[1, n, V]``, chunk by chunk.
 
     Returns:
         The requested hidden states ``[1, len(tokens), F]``; None if none were requested.
@@ -28,11 +41,15 @@ def prefill(
     hidden = []
     sequences = slice(sequence, sequence + 1)
     most = chunk_length(model.device)
+    if take_logits:
+        most = max(1, min(most, _MOST_LOGITS // model.vocab_size))
     for start in range(0, len(tokens), most):
         chunk = torch.tensor([tokens[start : start + most]], device=model.device)
         length = chunk.shape[1]
         layout = TokenLayout.chain(length, model.device)
-        output = model.forward(chunk, layout, cache, sequences, logits=False, hidden_layers=hidden_layers)
+        output = model.forward(chunk, layout, cache, sequences, take_logits is not None, hidden_layers)
+        if take_logits:
+            take_logits(start, output.logits)
         count = torch.tensor([length], device=model.device)
         cache.commit(torch.arange(length, device=model.device)[None], count, sequences, [length])
         if output.hidden is not None:
