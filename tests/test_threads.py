@@ -1,7 +1,5 @@
 """An engine that several threads use: each has the texts that it has alone, in shared batches."""
 
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +9,7 @@ import mcsd
 from mcsd import SamplingParams, errors
 from mcsd.step_lock import StepLock
 from support.exact import exact, random_tokens
-from support.threads import LIMIT, Gate, Thread, Watched, together
+from support.threads import LIMIT, Gate, Thread, Watched, together, wait_for
 
 LONG = SamplingParams(seed=5, max_new_tokens=40)
 SHORT = SamplingParams(temperature=0, max_new_tokens=3)
@@ -23,13 +21,6 @@ def tabular_engine(target: Watched | None = None, **options: Any) -> mcsd.Engine
 
 def alone(prompt: list[int], params: SamplingParams) -> tuple[int, ...]:
     return tuple(tabular_engine().generate(prompt, params).token_ids)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "deadlock"
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("tree", ["none", "2x2x1"])

@@ -8,6 +8,7 @@ from mcsd.lazy import lazy_attributes
 from mcsd.params import Chunk, Completion, SamplingParams, Stats, TokenLogprobs
 
 if TYPE_CHECKING:
+    from mcsd.async_engine import AsyncEngine
     from mcsd.engine import Engine
     from mcsd.schemes import SCHEMES
     from mcsd.tree import TreeShape
@@ -16,6 +17,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "SCHEMES",
+    "AsyncEngine",
     "Chunk",
     "Completion",
     "Engine",
@@ -27,7 +29,15 @@ __all__ = [
     "errors",
 ]
 
-_lazy = lazy_attributes(__name__, {"Engine": "mcsd.engine", "SCHEMES": "mcsd.schemes", "TreeShape": "mcsd.tree"})
+_lazy = lazy_attributes(
+    __name__,
+    {
+        "AsyncEngine": "mcsd.async_engine",
+        "Engine": "mcsd.engine",
+        "SCHEMES": "mcsd.schemes",
+        "TreeShape": "mcsd.tree",
+    },
+)
 _PACKAGES = ("models", "drafters", "hf", "testing")
 
 

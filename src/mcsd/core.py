@@ -4,6 +4,7 @@ The core is the only place where drafter, target and scheme meet. The tree of ea
 globals. Several threads may use it: one at a time steps it, for the requests of all.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -303,6 +304,7 @@ class EngineCore(RequestQueue):
         for request in self._running:
             if not request.done:
                 request.error = RequestInterrupted("a step of the engine was interrupted", "submit the request again")
+                request.error.__cause__ = sys.exception()
         self._running.clear()
         self._sampling = None
         self.cache.clear()

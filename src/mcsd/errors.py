@@ -24,7 +24,8 @@
     + NonFiniteLogits          the model's logits have NaN or no finite value
     + ProcessorFailed          a logits processor of the request raised an error
     + RequestInterrupted       cancelled, or running when an engine step was interrupted
-    + EngineBusy               the engine takes no request now
+    + EngineBusy               too many requests wait, or the engine was called from inside its own step
+    + EngineClosed             the engine was closed
 
 A `McsdWarning` is not an error: the result is correct, but slower or less than possible.
 
@@ -178,7 +179,13 @@ class RequestInterrupted(RequestError):
 
 
 class EngineBusy(RequestError):
-    """The engine takes no request now: it was called from inside one of its own steps."""
+    """Too many requests are waiting, or the engine was called from inside one of its own steps."""
+
+    exit_code = 1
+
+
+class EngineClosed(RequestError):
+    """The engine was closed and takes no more requests."""
 
     exit_code = 1
 

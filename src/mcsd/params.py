@@ -366,3 +366,13 @@ class Chunk:
     accepted: int
     pieces: tuple[str, ...]
     completion: Completion | None = None
+
+    def joined(self, later: "Chunk") -> "Chunk":
+        """This chunk and a later one in one; ``accepted`` is the sum of theirs."""
+        return Chunk(
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            self.accepted + later.accepted,
+            self.pieces + later.pieces,
+            later.completion,
+        )

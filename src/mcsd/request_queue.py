@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mcsd.defaults import combine
-from mcsd.errors import InvalidParameter, RequestError, RequestInterrupted, check_token_ids
+from mcsd.errors import InvalidParameter, McsdError, RequestError, RequestInterrupted, check_token_ids
 from mcsd.generation_config import constraint_fields, is_generation_config
 from mcsd.models import LanguageModel
 from mcsd.params import Completion, SamplingParams
@@ -85,13 +85,13 @@ class RequestQueue(ABC):
         """Queue a request until a sequence is free."""
         self._waiting.append(request)
 
-    def cancel(self, request: Request) -> None:
-        """End a waiting or running request with `RequestInterrupted`.
+    def cancel(self, request: Request, error: McsdError | None = None) -> None:
+        """End a waiting or running request with an error, by default `RequestInterrupted`.
 
         Its sequence is free at once, or at the next step if another thread is stepping. Never waits.
         """
         if not request.done:
-            request.error = RequestInterrupted("the request was cancelled", "submit it again")
+            request.error = error or RequestInterrupted("the request was cancelled", "submit it again")
             self._cancelled.append(request)
             self._step_lock.try_run(self._free_cancelled)
 

@@ -1,6 +1,7 @@
 """Run functions in threads, with a limit: a deadlock fails a test instead of stopping the suite."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,3 +83,10 @@ class Gate:
 
     def open(self, passages: int = 1) -> None:
         self._permits.release(passages)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "deadlock"
+        time.sleep(0.001)
