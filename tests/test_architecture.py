@@ -21,8 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lazy": set(),
     "system": set(),
     "step_lock": {"errors"},
+    "step_trace": set(),
     "generation_config": {"errors"},
-    "params": {"errors", "generation_config"},
+    "params": {"errors", "generation_config", "step_trace"},
     "defaults": {"errors", "generation_config", "params"},
     "processors": {"params"},
     "tree": {"errors"},
@@ -45,13 +46,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inputs": {"errors", "tokenization"},
     "stop_strings": set(),
     "detokenization": {"params", "stop_strings"},
-    "request": {"detokenization", "errors", "params"},
+    "request": {"detokenization", "errors", "params", "step_trace"},
     "prompts": {"errors", "params", "tokenization"},
     "planning": {*_BASE, "files", "graphs", "loading", "models", "schemes", "system"},
     "request_queue": {
         *("defaults", "errors", "generation_config", "models", "params", "processors", "request", "step_lock"),
         "tokenization",
     },
+    "tracing": {"graphs", "sampling", "schemes", "step_trace"},
     "core": {
         *_DRAWING,
         "drafters",
@@ -61,7 +63,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planning",
         "request",
         "request_queue",
+        "step_trace",
         "timing",
+        "tracing",
     },
     "calibration": {*_ENGINE},
     "engine": {*_ENGINE, "calibration", "config", "cpu", "defaults", "inputs", "loading"},
@@ -177,18 +181,8 @@ def test_no_file_is_longer_than_400_lines() -> None:
 
 def test_the_exported_names() -> None:
     assert sorted(mcsd.__all__) == [
-        *(
-            "AsyncEngine",
-            "Chunk",
-            "Completion",
-            "Engine",
-            "SCHEMES",
-            "SamplingParams",
-            "Stats",
-            "TokenLogprobs",
-            "TreeShape",
-        ),
-        *("__version__", "errors"),
+        *("AsyncEngine", "Chunk", "Completion", "Engine", "SCHEMES", "SamplingParams", "Stats", "StepTrace"),
+        *("TokenLogprobs", "TreeShape", "__version__", "errors"),
     ]
     assert all(hasattr(mcsd, name) for name in mcsd.__all__)
     assert sorted(mcsd.SCHEMES) == [

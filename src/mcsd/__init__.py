@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mcsd import errors
 from mcsd.lazy import lazy_attributes
 from mcsd.params import Chunk, Completion, SamplingParams, Stats, TokenLogprobs
+from mcsd.step_trace import StepTrace
 
 if TYPE_CHECKING:
     from mcsd.async_engine import AsyncEngine
@@ -23,6 +24,7 @@ __all__ = [
     "Engine",
     "SamplingParams",
     "Stats",
+    "StepTrace",
     "TokenLogprobs",
     "TreeShape",
     "__version__",

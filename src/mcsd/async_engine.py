@@ -108,19 +108,21 @@ class AsyncEngine:
         """Running and waiting requests, and the engine's health."""
         return self._thread.status
 
-    async def submit(self, prompt: Any, params: Any = None, **fields: Any) -> AsyncRequest:
-        """Queue a prompt. Arguments are those of `Engine.request`.
+    async def submit(self, prompt: Any, params: Any = None, *, trace: bool = False, **fields: Any) -> AsyncRequest:
+        """Queue a prompt. Arguments are those of `Engine.stream`; the prompt is a text or token ids.
 
         Raises:
             RequestError: the prompt or a parameter is wrong.
             EngineBusy: too many requests are waiting.
             EngineClosed: the engine was closed.
         """
-        return await self._submit(lambda: prompt, params, fields)
+        return await self._submit(lambda: prompt, params, trace, fields)
 
-    async def submit_chat(self, messages: Sequence[Message], params: Any = None, **fields: Any) -> AsyncRequest:
+    async def submit_chat(
+        self, messages: Sequence[Message], params: Any = None, *, trace: bool = False, **fields: Any
+    ) -> AsyncRequest:
         """`submit`, for a conversation."""
-        return await self._submit(lambda: self.engine.chat_tokens(messages), params, fields)
+        return await self._submit(lambda: self.engine.chat_tokens(messages), params, trace, fields)
 
     async def generate(self, prompt: Any, params: Any = None, **fields: Any) -> Completion:
         """Complete one prompt. For several, gather several calls: they share the batch. Errors are those of `submit`.
@@ -134,20 +136,22 @@ class AsyncEngine:
         """Answer a conversation; as `generate`."""
         return await (await self.submit_chat(messages, params, **fields)).completion()
 
-    async def stream(self, prompt: Any, params: Any = None, **fields: Any) -> AsyncGenerator[Chunk, None]:
+    async def stream(
+        self, prompt: Any, params: Any = None, *, trace: bool = False, **fields: Any
+    ) -> AsyncGenerator[Chunk, None]:
         """Complete one prompt, one chunk per step; the last chunk carries the completion. See `Engine.stream`.
 
         Errors are those of `submit`, raised by the first iteration. Closing the iterator cancels the request.
         """
-        async with aclosing((await self.submit(prompt, params, **fields)).__aiter__()) as chunks:
+        async with aclosing((await self.submit(prompt, params, trace=trace, **fields)).__aiter__()) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def stream_chat(
-        self, messages: Sequence[Message], params: Any = None, **fields: Any
+        self, messages: Sequence[Message], params: Any = None, *, trace: bool = False, **fields: Any
     ) -> AsyncGenerator[Chunk, None]:
         """`stream`, for a conversation."""
-        async with aclosing((await self.submit_chat(messages, params, **fields)).__aiter__()) as chunks:
+        async with aclosing((await self.submit_chat(messages, params, trace=trace, **fields)).__aiter__()) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -167,10 +171,13 @@ class AsyncEngine:
     ) -> None:
         await self.aclose()
 
-    async def _submit(self, prompt: Callable[[], Any], params: Any, fields: dict[str, Any]) -> AsyncRequest:
+    async def _submit(
+        self, prompt: Callable[[], Any], params: Any, trace: bool, fields: dict[str, Any]
+    ) -> AsyncRequest:
         self._thread.check_space()
         # In a thread, because the tokenizer takes time.
         request = await asyncio.to_thread(lambda: self.engine.request(prompt(), params, **fields))
+        request.trace = trace
         submitted = AsyncRequest(self, request)
         self._thread.submit(request, submitted.listen)
         return submitted

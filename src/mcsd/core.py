@@ -24,7 +24,9 @@ from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence
 from mcsd.schemes.registry import check_tree
+from mcsd.step_trace import StepTrace
 from mcsd.timing import StepClock
+from mcsd.tracing import trace_trees, with_path
 from mcsd.tree import TreeShape
 
 _UNLIMITED = 1 << 20
@@ -119,13 +121,14 @@ class EngineCore(RequestQueue):
             before = dict(self.clock.seconds)
             tree = self._draft()
             logits, hidden = self._score(tree)
+            traces = self._trace(tree, logits)
             result, table = self._verify(tree, logits)
             verified = VerifiedSequence.read(table)
             self.clock.lap("judge")
             self._commit(result, verified, hidden)
             self.clock.lap("commit")
             self._observe(tree, verified, before)
-            self._emit(verified, self._logprobs(tree, result, logits))
+            self._emit(verified, self._logprobs(tree, result, logits), traces)
         except BaseException:
             self._abort()
             raise
@@ -263,7 +266,20 @@ class EngineCore(RequestQueue):
         rows = torch.arange(len(logits), device=logits.device)[:, None]
         return token_logprobs(logits[rows, result.columns], result.emitted(tree), most)
 
-    def _emit(self, verified: list[VerifiedSequence], logprobs: list[list[TokenLogprobs]] | None) -> None:
+    def _trace(self, tree: CandidateTree, logits: Tensor) -> dict[int, StepTrace]:
+        """Traces for the requests that want one. Verification may change the history: they are made before."""
+        wanted = [index for index, request in enumerate(self._running) if request.trace]
+        if not wanted:
+            return {}
+        assert self._sampling is not None
+        return trace_trees(tree, logits, self._sampling, self._history, wanted)
+
+    def _emit(
+        self,
+        verified: list[VerifiedSequence],
+        logprobs: list[list[TokenLogprobs]] | None,
+        traces: dict[int, StepTrace],
+    ) -> None:
         # From last to first: the last sequence, already handled, takes the index of one that ends.
         for i in range(len(self._running) - 1, -1, -1):
             request, each = self._running[i], verified[i]
@@ -271,7 +287,11 @@ class EngineCore(RequestQueue):
                 self._free(i)
                 continue
             scores = None if logprobs is None else logprobs[i]
-            reason = request.append_tokens(each.tokens, len(each.path), each.drafted, scores) if each.tokens else None
+            trace = traces.get(i)
+            if trace is not None:
+                trace = with_path(trace, request.all_tokens[-1], each.path, each.tokens, self.tokenizer)
+            emitted = each.tokens, len(each.path), each.drafted, scores, trace
+            reason = request.append_tokens(*emitted) if each.tokens else None
             if request.error is not None:
                 self._free(i)
             elif each.failed and not reason:

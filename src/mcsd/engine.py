@@ -244,22 +244,27 @@ class Engine(EngineCore):
         conversations, single = as_conversations(messages)
         return self._complete([self.chat_tokens(one) for one in conversations], single, params, fields)
 
-    def stream(self, prompt: Any, params: Any = None, **fields: Any) -> Iterator[Chunk]:
+    def stream(self, prompt: Any, params: Any = None, *, trace: bool = False, **fields: Any) -> Iterator[Chunk]:
         """Complete one prompt, one chunk per step; the last chunk carries the completion.
 
-        Closing the iterator cancels the request. Arguments are those of `generate`.
+        Closing the iterator cancels the request. Arguments are those of `generate`, and:
+
+        Args:
+            trace: whether chunks carry a `StepTrace`: the candidates with their p and q. It makes steps slower.
         """
         given, single = self._as_prompts(prompt)
         if not single and len(given) != 1:
             raise InvalidParameter(f"stream takes one prompt, not {len(given)}", "use generate, or one stream each")
-        return self._start_stream(given[0], params, fields)
+        return self._start_stream(given[0], params, trace, fields)
 
-    def stream_chat(self, messages: Sequence[Message], params: Any = None, **fields: Any) -> Iterator[Chunk]:
+    def stream_chat(
+        self, messages: Sequence[Message], params: Any = None, *, trace: bool = False, **fields: Any
+    ) -> Iterator[Chunk]:
         """`stream`, for a conversation."""
         (conversation, *others), _ = as_conversations(messages)
         if others:
             raise InvalidParameter("stream_chat takes one conversation", "use chat, or one stream each")
-        return self._start_stream(self.chat_tokens(conversation), params, fields)
+        return self._start_stream(self.chat_tokens(conversation), params, trace, fields)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """A conversation as token ids, in the model's chat template, with the prompt for the answer."""
@@ -300,8 +305,9 @@ class Engine(EngineCore):
                 stacklevel=4,
             )
 
-    def _start_stream(self, prompt: Prompt, params: Any, fields: dict[str, Any]) -> Iterator[Chunk]:
+    def _start_stream(self, prompt: Prompt, params: Any, trace: bool, fields: dict[str, Any]) -> Iterator[Chunk]:
         request = self.request(prompt, params, **fields)
+        request.trace = trace
         self._warn_of_unused_defaults(params)
         return self._stream(request)
 

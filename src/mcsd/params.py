@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from mcsd.errors import InvalidParameter, check_int, check_number
 from mcsd.generation_config import generate_fields
+from mcsd.step_trace import StepTrace
 
 FinishReason = Literal["stop", "length"]
 
@@ -359,6 +360,7 @@ class Chunk:
         accepted: how many of them were drafted; these come first, the rest comes from the target.
         pieces: ``text`` split by token, one entry per token.
         completion: the whole result, on the last chunk only.
+        trace: the candidates of the step, if ``trace=True`` was given.
     """
 
     text: str
@@ -366,9 +368,10 @@ class Chunk:
     accepted: int
     pieces: tuple[str, ...]
     completion: Completion | None = None
+    trace: StepTrace | None = None
 
     def joined(self, later: "Chunk") -> "Chunk":
-        """This chunk and a later one in one; ``accepted`` is the sum of theirs."""
+        """This chunk and a later one in one; ``accepted`` is the sum of theirs, and there is no trace."""
         return Chunk(
             self.text + later.text,
             self.token_ids + later.token_ids,

@@ -13,6 +13,7 @@ from torch import Tensor
 from mcsd.detokenization import TextStream
 from mcsd.errors import McsdError, NonFiniteLogits, ProcessorFailed, RequestError, StoppingCriterionFailed
 from mcsd.params import Chunk, Completion, FinishReason, SamplingParams, Stats, TokenLogprobs
+from mcsd.step_trace import StepTrace
 
 
 class Request:
@@ -49,6 +50,8 @@ class Request:
         self.chunks: deque[Chunk] = deque()
         self.completion: Completion | None = None
         self.error: McsdError | None = None
+        self.trace = False
+        """Whether the chunks carry traces."""
         self.clock: Mapping[str, float] = {}
         """The engine's timers when the request was admitted."""
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
@@ -114,7 +117,12 @@ class Request:
             self.prompt_logprobs += token_logprobs(logits, tokens, self.params.prompt_logprobs)[0]
 
     def append_tokens(
-        self, tokens: Sequence[int], accepted: int, drafted: int, logprobs: Sequence[TokenLogprobs] | None
+        self,
+        tokens: Sequence[int],
+        accepted: int,
+        drafted: int,
+        logprobs: Sequence[TokenLogprobs] | None,
+        trace: StepTrace | None = None,
     ) -> FinishReason | None:
         """Emit the tokens of one step up to the end of the text; nothing after the end is emitted or counted.
 
@@ -123,6 +131,7 @@ class Request:
             accepted: how many of them are candidates.
             drafted: candidates that were verified.
             logprobs: of each token, if a request of the batch wants them; others after those are not used.
+            trace: for the chunk.
 
         Returns:
             The finish reason; None if the text goes on, or if the request failed and has an error.
@@ -157,7 +166,7 @@ class Request:
         self._histogram += [0] * (1 + accepted - len(self._histogram))
         self._histogram[accepted] += 1
         self._ended = reason is not None
-        self.chunks.append(Chunk("".join(pieces), emitted, accepted, tuple(pieces)))
+        self.chunks.append(Chunk("".join(pieces), emitted, accepted, tuple(pieces), trace=trace))
         self.error = self.error or failure
         return reason
 
