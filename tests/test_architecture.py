@@ -83,7 +83,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "kernels": ("library", "huge_pages", "gemm", "attention", "decoder", "distributions"),
     "models": (
         *("layout", "protocol", "masks", "prefill", "kv_cache", "llama", "unmodified", "fusion", "draft_vocabulary"),
-        *("transformers", "draft_head", "compatibility"),
+        *("transformers", "self_check", "draft_head", "compatibility"),
     ),
     "cpu": (
         *("quantization", "packed_linear", "weight_plan", "native_linear", "onednn_linear"),

@@ -16,7 +16,7 @@ from mcsd.drafters.make import make_drafter
 from mcsd.errors import InvalidOption, InvalidParameter, McsdWarning, UnsupportedModel
 from mcsd.inputs import as_conversations, as_prompts
 from mcsd.models import DecoderModel, LanguageModel
-from mcsd.models.compatibility import as_model, check_devices, is_network
+from mcsd.models.compatibility import as_model, check_devices, check_length, is_network
 from mcsd.params import Chunk, Completion, SamplingParams
 from mcsd.planning import FixedTree, Plan, Planner, ProfileStore, profile_file
 from mcsd.request import Request
@@ -92,6 +92,7 @@ class Engine(EngineCore):
         if isinstance(draft, str | Path) and draft != "ngram":
             draft = _load_draft(draft, model, tokenizer)
         check_devices(model, draft)
+        check_length(max_length, model)
         length = request_length(max_length, model)
         drafter = make_drafter(draft, model, tokenizer, max_batch, cache_slots(length, max_nodes))
         config = getattr(model, "generation_config", None) if sampling_defaults == "model" else None

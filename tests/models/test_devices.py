@@ -35,8 +35,14 @@ def test_a_draft_on_another_device_is_refused(wrap: Callable[[nn.Module], Any]) 
     with pytest.raises(errors.UnsupportedModel, match=r"draft \S+ is on meta, target \S+ on cpu") as info:
         mcsd.Engine(tiny("llama"), wrap(tiny("llama", 1).to("meta")), tree="2x1")  # type: ignore[arg-type]
     assert info.value.hint
-    with pytest.raises(errors.UnsupportedModel, match=r"draft \S+ is on cpu, target \S+ on meta"):
-        mcsd.Engine(wrap(tiny("llama").to("meta")), tiny("llama", 1), tree="2x1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrap", [as_network, as_model])
+def test_a_model_without_weights_is_refused(wrap: Callable[[nn.Module], Any]) -> None:
+    network: Any = tiny("llama").to("meta")  # type: ignore[arg-type]
+    for models in ((wrap(network), tiny("llama", 1)), (wrap(network), "ngram")):
+        with pytest.raises(errors.UnsupportedModel, match="is on meta: its weights are not loaded"):
+            mcsd.Engine(*models, tree="2x1")
 
 
 def test_a_head_bound_to_a_target_on_another_device_is_refused() -> None:
@@ -48,11 +54,27 @@ def test_a_head_bound_to_a_target_on_another_device_is_refused() -> None:
 
 @pytest.mark.parametrize("role", ["target", "draft"])
 @pytest.mark.parametrize("part", ["model.embed_tokens", "model.layers.1.mlp.down_proj"])
-def test_a_model_spread_over_devices_is_refused(role: str, part: str) -> None:
+def test_a_model_with_offloaded_weights_is_refused(role: str, part: str) -> None:
+    offloaded: Any = tiny("llama")
+    offloaded.get_submodule(part).to("meta")
+    models = {"target": tiny("llama", 1), "draft": tiny("llama", 2)} | {role: offloaded}
+    with pytest.raises(errors.UnsupportedModel, match="LlamaForCausalLM has weights that are offloaded") as info:
+        mcsd.Engine(**models, tree="2x1")
+    assert "device_map" in info.value.hint
+
+
+class ParameterOnCuda(nn.Parameter):
+    """A parameter in CPU memory that says it is on CUDA."""
+
+    device = property(lambda self: CUDA)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_a_model_spread_over_devices_is_refused(role: str) -> None:
     spread: Any = tiny("llama")
-    spread.get_submodule(part).to("meta")
+    spread.model.norm.weight.__class__ = ParameterOnCuda
     models = {"target": tiny("llama", 1), "draft": tiny("llama", 2)} | {role: spread}
-    with pytest.raises(errors.UnsupportedModel, match="LlamaForCausalLM is spread over the devices cpu, meta") as info:
+    with pytest.raises(errors.UnsupportedModel, match="LlamaForCausalLM is spread over the devices cpu, cuda") as info:
         mcsd.Engine(**models, tree="2x1")
     assert "device_map" in info.value.hint
 

@@ -33,7 +33,7 @@ from mcsd.models.compatibility import check_tokenizers
 from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, DraftHead
 from mcsd.models.draft_vocabulary import cut_vocabulary, load_vocabulary
 from mcsd.models.protocol import DecoderModel
-from mcsd.models.transformers import TransformersModel
+from mcsd.models.transformers import TransformersModel, unwrap
 
 _CPU = torch.device("cpu")
 
@@ -140,6 +140,7 @@ def optimize(network: Any, tokenizer: Any | None, role: Role) -> DecoderModel:
     Returns:
         A `DecoderModel`; where nothing can be packed it wraps the model itself, and a warning says why.
     """
+    network = unwrap(network)
     plan = plan_weights(network.device, network.dtype, role)
     wrapped = TransformersModel(network)
     if network.device.type == "cuda":

@@ -1,13 +1,15 @@
 """What can be a model, and which target and draft fit together."""
 
+import warnings
 from os import PathLike
 from typing import Any
 
 import torch
 
-from mcsd.errors import UnsupportedModel, VocabularyMismatch
+from mcsd.errors import InvalidOption, McsdWarning, UnsupportedModel, VocabularyMismatch
 from mcsd.models.draft_head import BoundHead
 from mcsd.models.protocol import DecoderModel, LanguageModel
+from mcsd.models.self_check import check_tree_attention
 from mcsd.models.transformers import TransformersModel, check_supported
 
 _HINT = "choose a draft with the target's tokenizer, or draft='ngram'"
@@ -19,15 +21,17 @@ def is_network(model: Any) -> bool:
 
 
 def as_model(model: Any) -> LanguageModel:
-    """A language model as it is, or a ``PreTrainedModel`` wrapped.
+    """A language model as it is, or a ``PreTrainedModel`` wrapped. Tree attention is checked on what transformers runs.
 
     Raises:
-        UnsupportedModel: the object is neither.
+        UnsupportedModel: the object is neither, or the engine cannot run it.
     """
+    if is_network(model):
+        model = TransformersModel(model)
+    if isinstance(model, TransformersModel):
+        check_tree_attention(model)
     if isinstance(model, LanguageModel):
         return model
-    if is_network(model):
-        return TransformersModel(model)
     if isinstance(model, str | PathLike):
         raise UnsupportedModel(
             f"{str(model)!r:.80} is a name, not a model", "load models by name with mcsd.Engine.load"
@@ -35,6 +39,22 @@ def as_model(model: Any) -> LanguageModel:
     raise UnsupportedModel(
         f"{type(model).__name__} is not a language model", "give a transformers model or an mcsd.models.LanguageModel"
     )
+
+
+def check_length(max_length: int | None, target: LanguageModel) -> None:
+    """Check a length that a user asks for. Beyond a target's own limit its logits depend on more than the text.
+
+    Raises:
+        InvalidOption: ``max_length`` is more than that. Without one, a warning says that texts are limited.
+    """
+    limit, context = target.max_length, getattr(target, "context", None)
+    if limit is None or context is None or limit >= context:
+        return
+    reason = f"the rotary embeddings of {target.name} (LongRoPE) change for the whole of a text beyond {limit} tokens"
+    if max_length is None:
+        warnings.warn(f"texts are limited to {limit} tokens: {reason}", McsdWarning, stacklevel=3)
+    elif max_length > limit:
+        raise InvalidOption(f"max_length={max_length}: {reason}", f"give max_length={limit} or less")
 
 
 def check_devices(target: LanguageModel, draft: Any) -> None:
