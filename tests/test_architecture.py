@@ -83,7 +83,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "kernels": ("library", "huge_pages", "gemm", "attention", "decoder", "distributions"),
     "models": (
         *("layout", "protocol", "masks", "prefill", "kv_cache", "llama", "unmodified", "fusion", "draft_vocabulary"),
-        *("transformers", "self_check", "draft_head", "compatibility"),
+        *("transformers", "self_check", "draft_head", "token_texts", "vocabulary_map", "compatibility"),
     ),
     "cpu": (
         *("quantization", "packed_linear", "weight_plan", "native_linear", "onednn_linear"),
@@ -95,7 +95,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("registry", "types", "residual", "device_walk", "node_level", "tree_level", "base", "optimum"),
         *("recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),
     ),
-    "drafters": ("base", "level", "model", "head", "ngram", "make"),
+    "drafters": ("base", "level", "model", "translated", "head", "ngram", "make"),
     "planning": ("acceptance", "costs", "plan", "search", "profile", "planner", "trials"),
 }
 """Modules of a package, from low to high: each imports earlier ones only. The package itself may import all of them."""

@@ -15,6 +15,7 @@ from mcsd.schemes.registry import REGISTRY
 from mcsd.testing import TabularModel
 from support.recorded_graph import record, waits_are_errors
 from support.simulated_cuda import Counts, SimulatedCuda, move, recording, simulated
+from support.small_tokenizers import characters, translated
 from support.tiny import VOCABULARY, tiny
 
 STEPS = 4
@@ -114,8 +115,11 @@ def test_processors_on_a_gpu(scheme: str, temperature: float) -> None:
 
 def networks(drafter: str) -> tuple[Any, Any]:
     target = TransformersModel(move(tiny("llama")))
-    if drafter == "model":
-        return target, TransformersModel(move(tiny("llama", seed=1)))
+    if drafter in ("model", "translated"):
+        draft = TransformersModel(move(tiny("llama", seed=1)))
+        order = [*range(8), *range(VOCABULARY - 1, 7, -1)]
+        tokenizers = characters(range(VOCABULARY)), characters(order, range(20, 26))
+        return target, draft if drafter == "model" else translated(target, tokenizers[0], draft, tokenizers[1])
     if drafter == "ngram":
         return target, drafter
     torch.manual_seed(0)
@@ -125,7 +129,7 @@ def networks(drafter: str) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("tree", ["none", "chain:4", "4x2x1", "parents:-1,-1,-1,0,0,1,3"])
-@pytest.mark.parametrize("drafter", ["model", "head", "ngram"])
+@pytest.mark.parametrize("drafter", ["model", "translated", "head", "ngram"])
 def test_networks(drafter: str, tree: str, batch: int) -> None:
     target, draft = networks(drafter)
     engine = mcsd.Engine(target, draft, tree=tree, max_batch=batch, max_length=100)
@@ -136,6 +140,7 @@ def test_networks(drafter: str, tree: str, batch: int) -> None:
 LAUNCHES = {
     # tree and batch: launches of a step, and graphs among them.
     "model": {("none", 1): (13, 2), ("4x2x1", 1): (20, 4), ("4x2x1", 8): (24, 4)},
+    "translated": {("4x2x1", 1): (20, 4), ("4x2x1", 8): (24, 4)},
     "head": {("4x2x1", 1): (24, 3), ("4x2x1", 8): (44, 3)},
 }
 """Of a captured step. The others copy inputs of graphs, index random numbers, and collect hidden states."""
@@ -149,7 +154,8 @@ def captured(drafter: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     monkeypatch.setattr(graphs, "waits_are_errors", waits_are_errors)
     monkeypatch.setattr(graphs, "_reserved_bytes", lambda device: 0)
     target, draft = networks(drafter)
-    target.captures = draft.captures = True
+    target.captures = True
+    (draft.model if drafter == "translated" else draft).captures = True
     return target, draft
 
 

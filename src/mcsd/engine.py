@@ -53,10 +53,12 @@ class Engine(EngineCore):
             their weights, and forwards are captured in CUDA graphs.
         profile: where the calibration of tree "auto" is kept. Without it every engine calibrates, and the tree that a
             seed pins may differ between engines.
+        draft_tokenizer: of a draft model given as an object; by default the one beside its weights on this machine, if
+            any. If it is another one than the target's, the draft proposes the tokens that both have.
 
     Raises:
         InvalidTree, UnknownScheme, InvalidOption: by name.
-        VocabularyMismatch: target and draft do not share tokens.
+        VocabularyMismatch: target and draft share no tokens, or their sizes differ and a tokenizer is not known.
         UnsupportedModel: a target or draft that the engine cannot run, or that are on different devices.
     """
 
@@ -72,13 +74,13 @@ class Engine(EngineCore):
         sampling_defaults: str = EngineOptions.sampling_defaults,
         optimize: bool = False,
         profile: ProfileStore | None = None,
+        draft_tokenizer: Any | None = None,
     ) -> None:
         check_sizes(max_batch, max_length)
         check_sampling_defaults(sampling_defaults)
-        if isinstance(tokenizer, str | Path):
-            raise InvalidOption(
-                f"tokenizer {str(tokenizer)!r:.60} is a name", "give AutoTokenizer.from_pretrained(...)"
-            )
+        for each in (tokenizer, draft_tokenizer):
+            if isinstance(each, str | Path):
+                raise InvalidOption(f"tokenizer {str(each)!r:.60} is a name", "give AutoTokenizer.from_pretrained(...)")
         shape = parse_tree(scheme, "auto" if isinstance(tree, Plan) else tree)
         plan: Plan | None = tree if isinstance(tree, Plan) else None if shape is None else FixedTree(shape)
         max_nodes = (plan or Planner).max_nodes
@@ -86,15 +88,20 @@ class Engine(EngineCore):
             draft = "ngram"  # A draft model that no tree needs is not used.
         if draft is None and is_network(target):
             warnings.warn(_NO_DRAFT, McsdWarning, stacklevel=2)
+        if draft_tokenizer is None and tokenizer is not None and is_network(draft):
+            draft_tokenizer = _tokenizer_of(draft)
         if optimize:
-            target, draft = _optimized(target, draft, tokenizer)
+            target, draft = _optimized(
+                target, draft, tokenizer, tokenizer if draft_tokenizer is None else draft_tokenizer
+            )
         model = as_model(target)
         if isinstance(draft, str | Path) and draft != "ngram":
             draft = _load_draft(draft, model, tokenizer)
         check_devices(model, draft)
         check_length(max_length, model)
         length = request_length(max_length, model)
-        drafter = make_drafter(draft, model, tokenizer, max_batch, cache_slots(length, max_nodes))
+        slots = cache_slots(length, max_nodes)
+        drafter = make_drafter(draft, model, tokenizer, max_batch, slots, draft_tokenizer)
         config = getattr(model, "generation_config", None) if sampling_defaults == "model" else None
         self.model_defaults = model_defaults(config)
         defaults = SamplingParams(**self.model_defaults)
@@ -325,7 +332,7 @@ class Engine(EngineCore):
             raise request.error
 
 
-def _optimized(target: Any, draft: Any, tokenizer: Any | None) -> tuple[Any, Any]:
+def _optimized(target: Any, draft: Any, tokenizer: Any | None, draft_tokenizer: Any | None) -> tuple[Any, Any]:
     """Packed copies of those of a target and draft that are models of transformers."""
     from mcsd.cpu.weight_plan import Role
     from mcsd.loading.load import optimize
@@ -333,8 +340,15 @@ def _optimized(target: Any, draft: Any, tokenizer: Any | None) -> tuple[Any, Any
     if is_network(target):
         target = optimize(target, tokenizer, Role.TARGET)
     if is_network(draft):
-        draft = optimize(draft, tokenizer, Role.DRAFT)
+        draft = optimize(draft, draft_tokenizer, Role.DRAFT)
     return target, draft
+
+
+def _tokenizer_of(network: Any) -> Any | None:
+    """The tokenizer beside the weights of a ``PreTrainedModel`` on this machine, if any."""
+    from mcsd.loading.pretrained import find_tokenizer
+
+    return find_tokenizer(str(network.name_or_path))
 
 
 def _load_draft(draft: str | Path, target: LanguageModel, tokenizer: Any | None) -> Any:

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from mcsd import SamplingParams, TreeShape
 from mcsd.drafters import Drafter, HeadDrafter, ModelDrafter, NgramDrafter
+from mcsd.drafters.translated import TranslatedDrafter
 from mcsd.models import TransformersModel
 from mcsd.models.draft_vocabulary import cut_vocabulary
+from mcsd.models.vocabulary_map import TranslatedModel
 from mcsd.rng import DRAW, PhiloxStream, Randomness
 from mcsd.sampling import BatchSamplingParams, SparseDistributions
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, VerificationResult
 from mcsd.schemes.registry import supports
 from mcsd.schemes.types import TargetDistributions
 from support.exact import CONTEXT, SEEDS, STATES, close, exact, exact_head, parents, plain, poisoned, random_tokens, run
+from support.small_tokenizers import characters, translated
 from support.tiny import VOCABULARY
 
 MAX_BATCH = 3
@@ -55,6 +58,14 @@ def model_with_draft_vocabulary() -> TransformersModel:
     return TransformersModel(network, vocabulary=vocabulary)
 
 
+@cache
+def translated_model() -> TranslatedModel:
+    """A draft with another tokenizer: it lacks six of the target's tokens, and has six of its own."""
+    order = [0, *range(VOCABULARY - 1, 0, -1)]
+    target, draft = (TransformersModel(exact("llama", seed)) for seed in (0, DRAFT))
+    return translated(target, characters(range(VOCABULARY)), draft, characters(order, range(10, 16)))
+
+
 DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "llama": lambda: model_drafter("llama"),
     "gpt2": lambda: model_drafter("gpt2"),
@@ -62,6 +73,7 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "gemma3-mixed": lambda: model_drafter("gemma3-mixed"),
     "padded": lambda: model_drafter("opt", VOCABULARY - 7),
     "draft-vocabulary": lambda: ModelDrafter(model_with_draft_vocabulary(), VOCABULARY, MAX_BATCH, SLOTS),
+    "translated": lambda: TranslatedDrafter(translated_model(), MAX_BATCH, SLOTS),
     "head": lambda: HeadDrafter(exact_head("llama"), MAX_BATCH, SLOTS),
     "head-window": lambda: HeadDrafter(exact_head("gemma3-mixed"), MAX_BATCH, SLOTS),
     "ngram": lambda: NgramDrafter(CPU),
@@ -159,9 +171,9 @@ class Drafters(RuleBasedStateMachine):
         expected = self.fresh(shape, chosen)
         used = {*expected.tokens.flatten().tolist(), *(token for text in self.texts for token in text)}
         # Nor 0, which shorter sequences are padded with.
-        poison = next(token for token in range(1, VOCABULARY) if token not in used)
+        poison = next(token for token in range(1, VOCABULARY) if token not in used and self.is_read(token))
         self.texts[sequence][-1] = poison
-        with poisoned(self.network(), poison):
+        with poisoned(self.network(), self.own_token(poison)):
             tree = self.draft(self.drafter, shape, chosen, list(range(len(self.texts))))
         assert tree.failed.tolist() == [other == sequence for other in range(len(self.texts))]
         self.compare(tree, expected, [other for other in range(len(self.texts)) if other != sequence])
@@ -289,6 +301,17 @@ class Drafters(RuleBasedStateMachine):
         assert isinstance(self.drafter, HeadDrafter)
         known = plain(self.drafter.model.target.network, texts)
         return [states[None, :-1] if len(text) > 1 else None for text, (_, states) in zip(texts, known, strict=True)]
+
+    def own_token(self, token: int) -> int:
+        """What the draft reads for a token of the text."""
+        if isinstance(self.drafter, TranslatedDrafter):
+            (own,) = translated_model().vocabulary_map.translate(token)
+            return own
+        return token
+
+    def is_read(self, token: int) -> bool:
+        """Whether no other token reads as this one."""
+        return self.kind != "translated" or token in translated_model().vocabulary_map.target_ids
 
     def network(self) -> torch.nn.Module:
         """The network whose embeddings the draft reads."""

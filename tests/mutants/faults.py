@@ -16,6 +16,7 @@ class Fault:
 _RECURSIVE, _RESIDUAL = "schemes/recursive.py", "schemes/residual.py"
 _TYPES, _NODES = "schemes/types.py", "schemes/node_level.py"
 _SAMPLING, _CORE, _LEVELS = "sampling.py", "core.py", "drafters/level.py"
+_MAP = "models/vocabulary_map.py"
 _GREEDY, _KSEQ, _HUB = "schemes/greedy_draft.py", "schemes/kseq.py", "schemes/spechub.py"
 _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
 _CACHE, _LAYOUT, _MASKS, _FUSION = "models/protocol.py", "models/layout.py", "models/masks.py", "models/fusion.py"
@@ -142,6 +143,18 @@ FAULTS = (
         _LEVELS,
         "support.index_select(1, level.child_parent)",
         "support.index_select(1, level.child_parent * 0)",
+    ),
+    Fault(
+        "q of a draft vocabulary in tokens of the draft",
+        _LEVELS,
+        "supports.append(support)",
+        "supports.append(q.support.view_as(support))",
+    ),
+    Fault(
+        "tokens that a draft with another tokenizer does not share drawn as another token",
+        _MAP,
+        "target_ids[token] for column, token in enumerate(tokens) if token in target_ids}",
+        "target_ids.get(token, 0) for column, token in enumerate(tokens)}",
     ),
     Fault(
         "top-k off by one",

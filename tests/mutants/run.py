@@ -21,7 +21,10 @@ from mcsd import kernels
 from mutants.faults import FAULTS, KERNELS, Fault
 
 ROOT = Path(__file__).parents[2]
-LAWS = ("test_greedy", "test_exact_law", "test_exact_engine", "test_engine_law", "test_draft_vocabulary_law")
+LAWS = (
+    *("test_greedy", "test_exact_law", "test_translated_draft_law", "test_exact_engine", "test_engine_law"),
+    "test_draft_vocabulary_law",
+)
 """From the fastest to the slowest."""
 
 SEEDS = (1, 2)

@@ -6,18 +6,29 @@ from mcsd.drafters.base import Drafter
 from mcsd.drafters.head import HeadDrafter
 from mcsd.drafters.model import ModelDrafter
 from mcsd.drafters.ngram import NgramDrafter
+from mcsd.drafters.translated import TranslatedDrafter
 from mcsd.models import BoundHead, LanguageModel
-from mcsd.models.compatibility import as_model, check_bound, check_vocabularies
+from mcsd.models.compatibility import as_model, check_bound, check_vocabularies, match_tokenizers
+from mcsd.models.vocabulary_map import TranslatedModel
 
 
-def make_drafter(draft: Any, target: LanguageModel, tokenizer: Any | None, max_batch: int, slots: int) -> Drafter:
+def make_drafter(
+    draft: Any,
+    target: LanguageModel,
+    tokenizer: Any | None,
+    max_batch: int,
+    slots: int,
+    draft_tokenizer: Any | None = None,
+) -> Drafter:
     """Make the drafter of a target.
 
     Args:
-        draft: a `Drafter`, a `BoundHead`, a ``PreTrainedModel`` or `LanguageModel`, or "ngram" (also None).
+        draft: a `Drafter`, a `BoundHead`, a `TranslatedModel`, a ``PreTrainedModel`` or `LanguageModel`, or "ngram"
+            (also None).
         target: the target.
         tokenizer: of the target, which tells padding of the vocabulary from tokens.
         max_batch, slots: size of the draft's cache; see `mcsd.models.KVCache`.
+        draft_tokenizer: of a draft model, if known; it may be another one than the target's.
 
     Raises:
         VocabularyMismatch, UnsupportedModel: the draft does not fit the target.
@@ -29,6 +40,11 @@ def make_drafter(draft: Any, target: LanguageModel, tokenizer: Any | None, max_b
     if isinstance(draft, BoundHead):
         check_bound(target, draft)
         return HeadDrafter(draft, max_batch, slots)
-    model = as_model(draft)
-    check_vocabularies(target, model, tokenizer)
-    return ModelDrafter(model, target.vocab_size, max_batch, slots)
+    if isinstance(draft, TranslatedModel):
+        as_model(draft.model)
+    else:
+        draft = match_tokenizers(target, tokenizer, as_model(draft), draft_tokenizer)
+    if isinstance(draft, TranslatedModel):
+        return TranslatedDrafter(draft, max_batch, slots)
+    check_vocabularies(target, draft, tokenizer)
+    return ModelDrafter(draft, target.vocab_size, max_batch, slots)

@@ -29,7 +29,7 @@ from mcsd.loading.converted import read_converted
 from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.int8_cache import pack_from_int8_cache
 from mcsd.loading.pretrained import read_location, weights_too_large
-from mcsd.models.compatibility import check_tokenizers
+from mcsd.models.compatibility import match_tokenizers
 from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, DraftHead
 from mcsd.models.draft_vocabulary import cut_vocabulary, load_vocabulary
 from mcsd.models.protocol import DecoderModel
@@ -50,7 +50,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """A target and its draft: a `DecoderModel`, a `BoundHead` or "ngram"."""
+    """A target and its draft: what `load_draft` returns."""
 
     target: LoadedModel
     draft: Any
@@ -191,11 +191,11 @@ def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = No
     """Load a draft model or head for a target, on its device and in its dtype; "ngram" is returned as it is.
 
     Returns:
-        A `DecoderModel`, a `BoundHead`, or "ngram".
+        A `DecoderModel`, a `TranslatedModel` if it has another tokenizer, a `BoundHead`, or "ngram".
 
     Raises:
         UnknownModel, WeightsCorrupt, UnsupportedModel: see `load`.
-        VocabularyMismatch: it does not share the target's tokens.
+        VocabularyMismatch: it shares no token with the target.
     """
     if draft == "ngram":
         return draft
@@ -207,8 +207,7 @@ def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = No
             fuse_for_cuda(bound.head)
         return bound
     loaded = load(draft, target.model.device, plan, Role.DRAFT)
-    check_tokenizers(target.model, target.tokenizer, loaded.model, loaded.tokenizer)
-    return loaded.model
+    return match_tokenizers(target.model, target.tokenizer, loaded.model, loaded.tokenizer)
 
 
 def is_head(draft: str | Path) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,17 @@ def read_tokenizer(location: Location, offline: bool = False) -> Any | None:
         )
     except (OSError, ValueError, KeyError):
         # Weights without a tokenizer serve requests given as token ids.
+        return None
+
+
+@lru_cache(maxsize=8)
+def find_tokenizer(name: str) -> Any | None:
+    """The tokenizer of a folder, or of a hub id in the local cache of the hub; None if it has none."""
+    try:
+        return (
+            read_tokenizer(Location("folder" if Path(name).is_dir() else "hub", name), offline=True) if name else None
+        )
+    except Exception:  # Nobody has asked for it: a file that cannot be read is no tokenizer.
         return None
 
 

@@ -10,9 +10,12 @@ from mcsd.errors import InvalidOption, McsdWarning, UnsupportedModel, Vocabulary
 from mcsd.models.draft_head import BoundHead
 from mcsd.models.protocol import DecoderModel, LanguageModel
 from mcsd.models.self_check import check_tree_attention
+from mcsd.models.token_texts import is_readable, ordinary_size, same_tokens
 from mcsd.models.transformers import TransformersModel, check_supported
+from mcsd.models.vocabulary_map import TranslatedModel, VocabularyMap
 
 _HINT = "choose a draft with the target's tokenizer, or draft='ngram'"
+_SIZES_HINT = "give the tokenizers of both (tokenizer=, draft_tokenizer=), or draft='ngram'"
 
 
 def is_network(model: Any) -> bool:
@@ -91,27 +94,60 @@ def check_bound(target: LanguageModel, head: BoundHead) -> None:
 
 
 def check_vocabularies(target: LanguageModel, draft: LanguageModel, tokenizer: Any | None) -> None:
-    """Check that the vocabularies differ by padding only: both hold every token of the tokenizer.
+    """Check that the sizes of two vocabularies differ by padding and added tokens only.
 
     Raises:
         VocabularyMismatch: they differ in tokens, or there is no tokenizer to tell padding from tokens.
     """
-    if target.vocab_size == draft.vocab_size:
-        return
-    if tokenizer is None or min(target.vocab_size, draft.vocab_size) < len(tokenizer):
+    if not _sizes_fit(target, draft, tokenizer):
         raise VocabularyMismatch(
-            f"draft {draft.name} has {draft.vocab_size} tokens, target {target.name} {target.vocab_size}", _HINT
+            f"draft {draft.name} has {draft.vocab_size} tokens, target {target.name} {target.vocab_size}", _SIZES_HINT
         )
 
 
 def check_tokenizers(
     target: LanguageModel, target_tokenizer: Any | None, draft: LanguageModel, draft_tokenizer: Any | None
 ) -> None:
-    """Check that both tokenizers give the same ids.
+    """Check that both tokenizers give the same ids, as far as they are known.
 
     Raises:
-        VocabularyMismatch: a token has different ids.
+        VocabularyMismatch: tokens have different ids.
     """
-    vocabularies = [each.get_vocab() for each in (target_tokenizer, draft_tokenizer) if each is not None]
-    if len(vocabularies) == 2 and vocabularies[0] != vocabularies[1]:
+    if _are_known(target_tokenizer, draft_tokenizer) and not same_tokens(target_tokenizer, draft_tokenizer):
         raise VocabularyMismatch(f"draft {draft.name} and target {target.name} have different tokenizers", _HINT)
+
+
+def match_tokenizers(
+    target: LanguageModel, target_tokenizer: Any | None, draft: LanguageModel, draft_tokenizer: Any | None
+) -> LanguageModel | TranslatedModel:
+    """The draft as it is if both tokenizers give the same ids, as far as they are known; else translated.
+
+    Raises:
+        VocabularyMismatch: target and draft share no token.
+    """
+    if not _are_known(target_tokenizer, draft_tokenizer):
+        return draft
+    if same_tokens(target_tokenizer, draft_tokenizer) and _sizes_fit(target, draft, target_tokenizer):
+        return draft
+    shared = VocabularyMap(target_tokenizer, draft_tokenizer, target.vocab_size, draft.vocab_size)
+    translated = TranslatedModel(draft, shared)
+    count = len(translated.vocabulary)
+    if not count:
+        raise VocabularyMismatch(f"the tokenizers of draft {draft.name} and target {target.name} share no token", _HINT)
+    warnings.warn(
+        f"draft {draft.name} has another tokenizer than target {target.name}: it proposes the {count} tokens that both"
+        f" have, of {draft.vocab_size}",
+        McsdWarning,
+        stacklevel=3,
+    )
+    return translated
+
+
+def _sizes_fit(target: LanguageModel, draft: LanguageModel, tokenizer: Any | None) -> bool:
+    """Whether both vocabularies hold every token of a tokenizer but added ones, or are equally large."""
+    least = min(target.vocab_size, draft.vocab_size)
+    return target.vocab_size == draft.vocab_size or (tokenizer is not None and least >= ordinary_size(tokenizer))
+
+
+def _are_known(*tokenizers: Any | None) -> bool:
+    return all(is_readable(each) for each in tokenizers)

@@ -71,6 +71,10 @@ class Cache:
         self._copy(source, to)
         self.lengths[to] = self.host_lengths[to] = self.host_lengths[source]
 
+    def truncate(self, index: int, length: int) -> None:
+        """Forget the committed tokens of a sequence after the first ``length``."""
+        self.lengths[index] = self.host_lengths[index] = length
+
     def remove(self, index: int) -> None:
         """End a sequence. The last one takes its index."""
         last = self.batch_size - 1

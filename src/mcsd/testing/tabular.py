@@ -49,5 +49,7 @@ class TabularModel:
         hidden_layers: Sequence[int] = (),
     ) -> ModelOutput:
         """Look the tokens up in the table; the hidden state is the one-hot of the token."""
+        # A draft may be given an added token of the target; any token serves.
+        tokens = tokens.clamp(max=self.vocab_size - 1)
         states = torch.nn.functional.one_hot(tokens, self.vocab_size).to(self._logits.dtype)
         return ModelOutput(self._logits[tokens], states if hidden_layers else None)
