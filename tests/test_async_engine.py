@@ -119,7 +119,7 @@ def test_too_many_requests_are_refused_and_the_others_end() -> None:
             accepted = [await engine.submit([i], SHORT) for i in range(3)]
             await reached(gate)
             assert engine.status[:2] == (1, 2)
-            with pytest.raises(errors.EngineBusy, match="2 requests are waiting already"):
+            with pytest.raises(errors.EngineBusy, match="2 requests are waiting: 1 more exceed max_waiting=2"):
                 await engine.generate([3], SHORT)
             target.before = lambda: None
             gate.open()
@@ -330,6 +330,23 @@ def test_an_engine_that_is_no_longer_used_ends_its_thread() -> None:
     del engine
     gc.collect()
     wait_for(lambda: not thread.is_alive())
+
+
+def test_several_completions_of_a_prompt() -> None:
+    params = SamplingParams(seed=3, n=3, max_new_tokens=9)
+
+    async def main() -> None:
+        async with AsyncEngine(tabular_engine(max_batch=1), max_waiting=2) as engine:
+            done = await engine.generate([1], params)
+            expected = tabular_engine().generate([1], params)
+            assert [one.token_ids for one in done] == [one.token_ids for one in expected]
+            with pytest.raises(errors.EngineBusy, match="4 more exceed"):
+                await engine.generate([1], n=4)
+            with pytest.raises(errors.InvalidParameter, match="n=3"):
+                await engine.submit([1], params)
+            assert engine.status[:2] == (0, 0)
+
+    run(main())
 
 
 def test_max_waiting_is_checked() -> None:

@@ -23,11 +23,14 @@ class AsyncRequest:
     """A submitted request: iterate over its chunks, or wait for its `completion`. Both belong to the submitting loop.
 
     A task that is cancelled while it waits, and an iteration that is left, cancel the request.
+
+    Attributes:
+        request: the engine's request.
     """
 
     def __init__(self, engine: "AsyncEngine", request: Request) -> None:
         self._engine = engine  # Which stays open as long as the request runs.
-        self._request = request
+        self.request = request
         self._loop = asyncio.get_running_loop()
         self._chunks: deque[Chunk] = deque()
         self._ended = False
@@ -42,8 +45,8 @@ class AsyncRequest:
                     await self._next()
         finally:
             self.cancel()
-        if self._request.error is not None:
-            raise self._request.error
+        if self.request.error is not None:
+            raise self.request.error
 
     async def completion(self) -> Completion:
         """Wait for the result.
@@ -56,14 +59,14 @@ class AsyncRequest:
                 await self._next()
         finally:
             self.cancel()
-        if self._request.error is not None:
-            raise self._request.error
-        assert self._request.completion is not None
-        return self._request.completion
+        if self.request.error is not None:
+            raise self.request.error
+        assert self.request.completion is not None
+        return self.request.completion
 
     def cancel(self) -> None:
         """End the request with `RequestInterrupted`, if it has not ended."""
-        self._engine.engine.cancel(self._request)
+        self._engine.engine.cancel(self.request)
 
     async def _next(self) -> None:
         self._news.clear()
@@ -116,25 +119,25 @@ class AsyncEngine:
             EngineBusy: too many requests are waiting.
             EngineClosed: the engine was closed.
         """
-        return await self._submit(lambda: prompt, params, trace, fields)
+        return await self._submit_one(lambda: prompt, params, trace, fields)
 
     async def submit_chat(
         self, messages: Sequence[Message], params: Any = None, *, trace: bool = False, **fields: Any
     ) -> AsyncRequest:
         """`submit`, for a conversation."""
-        return await self._submit(lambda: self.engine.chat_tokens(messages), params, trace, fields)
+        return await self._submit_one(lambda: self.engine.chat_tokens(messages), params, trace, fields)
 
-    async def generate(self, prompt: Any, params: Any = None, **fields: Any) -> Completion:
-        """Complete one prompt. For several, gather several calls: they share the batch. Errors are those of `submit`.
+    async def generate(self, prompt: Any, params: Any = None, **fields: Any) -> Any:
+        """Complete one prompt; with ``n > 1`` a list. For several prompts gather several calls: they share the batch.
 
         Raises:
-            RequestError: also what `AsyncRequest.completion` raises.
+            RequestError: what `submit` and `AsyncRequest.completion` raise.
         """
-        return await (await self.submit(prompt, params, **fields)).completion()
+        return await self._complete(lambda: prompt, params, fields)
 
-    async def chat(self, messages: Sequence[Message], params: Any = None, **fields: Any) -> Completion:
+    async def chat(self, messages: Sequence[Message], params: Any = None, **fields: Any) -> Any:
         """Answer a conversation; as `generate`."""
-        return await (await self.submit_chat(messages, params, **fields)).completion()
+        return await self._complete(lambda: self.engine.chat_tokens(messages), params, fields)
 
     async def stream(
         self, prompt: Any, params: Any = None, *, trace: bool = False, **fields: Any
@@ -171,13 +174,28 @@ class AsyncEngine:
     ) -> None:
         await self.aclose()
 
-    async def _submit(
+    async def _submit_one(
         self, prompt: Callable[[], Any], params: Any, trace: bool, fields: dict[str, Any]
     ) -> AsyncRequest:
-        self._thread.check_space()
-        # In a thread, because the tokenizer takes time.
-        request = await asyncio.to_thread(lambda: self.engine.request(prompt(), params, **fields))
-        request.trace = trace
-        submitted = AsyncRequest(self, request)
-        self._thread.submit(request, submitted.listen)
-        return submitted
+        def make() -> list[Request]:
+            request = self.engine.request(prompt(), params, **fields)
+            request.trace = trace
+            return [request]
+
+        return (await self._submit(make))[0]
+
+    async def _complete(self, prompt: Callable[[], Any], params: Any, fields: dict[str, Any]) -> Any:
+        requests = await self._submit(lambda: self.engine.requests(prompt(), params, **fields))
+        try:
+            done = [await each.completion() for each in requests]
+        finally:
+            for each in requests:
+                each.cancel()
+        return done if len(done) > 1 else done[0]
+
+    async def _submit(self, make: Callable[[], list[Request]]) -> list[AsyncRequest]:
+        """Queue requests, all or none. They are made in a thread, because the tokenizer takes time."""
+        self._thread.check_space(1)
+        requests = [AsyncRequest(self, request) for request in await asyncio.to_thread(make)]
+        self._thread.submit([(each.request, each.listen) for each in requests])
+        return requests

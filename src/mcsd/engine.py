@@ -17,8 +17,10 @@ from mcsd.errors import InvalidOption, InvalidParameter, McsdWarning, Unsupporte
 from mcsd.inputs import as_conversations, as_prompts
 from mcsd.models import DecoderModel, LanguageModel
 from mcsd.models.compatibility import as_model, check_devices, check_length, is_network
+from mcsd.notebook import table_html
 from mcsd.params import Chunk, Completion, SamplingParams
 from mcsd.planning import FixedTree, Plan, Planner, ProfileStore, profile_file
+from mcsd.progress import progress_bar
 from mcsd.request import Request
 from mcsd.tokenization import Message, Prompt
 from mcsd.tree import TreeShape
@@ -179,6 +181,11 @@ class Engine(EngineCore):
             f" scheme={self.scheme_name!r}, max_batch={self.max_batch}, max_length={self.max_length})"
         )
 
+    def _repr_html_(self) -> str:
+        tree = self.tree if isinstance(self.plan, FixedTree) else "auto"
+        rows = {"target": self.target_name, "draft": self.draft_name, "tree": tree, "scheme": self.scheme_name}
+        return table_html("mcsd.Engine", rows | {"max_batch": self.max_batch, "max_length": self.max_length})
+
     @property
     def plain_seconds(self) -> float | None:
         """Seconds of a step without candidates for one sequence, as calibrated for tree "auto"; None without it."""
@@ -214,10 +221,10 @@ class Engine(EngineCore):
         super()._step()
 
     @overload
-    def generate(self, prompts: str, params: Any = None, **fields: Any) -> Completion: ...
+    def generate(self, prompts: str, params: Any = None, *, progress: bool = ..., **fields: Any) -> Completion: ...
     @overload
-    def generate(self, prompts: Any, params: Any = None, **fields: Any) -> Any: ...
-    def generate(self, prompts: Any, params: Any = None, **fields: Any) -> Any:
+    def generate(self, prompts: Any, params: Any = None, *, progress: bool = ..., **fields: Any) -> Any: ...
+    def generate(self, prompts: Any, params: Any = None, *, progress: bool = False, **fields: Any) -> Any:
         """Complete one prompt, or many together. No chat template is applied: that is `chat`.
 
         A prompt with ``n > 1`` gets a list of completions in the place of one.
@@ -227,6 +234,7 @@ class Engine(EngineCore):
                 tensor ``[B, n]``, or what a tokenizer returns, with its attention mask (returns a list, in order).
             params: `SamplingParams` or a transformers ``GenerationConfig``, which count whole; a dict of fields; or a
                 list of these, one per prompt. The same seed gives the same text in any position.
+            progress: whether a bar on stderr, or in the notebook, counts the requests that are done.
             fields: sampling parameters by name, such as ``temperature=0``. They, and a dict, replace single fields of
                 the model's defaults.
 
@@ -235,22 +243,24 @@ class Engine(EngineCore):
                 (`NonFiniteLogits`) is raised when all others have ended, with their ``completions``.
         """
         given, single = self._as_prompts(prompts)
-        return self._complete(given, single, params, fields)
+        return self._complete(given, single, params, progress, fields)
 
     @overload
-    def chat(self, messages: Sequence[Message], params: Any = None, **fields: Any) -> Completion: ...
+    def chat(
+        self, messages: Sequence[Message], params: Any = None, *, progress: bool = ..., **fields: Any
+    ) -> Completion: ...
     @overload
-    def chat(self, messages: Any, params: Any = None, **fields: Any) -> Any: ...
-    def chat(self, messages: Any, params: Any = None, **fields: Any) -> Any:
+    def chat(self, messages: Any, params: Any = None, *, progress: bool = ..., **fields: Any) -> Any: ...
+    def chat(self, messages: Any, params: Any = None, *, progress: bool = False, **fields: Any) -> Any:
         """Answer a conversation, or many together, in the model's chat template.
 
         Args:
             messages: ``[{"role": "user", "content": "..."}, ...]`` (returns a `Completion`), or a list of such
                 conversations (returns a list, in order).
-            params, fields: as in `generate`.
+            params, progress, fields: as in `generate`.
         """
         conversations, single = as_conversations(messages)
-        return self._complete([self.chat_tokens(one) for one in conversations], single, params, fields)
+        return self._complete([self.chat_tokens(one) for one in conversations], single, params, progress, fields)
 
     def stream(self, prompt: Any, params: Any = None, *, trace: bool = False, **fields: Any) -> Iterator[Chunk]:
         """Complete one prompt, one chunk per step; the last chunk carries the completion.
@@ -281,7 +291,9 @@ class Engine(EngineCore):
     def _as_prompts(self, prompts: Any) -> tuple[list[Prompt], bool]:
         return as_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
 
-    def _complete(self, prompts: list[Prompt], single: bool, params: Any, fields: dict[str, Any]) -> Any:
+    def _complete(
+        self, prompts: list[Prompt], single: bool, params: Any, progress: bool, fields: dict[str, Any]
+    ) -> Any:
         """Run prompts to their end; one result if they were a single prompt: a `Completion`, or ``n > 1`` of them."""
         each = params if isinstance(params, Sequence) else [params] * len(prompts)
         if len(each) != len(prompts):
@@ -289,7 +301,9 @@ class Engine(EngineCore):
         groups = [self.requests(prompt, one, **fields) for prompt, one in zip(prompts, each, strict=True)]
         if groups:
             self._warn_of_unused_defaults(each[0])
-        done = iter(self.run([request for group in groups for request in group]))
+        requests = [request for group in groups for request in group]
+        with progress_bar(len(requests), progress) as advance:
+            done = iter(self.run(requests, advance))
         results = [next(done) if len(group) == 1 else [next(done) for _ in group] for group in groups]
         return results[0] if single else results
 

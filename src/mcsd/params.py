@@ -330,6 +330,8 @@ class Completion:
         logprobs: one entry per token if requested, else None.
         stats: cost and acceptance.
         prompt_logprobs: one entry per token of the prompt if requested, else None. The first token has none.
+        pieces: ``text`` split by token, one entry per token.
+        drafted: whether each token was a candidate that was accepted.
     """
 
     text: str
@@ -338,16 +340,28 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None
     stats: Stats
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    pieces: tuple[str, ...] = ()
+    drafted: tuple[bool, ...] = ()
 
     def __str__(self) -> str:
         return self.text
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
+        return f"Completion({text!r}, {self._summary})"
+
+    @property
+    def _summary(self) -> str:
         return (
-            f"Completion({text!r}, {len(self.token_ids)} tokens, {self.finish_reason!r},"
-            f" {self.stats.tokens_per_second:.1f} tokens/s, {self.stats.mean_acceptance_length:.2f} tokens per step)"
+            f"{len(self.token_ids)} tokens, {self.finish_reason!r}, {self.stats.tokens_per_second:.1f} tokens/s,"
+            f" {self.stats.mean_acceptance_length:.2f} tokens per step"
         )
+
+    def _repr_html_(self) -> str:
+        from mcsd.notebook import text_html
+
+        pieces = self.pieces if self.text else [f"{token} " for token in self.token_ids]
+        return text_html(pieces, self.drafted, self._summary)
 
 
 @dataclass(frozen=True)

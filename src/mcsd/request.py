@@ -64,6 +64,7 @@ class Request:
         self._logprobs: list[TokenLogprobs] = []
         self._histogram: list[int] = []
         self._drafted = 0
+        self._from_draft: list[bool] = []
         self._ended = False
 
     @property
@@ -163,6 +164,7 @@ class Request:
             self._logprobs += [replace(each, top=each.top[:count]) for each in logprobs[: len(emitted)]]
         accepted = min(accepted, len(emitted))
         self._drafted += drafted
+        self._from_draft += [place < accepted for place in range(len(emitted))]
         self._histogram += [0] * (1 + accepted - len(self._histogram))
         self._histogram[accepted] += 1
         self._ended = reason is not None
@@ -200,7 +202,8 @@ class Request:
         logprobs = None if self.params.logprobs is None else tuple(self._logprobs)
         prompt_logprobs = None if self.prompt_logprobs is None else tuple(self.prompt_logprobs)
         text = "".join(self._pieces)
-        completion = Completion(text, tuple(self.tokens), reason, logprobs, stats, prompt_logprobs)
+        by_token = tuple(self._pieces), tuple(self._from_draft)
+        completion = Completion(text, tuple(self.tokens), reason, logprobs, stats, prompt_logprobs, *by_token)
         self.chunks[-1] = replace(self.chunks[-1], completion=completion)
         # Another thread reads the last chunk from now on.
         self.completion = completion

@@ -95,8 +95,12 @@ class RequestQueue(ABC):
             self._cancelled.append(request)
             self._step_lock.try_run(self._free_cancelled)
 
-    def run(self, requests: list[Request]) -> list[Completion]:
+    def run(self, requests: list[Request], advance: Callable[[], None] = lambda: None) -> list[Completion]:
         """Run requests to their end.
+
+        Args:
+            requests: to be submitted.
+            advance: called when a request has ended, and those before it.
 
         Raises:
             RequestError: the first request that failed; its ``completions`` are those of the others.
@@ -106,6 +110,7 @@ class RequestQueue(ABC):
         try:
             for request in requests:
                 self.run_until(lambda request=request: request.done)  # type: ignore[misc]
+                advance()
         finally:
             for request in requests:
                 self.cancel(request)

@@ -1,6 +1,6 @@
 """A thread that steps an engine while it has requests, and hands out what they emit. Every request has an end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Condition, Thread, current_thread
 from typing import NamedTuple
 
@@ -56,8 +56,8 @@ class SteppingThread:
         running = min(live, self._max_batch)
         return EngineStatus(running, live - running, self._error, not self._accepts)
 
-    def check_space(self) -> None:
-        """Check that one more request is accepted.
+    def check_space(self, count: int) -> None:
+        """Check that some more requests are accepted.
 
         Raises:
             EngineBusy: too many are waiting.
@@ -65,17 +65,20 @@ class SteppingThread:
         """
         if not self._accepts:
             raise EngineClosed("the engine was closed", "make a new AsyncEngine")
-        if len(self._live) >= self._max_batch + self._max_waiting:
+        waiting = max(len(self._live) - self._max_batch, 0)
+        if len(self._live) + count > self._max_batch + self._max_waiting:
             raise EngineBusy(
-                f"{self._max_waiting} requests are waiting already", "try again later, or raise max_waiting"
+                f"{waiting} requests are waiting: {count} more exceed max_waiting={self._max_waiting}",
+                "try again later, or raise max_waiting",
             )
 
-    def submit(self, request: Request, listener: Listener) -> None:
-        """Queue a request. Refuses it as `check_space` does."""
+    def submit(self, requests: Sequence[tuple[Request, Listener]]) -> None:
+        """Queue requests: all, or none if `check_space` refuses them."""
         with self._changed:
-            self.check_space()
-            self._live[request] = listener
-            self._engine.submit(request)
+            self.check_space(len(requests))
+            self._live.update(requests)
+            for request, _ in requests:
+                self._engine.submit(request)
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="mcsd-steps", daemon=True)
                 self._thread.start()
