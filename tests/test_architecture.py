@@ -11,7 +11,7 @@ import mcsd
 
 SOURCE = Path(mcsd.__file__).parent
 
-_BASE = {"errors", "params", "tree"}
+_BASE = {"errors", "params", "results", "tree"}
 _DRAWING = {*_BASE, "rng", "sampling", "schemes"}
 _ENGINE = {*_DRAWING, "models", "drafters", "tokenization", "request", "prompts", "planning", "core"}
 _TOOLS = {*_ENGINE, "config", "engine", "files", "lazy", "loading", "system"}
@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "notebook": set(),
     "progress": set(),
     "generation_config": {"errors"},
-    "params": {"errors", "generation_config", "step_trace", "notebook"},
+    "params": {"errors", "generation_config"},
+    "results": {"notebook", "step_trace"},
     "defaults": {"errors", "generation_config", "params"},
     "processors": {"params"},
     "tree": {"errors"},
@@ -48,11 +49,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inputs": {"errors", "tokenization"},
     "stop_strings": set(),
     "detokenization": {"params", "stop_strings"},
-    "request": {"detokenization", "errors", "params", "step_trace"},
+    "request": {"detokenization", "errors", "params", "results", "step_trace"},
     "prompts": {"errors", "params", "tokenization"},
     "planning": {*_BASE, "files", "graphs", "loading", "models", "schemes", "system"},
     "request_queue": {
-        *("defaults", "errors", "generation_config", "models", "params", "processors", "request", "step_lock"),
+        *("defaults", "errors", "generation_config", "models", "params", "processors", "request", "results"),
+        "step_lock",
         "tokenization",
     },
     "tracing": {"graphs", "sampling", "schemes", "step_trace"},
@@ -72,8 +74,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibration": {*_ENGINE},
     "engine": {*_ENGINE, "calibration", "config", "cpu", "defaults", "inputs", "loading", "notebook", "progress"},
     "hf": {*_ENGINE, "config", "engine"},
-    "stepping_thread": {"errors", "params", "request", "request_queue"},
-    "async_engine": {"engine", "errors", "params", "request", "stepping_thread", "tokenization"},
+    "stepping_thread": {"errors", "request", "request_queue", "results"},
+    "async_engine": {"engine", "errors", "request", "results", "stepping_thread", "tokenization"},
     "tune": {*_ENGINE, "config", "files", "lazy", "loading"},
     "verify": _TOOLS,
     "distill": {*_TOOLS, "cpu"},

@@ -10,7 +10,7 @@ from transformers import MaxLengthCriteria, StoppingCriteriaList
 import mcsd
 from mcsd.errors import InvalidParameter, StoppingCriterionFailed, TokenOutOfVocabulary
 from mcsd.models import prefill
-from mcsd.params import TokenLogprobs
+from mcsd.results import TokenLogprobs
 from mcsd.testing import TabularModel
 from support.tiny import tiny
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mcsd.errors import InvalidParameter, RequestError
-from mcsd.params import SamplingParams, Stats
+from mcsd.params import SamplingParams
+from mcsd.results import Stats
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 NOT_A_NUMBER = [True, "1", None, [1.0], 1j, 10**400]

@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from mcsd.errors import StoppingCriterionFailed
-from mcsd.params import Chunk, SamplingParams
+from mcsd.params import SamplingParams
 from mcsd.request import Request, token_logprobs
+from mcsd.results import Chunk
 
 EOS = 0
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from mcsd import errors
 from mcsd.lazy import lazy_attributes
-from mcsd.params import Chunk, Completion, SamplingParams, Stats, TokenLogprobs
+from mcsd.params import SamplingParams
+from mcsd.results import Chunk, Completion, Stats, TokenLogprobs
 from mcsd.step_trace import StepTrace
 
 if TYPE_CHECKING:

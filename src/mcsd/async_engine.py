@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from mcsd.engine import Engine
 from mcsd.errors import check_int
-from mcsd.params import Chunk, Completion
 from mcsd.request import Request
+from mcsd.results import Chunk, Completion
 from mcsd.stepping_thread import EngineStatus, SteppingThread
 from mcsd.tokenization import Message
 

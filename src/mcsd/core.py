@@ -16,10 +16,11 @@ from mcsd.errors import InvalidTree, RequestInterrupted
 from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
-from mcsd.params import SamplingParams, TokenLogprobs
+from mcsd.params import SamplingParams
 from mcsd.planning.plan import Plan, StepOutcome
 from mcsd.request import Request, token_logprobs
 from mcsd.request_queue import RequestQueue
+from mcsd.results import TokenLogprobs
 from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence

@@ -18,10 +18,11 @@ from mcsd.inputs import as_conversations, as_prompts
 from mcsd.models import DecoderModel, LanguageModel
 from mcsd.models.compatibility import as_model, check_devices, check_length, is_network
 from mcsd.notebook import table_html
-from mcsd.params import Chunk, Completion, SamplingParams
+from mcsd.params import SamplingParams
 from mcsd.planning import FixedTree, Plan, Planner, ProfileStore, profile_file
 from mcsd.progress import progress_bar
 from mcsd.request import Request
+from mcsd.results import Chunk, Completion
 from mcsd.tokenization import Message, Prompt
 from mcsd.tree import TreeShape
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from mcsd.config import EngineOptions, Tree
 from mcsd.engine import Engine
 from mcsd.errors import InvalidParameter
-from mcsd.params import Completion, LogitsProcessor, SamplingParams, StoppingCriterion
+from mcsd.params import LogitsProcessor, SamplingParams, StoppingCriterion
 from mcsd.planning import Profile
+from mcsd.results import Completion
 
 _WARPERS: dict[type, tuple[str, str]] = {
     hf.TemperatureLogitsWarper: ("temperature", "temperature"),

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mcsd.detokenization import TextStream
 from mcsd.errors import McsdError, NonFiniteLogits, ProcessorFailed, RequestError, StoppingCriterionFailed
-from mcsd.params import Chunk, Completion, FinishReason, SamplingParams, Stats, TokenLogprobs
+from mcsd.params import SamplingParams
+from mcsd.results import Chunk, Completion, FinishReason, Stats, TokenLogprobs
 from mcsd.step_trace import StepTrace
 
 

@@ -12,9 +12,10 @@ from mcsd.defaults import combine
 from mcsd.errors import InvalidParameter, McsdError, RequestError, RequestInterrupted, check_token_ids
 from mcsd.generation_config import constraint_fields, is_generation_config
 from mcsd.models import LanguageModel
-from mcsd.params import Completion, SamplingParams
+from mcsd.params import SamplingParams
 from mcsd.processors import request_processors
 from mcsd.request import Request
+from mcsd.results import Completion
 from mcsd.step_lock import StepLock
 from mcsd.tokenization import Prompt, PromptEncoder
 

@@ -5,9 +5,9 @@ from threading import Condition, Thread, current_thread
 from typing import NamedTuple
 
 from mcsd.errors import EngineBusy, EngineClosed, RequestInterrupted
-from mcsd.params import Chunk
 from mcsd.request import Request
 from mcsd.request_queue import RequestQueue
+from mcsd.results import Chunk
 
 Listener = Callable[[list[Chunk], bool], None]
 """Called by the thread with new chunks, and whether the request has ended. Must not wait."""

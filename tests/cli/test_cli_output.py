@@ -9,7 +9,7 @@ import pytest
 
 from mcsd.cli.output import completion_json, escape_control_characters, print_error, summary, write_stream
 from mcsd.errors import InvalidTree, WeightsCorrupt
-from mcsd.params import Chunk, Completion, Stats
+from mcsd.results import Chunk, Completion, Stats
 
 SECONDS = {"prefill": 0.1, "draft": 0.8, "target": 1.0, "judge": 0.1, "other": 0.1}
 STATS = Stats(9, 64, 22, 220, 42, (3, 5, 14), SECONDS)

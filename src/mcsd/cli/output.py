@@ -17,7 +17,7 @@ from typer import TyperException
 
 from mcsd.errors import McsdError, McsdWarning
 from mcsd.loading.catalog import CATALOG, is_pulled, locate, path_of, pull
-from mcsd.params import Chunk, Completion
+from mcsd.results import Chunk, Completion
 
 if TYPE_CHECKING:
     from mcsd.engine import Engine

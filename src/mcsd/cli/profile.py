@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from mcsd.cli.output import columns
-from mcsd.params import Chunk, Stats
+from mcsd.results import Chunk, Stats
 
 if TYPE_CHECKING:
     import torch
