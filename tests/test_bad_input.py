@@ -1,5 +1,6 @@
 """Bad input gives a named error with a hint before anything runs; other requests are not affected."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import mcsd
 from mcsd import errors
 from mcsd.cpu.weight_plan import Role, WeightPlan, plan_weights
 from mcsd.loading.load import load, resolve_device, resolve_dtype
+from mcsd.loading.pretrained import _QUANTIZATION_PACKAGES
 from mcsd.testing import TabularModel
 from support.tiny import VOCABULARY, tiny
 
@@ -128,7 +130,7 @@ def test_non_finite_target_logits_fail_their_request_alone(value: float, tempera
     assert [token for chunk in streams[1] for token in chunk.token_ids] == [0, 1, 2, 3]
     with pytest.raises(errors.NonFiniteLogits) as info:
         list(streams[0])
-    check(info)
+    check(info, "target tabular gave no distribution")
     assert engine.generate([[5]], params)[0].token_ids == (0, 1, 2, 3)
 
 
@@ -136,8 +138,10 @@ def test_non_finite_draft_logits_fail_their_request_alone() -> None:
     engine = mcsd.Engine(TabularModel(torch.eye(6).roll(1, dims=1)), broken_after(4, float("nan")), tree="2x2")
     params = mcsd.SamplingParams(max_new_tokens=2)
     assert engine.generate([[0]], params)[0].token_ids == (1, 2)
-    with pytest.raises(errors.NonFiniteLogits):
+    with pytest.raises(errors.NonFiniteLogits) as info:
         engine.generate([[0], [4]], params)
+    check(info, "draft tabular gave no distribution")
+    assert "draft='ngram'" in info.value.hint
 
 
 def test_a_draft_with_padded_logits_is_accepted() -> None:
@@ -268,6 +272,47 @@ def test_an_adapter_without_its_library_is_refused(folder: Path, monkeypatch: py
     with pytest.raises(errors.MissingPackage) as info:
         load(folder, CPU, WeightPlan(torch.float32))
     check(info, "adapter", "peft")
+
+
+def test_an_adapter_without_its_model_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(errors.MissingPackage) as info:
+        load(tmp_path, CPU, WeightPlan(torch.float32))
+    check(info, "adapter", "peft")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(errors.WeightsCorrupt) as corrupt:
+        load(tmp_path, CPU, WeightPlan(torch.float32))
+    check(corrupt, "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(errors.WeightsCorrupt) as corrupt:
+        load(tmp_path, CPU, WeightPlan(torch.float32))
+    check(corrupt, "names no model")
+
+
+def quantized(folder: Path, method: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+
+
+@pytest.mark.parametrize("method", ["awq", "compressed-tensors", "hqq", "torchao", "aqlm"])
+def test_quantized_weights_name_the_package_that_they_need(folder: Path, method: str) -> None:
+    package = _QUANTIZATION_PACKAGES[method].partition("[")[0]
+    if importlib.util.find_spec(package.replace("-", "_")) is not None:
+        pytest.skip(f"{package} is installed")
+    quantized(folder, method)
+    with pytest.raises(errors.MissingPackage) as info:
+        load(folder, CPU, WeightPlan(torch.float32))
+    check(info, f"is quantized ({method})")
+    assert info.value.hint.startswith(f"pip install {package}")
+
+
+def test_an_unknown_method_of_quantization_is_refused(folder: Path) -> None:
+    """transformers would read the weights as if they were not quantized."""
+    quantized(folder, "fancy")
+    with pytest.raises(errors.UnsupportedModel) as info:
+        load(folder, CPU, WeightPlan(torch.float32))
+    check(info, "'fancy'")
 
 
 def test_auto_selects_a_supported_device_and_dtype() -> None:

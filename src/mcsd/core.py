@@ -129,7 +129,7 @@ class EngineCore(RequestQueue):
             self._commit(result, verified, hidden)
             self.clock.lap("commit")
             self._observe(tree, verified, before)
-            self._emit(verified, self._logprobs(tree, result, logits), traces)
+            self._emit(tree, verified, self._logprobs(tree, result, logits), traces)
         except BaseException:
             self._abort()
             raise
@@ -277,6 +277,7 @@ class EngineCore(RequestQueue):
 
     def _emit(
         self,
+        tree: CandidateTree,
         verified: list[VerifiedSequence],
         logprobs: list[list[TokenLogprobs]] | None,
         traces: dict[int, StepTrace],
@@ -296,7 +297,8 @@ class EngineCore(RequestQueue):
             if request.error is not None:
                 self._free(i)
             elif each.failed and not reason:
-                request.error = request.failure()
+                is_draft = bool(tree.failed[i])
+                request.error = request.failure(self.drafter.name if is_draft else self.target_name, is_draft)
                 self._free(i)
             elif reason:
                 self.clock.lap("other")

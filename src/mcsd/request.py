@@ -78,16 +78,22 @@ class Request:
         """Whether the text has ended or the request has failed."""
         return self.completion is not None or self.error is not None
 
-    def failure(self) -> RequestError:
-        """Why there is no distribution to go on with."""
+    def failure(self, model: str, is_draft: bool) -> RequestError:
+        """Why there is no distribution to go on with.
+
+        Args:
+            model: the name of the model that gave none.
+            is_draft: whether it drafts.
+        """
         for processor in self.params.logits_processors:
             if (error := getattr(processor, "error", None)) is not None:
                 failed = ProcessorFailed(f"a logits processor raised {error!r:.200}", "mend it, or leave it out")
                 failed.__cause__ = error
                 return failed
+        role, hint = ("draft", ", or draft='ngram'") if is_draft else ("target", "")
         return NonFiniteLogits(
-            f"the model gave no distribution after {len(self.all_tokens)} tokens (NaN or infinite logits)",
-            "try dtype float32; if it stays, the weights are broken",
+            f"{role} {model} gave no distribution after {len(self.all_tokens)} tokens (NaN or infinite logits)",
+            f"try dtype float32{hint}; if it stays, the weights of the {role} are broken",
         )
 
     def others(self) -> list["Request"]:

@@ -160,7 +160,7 @@ def test_bidirectional_attention_is_refused_by_its_configuration_and_by_the_chec
         mcsd.Engine(network, "ngram")
     network = scaled(tiny_gemma(use_bidirectional_attention=True))
     model = TransformersModel(scaled(tiny_gemma()))
-    model.network = model._given = network
+    model.network = model.given = network
     with pytest.raises(errors.UnsupportedModel, match="its attention is not causal"):
         self_check.check_tree_attention(model)
 

@@ -31,6 +31,9 @@ Progress = Callable[[int, int], None]
 _BLOCK = 1 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _FILES = (*_PICKLES, ".gguf", ".safetensors", ".json")
+ADAPTER_FILE = "adapter_config.json"
+"""The configuration of an adapter of peft; its folder may hold no model, but names one."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
@@ -288,7 +291,8 @@ def locate(model: str | Path, fetch: bool = True) -> Location:
             return _gguf(Path(path))
         raise _unreadable(name)
     if name and os.path.isdir(path):
-        if os.path.isfile(os.path.join(path, "config.json")):
+        # transformers finds the model of an adapter by the adapter's configuration.
+        if any(os.path.isfile(os.path.join(path, file)) for file in ("config.json", ADAPTER_FILE)):
             return Location("folder", path)
         raise UnknownModel(f"folder {name!r:.200} holds no config.json", "give a model's folder, or a .gguf file")
     if name.lower().endswith(_FILES):

@@ -2,18 +2,42 @@
 
 import importlib.util
 import json
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mcsd.errors import McsdError, MissingPackage, OutOfMemory, UnknownModel, UnsupportedModel, WeightsCorrupt
-from mcsd.loading.catalog import Location
+from mcsd.errors import (
+    McsdError,
+    McsdWarning,
+    MissingPackage,
+    OutOfMemory,
+    UnknownModel,
+    UnsupportedModel,
+    WeightsCorrupt,
+)
+from mcsd.loading.catalog import ADAPTER_FILE, Location
 
 _FETCH_AGAIN = "fetch the weights again; safetensors and GGUF files are read"
 _HUB_SECONDS = 5
-_ADAPTER_FILE = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_QUANTIZATION_PACKAGES = {
+    "aqlm": "aqlm[cpu]",
+    "auto-round": "auto-round",
+    "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "kernels",
+    "gptq": "optimum gptqmodel",
+    "hqq": "hqq",
+    "quanto": "optimum-quanto",
+    "torchao": "torchao",
+    "vptq": "vptq",
+}
+"""What transformers needs to read quantized weights, by the method in their configuration."""
 
 
 def read_location(
@@ -28,7 +52,7 @@ def read_location(
 
     Raises:
         UnknownModel, WeightsCorrupt, UnsupportedModel, OutOfMemory: see `mcsd.loading.load.load`.
-        MissingPackage: quantized weights, or an adapter beside them, need a library that is not installed.
+        MissingPackage: quantized weights, or an adapter, need a library that is not installed.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -39,24 +63,32 @@ def read_location(
         options["use_safetensors"] = True
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    offline = location.kind == "hub" and not _hub_answers()
+    base, method = _adapter_base(model, location), _check_quantization(model, location)
+    offline = (location.kind if base is None else base.kind) == "hub" and not _hub_answers()
     options["local_files_only"] = offline
-    _check_adapter(model, location)
     try:
         network, report = AutoModelForCausalLM.from_pretrained(location.source, **options)
     except MemoryError:
         raise
     except ImportError as error:
-        raise MissingPackage(f"{model}: {_reason(error):.200}", "install the package that it names") from error
+        raise _missing_package(model, method, _reason(error)) from error
     except torch.OutOfMemoryError as error:
         raise weights_too_large(model, device) from error
     except Exception as error:
-        raise _explained(model, location, error, offline) from error
+        raise _explained(model, base or location, error, offline) from error
     # transformers fills missing tensors with random numbers.
     missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if missing:
         raise WeightsCorrupt(f"{model}: {len(missing)} tensors are missing or misshapen: {missing[0]}", _FETCH_AGAIN)
-    return network, read_tokenizer(location, offline)
+    if getattr(network, "peft_config", None):
+        warnings.warn(
+            f"{model}: the adapter stays beside the weights, which is slower: to merge it, save"
+            " AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()",
+            McsdWarning,
+            stacklevel=2,
+        )
+    tokenizer = read_tokenizer(location, offline)
+    return network, read_tokenizer(base, offline) if tokenizer is None and base else tokenizer
 
 
 def _hub_answers() -> bool:
@@ -70,17 +102,67 @@ def _hub_answers() -> bool:
     return True
 
 
-def _check_adapter(model: str | Path, location: Location) -> None:
-    """transformers ignores an adapter if its library is missing; the text would be another model's."""
-    has_adapter = location.kind == "folder" and (Path(location.source) / _ADAPTER_FILE).exists()
-    if has_adapter and importlib.util.find_spec("peft") is None:
-        raise MissingPackage(f"{model} has an adapter ({_ADAPTER_FILE}), which needs peft", "pip install peft")
+def _adapter_base(model: str | Path, location: Location) -> Location | None:
+    """Where the model is that a folder's adapter belongs to; None if there is no adapter.
+
+    Raises:
+        MissingPackage: without peft transformers ignores an adapter; the text would be another model's.
+        WeightsCorrupt: the adapter is not in safetensors, or its configuration is broken.
+    """
+    folder = Path(location.source)
+    if location.kind != "folder" or not (folder / ADAPTER_FILE).exists():
+        return None
+    if importlib.util.find_spec("peft") is None:
+        raise MissingPackage(f"{model} has an adapter ({ADAPTER_FILE}), which needs peft", "pip install peft")
+    if not (folder / _ADAPTER_WEIGHTS).exists():
+        raise WeightsCorrupt(
+            f"{model} has an adapter without {_ADAPTER_WEIGHTS}", "save it with safetensors; pickle files are not read"
+        )
+    if (folder / "config.json").exists():
+        return location
+    base = _fields(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise WeightsCorrupt(f"{model}: {ADAPTER_FILE} names no model", "give base_model_name_or_path in it")
+    return Location("folder" if Path(base).is_dir() else "hub", base)
+
+
+def _check_quantization(model: str | Path, location: Location) -> str | None:
+    """The method by which the weights in a folder are quantized; None if they are not.
+
+    Raises:
+        UnsupportedModel: transformers does not know it, and would read the weights as if they were plain.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    quantization = _fields(Path(location.source) / "config.json").get("quantization_config")
+    method = quantization.get("quant_method") if location.kind == "folder" and isinstance(quantization, dict) else None
+    if not isinstance(method, str):
+        return None  # A broken configuration fails when it is read.
+    if method != "bitsandbytes" and method not in AUTO_QUANTIZER_MAPPING:
+        raise UnsupportedModel(
+            f"{model} is quantized by the method {method!r:.40}, which transformers does not know",
+            "give weights that are not quantized, or a GGUF file",
+        )
+    return method
+
+
+def _missing_package(model: str | Path, method: str | None, reason: str) -> McsdError:
+    """The error for a library that transformers does not find."""
+    if "GPU" in reason:
+        return UnsupportedModel(f"{model}: {reason:.200}", "give weights that are not quantized, or a GGUF file")
+    package = _QUANTIZATION_PACKAGES.get(method or "")
+    what = f"{model} is quantized ({method})" if method else str(model)
+    return MissingPackage(
+        f"{what}: {reason:.200}", f"pip install {package}" if package else "install the package that it names"
+    )
 
 
 def _explained(model: str | Path, location: Location, error: Exception, offline: bool) -> McsdError:
     """The error of mcsd for an exception of transformers, gguf or safetensors, which may be of any type."""
     reason = _reason(error)
     what = f"{model}: {reason:.200}"
+    if "only supported on GPU" in reason:
+        return UnsupportedModel(what, "give weights that are not quantized, or a GGUF file")
     if "not supported" in reason or "does not recognize this architecture" in reason or "Unrecognized" in reason:
         return UnsupportedModel(what, "choose a decoder-only model that transformers supports")
     if location.kind == "hub":
@@ -142,8 +224,13 @@ def find_tokenizer(name: str) -> Any | None:
 
 def _tokenizer_class(folder: Path) -> str | None:
     """The class of a tokenizer by its configuration; None if there is none."""
+    return _fields(folder / "tokenizer_config.json").get("tokenizer_class")
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """The fields of a JSON file; none if it cannot be read."""
     try:
-        fields = json.loads((folder / "tokenizer_config.json").read_text())
+        fields = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
-        return None
-    return fields.get("tokenizer_class") if isinstance(fields, dict) else None
+        return {}
+    return fields if isinstance(fields, dict) else {}

@@ -64,7 +64,7 @@ def check_tree_attention(model: TransformersModel) -> None:
     if isinstance(model.network, LlamaForCausalLM):
         return  # Of this package, whose tests check it.
     # Hooks and replaced methods are not in the key.
-    key = _key(model) if is_unmodified(model.network) else None
+    key = _key(model) if is_unmodified(model.given) else None
     if key in _passed:
         return
     try:
@@ -85,7 +85,7 @@ def _key(model: TransformersModel) -> tuple[Any, ...]:
     config = model.network.config
     fields = config.to_dict() if hasattr(config, "to_dict") else vars(config)
     fields = {name: value for name, value in fields.items() if name != "_name_or_path"}
-    classes = tuple(type(module) for module in model.network.modules())
+    classes = tuple(type(module) for module in model.given.modules())
     attention = config._attn_implementation
     return classes, repr(fields), attention, model.dtype, model.device, transformers.__version__
 

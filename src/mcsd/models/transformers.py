@@ -42,6 +42,7 @@ class TransformersModel:
 
     Attributes:
         network: the ``PreTrainedModel`` itself.
+        given: the same, or the ``PeftModel`` around it.
         max_length: the context length; for rotary embeddings that change with the length of the text (LongRoPE) the
             length up to which they do not.
         context: the context length by the configuration.
@@ -63,7 +64,7 @@ class TransformersModel:
         captures: bool = False,
     ) -> None:
         check_supported(model)
-        self._given, model = _uncompiled(model), unwrap(model)
+        self.given, model = _uncompiled(model), unwrap(model)
         config = model.config.get_text_config()
         self.network = model.eval()
         self.name = name or config.name_or_path or type(model).__name__
@@ -144,7 +145,7 @@ class TransformersModel:
     def plain_logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits ``[B, n, V]`` of texts ``[B, n]``, by the model as it was given: no cache and no mask of ours."""
         with self._attention_backends():
-            out = self._given(input_ids=tokens, attention_mask=None, position_ids=positions, use_cache=False)
+            out = self.given(input_ids=tokens, attention_mask=None, position_ids=positions, use_cache=False)
         return out.logits  # type: ignore[no-any-return]
 
 
