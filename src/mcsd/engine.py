@@ -56,8 +56,8 @@ class Engine(EngineCore):
             their weights, and forwards are captured in CUDA graphs.
         profile: where the calibration of tree "auto" is kept. Without it every engine calibrates, and the tree that a
             seed pins may differ between engines.
-        draft_tokenizer: of a draft model given as an object; by default the one beside its weights on this machine, if
-            any. If it is another one than the target's, the draft proposes the tokens that both have.
+        draft_tokenizer: of a draft model given as an object. If it is not the target's, the draft proposes the tokens
+            that both have. To compare tokenizers that are not given, those beside the weights are read, if any.
 
     Raises:
         InvalidTree, UnknownScheme, InvalidOption: by name.
@@ -91,12 +91,11 @@ class Engine(EngineCore):
             draft = "ngram"  # A draft model that no tree needs is not used.
         if draft is None and is_network(target):
             warnings.warn(_NO_DRAFT, McsdWarning, stacklevel=2)
-        if draft_tokenizer is None and tokenizer is not None and is_network(draft):
-            draft_tokenizer = _tokenizer_of(draft)
+        tokenizers = tokenizer, draft_tokenizer
+        if is_network(draft):
+            tokenizers = _tokenizer_of(target, tokenizer), _tokenizer_of(draft, draft_tokenizer)
         if optimize:
-            target, draft = _optimized(
-                target, draft, tokenizer, tokenizer if draft_tokenizer is None else draft_tokenizer
-            )
+            target, draft = _optimized(target, draft, *tokenizers)
         model = as_model(target)
         if isinstance(draft, str | Path) and draft != "ngram":
             draft = _load_draft(draft, model, tokenizer)
@@ -104,7 +103,7 @@ class Engine(EngineCore):
         check_length(max_length, model)
         length = request_length(max_length, model)
         slots = cache_slots(length, max_nodes)
-        drafter = make_drafter(draft, model, tokenizer, max_batch, slots, draft_tokenizer)
+        drafter = make_drafter(draft, model, tokenizers[0], max_batch, slots, tokenizers[1])
         config = getattr(model, "generation_config", None) if sampling_defaults == "model" else None
         self.model_defaults = model_defaults(config)
         defaults = SamplingParams(**self.model_defaults)
@@ -359,17 +358,20 @@ def _optimized(target: Any, draft: Any, tokenizer: Any | None, draft_tokenizer: 
     return target, draft
 
 
-def _tokenizer_of(network: Any) -> Any | None:
-    """The tokenizer beside the weights of a ``PreTrainedModel`` on this machine, if any."""
+def _tokenizer_of(model: Any, given: Any | None) -> Any | None:
+    """The given tokenizer; without it the one beside the weights of a ``PreTrainedModel`` on this machine, if any."""
     from mcsd.loading.pretrained import find_tokenizer
 
-    return find_tokenizer(str(network.name_or_path))
+    return find_tokenizer(str(model.name_or_path)) if given is None and is_network(model) else given
 
 
 def _load_draft(draft: str | Path, target: LanguageModel, tokenizer: Any | None) -> Any:
     """A draft by name or folder, for a target given as an object."""
-    from mcsd.loading.load import LoadedModel, load_draft
+    from mcsd.loading.load import LoadedModel, is_head, load_draft
+    from mcsd.loading.pretrained import find_tokenizer
 
     if not isinstance(target, DecoderModel):
         raise UnsupportedModel(f"{target.name} takes no draft by name", "give the draft as an object")
+    if tokenizer is None and not is_head(draft):
+        tokenizer = find_tokenizer(target.name)
     return load_draft(draft, LoadedModel(target, tokenizer))

@@ -54,6 +54,7 @@ class Speculator:
             `mcsd.Engine` takes.
         tree, scheme, max_batch, optimize: as in `mcsd.Engine`.
         tokenizer: of the model; for stop strings.
+        draft_tokenizer: of a draft given as an object, as in `mcsd.Engine`.
         streamer: receives the prompt and each token, as from ``generate``; for a single sequence.
         stop: strings that end a text; their tokens are part of the result, as with ``stop_strings``.
     """
@@ -69,9 +70,16 @@ class Speculator:
         stop: str | Sequence[str] = (),
         max_batch: int = EngineOptions.max_batch,
         optimize: bool = False,
+        draft_tokenizer: Any | None = None,
     ) -> None:
         self._draft = draft
-        self._options: dict[str, Any] = {"tree": tree, "scheme": scheme, "max_batch": max_batch, "optimize": optimize}
+        self._options: dict[str, Any] = {
+            "tree": tree,
+            "scheme": scheme,
+            "max_batch": max_batch,
+            "optimize": optimize,
+            "draft_tokenizer": draft_tokenizer,
+        }
         self._tokenizer = tokenizer
         self._streamer = streamer
         self._stop = stop

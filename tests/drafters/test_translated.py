@@ -1,6 +1,7 @@
 """Drafts with another tokenizer: their q, their contexts, and what an engine makes of them."""
 
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import transformers
 
 import mcsd
+import mcsd.hf
 from mcsd import SamplingParams, TreeShape, errors
 from mcsd.drafters import ModelDrafter
 from mcsd.drafters.translated import TranslatedDrafter
@@ -146,10 +148,15 @@ def test_tokenizers_beside_the_weights_are_compared(tmp_path: Path) -> None:
     """Of models by name, and of a draft given as an object, by the folder that it was read from."""
     names = saved(tmp_path / "target", TOKENIZER, 0), saved(tmp_path / "draft", DRAFT_TOKENIZER, 1)
     target, draft = (transformers.AutoModelForCausalLM.from_pretrained(name) for name in names)
-    for given in (draft, names[1]):
+    for given, tokenizer in product((draft, names[1]), (TOKENIZER, None)):
         with pytest.warns(errors.McsdWarning, match="another tokenizer"):
-            engine = mcsd.Engine(target, given, TOKENIZER, tree="2x1")
+            engine = mcsd.Engine(target, given, tokenizer, tree="2x1")
         assert isinstance(engine.drafter, TranslatedDrafter)
+    ids = torch.tensor([[3, 4]])
+    method = mcsd.hf.speculative(draft, tree="2x1")
+    with pytest.warns(errors.McsdWarning, match="another tokenizer"):
+        out = target.generate(ids, custom_generate=method, do_sample=False, max_new_tokens=8, pad_token_id=0)
+    assert torch.equal(out, target.generate(ids, do_sample=False, max_new_tokens=8, pad_token_id=0))
     with pytest.warns(errors.McsdWarning, match="another tokenizer"):
         loaded = mcsd.Engine.load(*names, tree="2x1", dtype="float32")
     params = SamplingParams(temperature=0, max_new_tokens=8)

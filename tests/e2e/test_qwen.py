@@ -7,7 +7,9 @@ import torch
 
 import mcsd
 from mcsd.cpu.weight_plan import WeightPlan
+from mcsd.errors import McsdWarning
 from mcsd.loading.load import LoadedModel, load
+from mcsd.verify import VerifyOptions, verify
 from support.memory import peak_growth
 from support.parity import compare, reference
 
@@ -54,3 +56,15 @@ def test_loaded_by_name_in_bfloat16() -> None:
     caches = engine.cache._store.nbytes + engine.drafter.cache._store.nbytes  # type: ignore[attr-defined]
     weights = 2 * (1.54e9 + 0.49e9)
     assert growth < caches + 0.15 * (weights + caches)
+
+
+def test_a_draft_with_another_tokenizer_passes_verify() -> None:
+    with pytest.warns(McsdWarning, match="39237 tokens that both have"):
+        engine = mcsd.Engine.load("qwen2.5-coder-1.5b", "smollm2-135m", tree="2x2x1", dtype="bfloat16")
+    params = mcsd.SamplingParams(max_new_tokens=24)
+    report = verify(engine, params=params, options=VerifyOptions(contexts=2, samples=1000))
+    assert report.passed, str(report)
+    ids = [engine.chat_tokens([{"role": "user", "content": task}]) for task in TASKS]
+    done = engine.generate(ids, mcsd.SamplingParams(seed=1, max_new_tokens=48))
+    calls = sum(completion.stats.target_calls for completion in done)
+    assert sum(completion.stats.new_tokens for completion in done) / calls > 1.8
