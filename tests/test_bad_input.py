@@ -240,6 +240,30 @@ def test_broken_weights(folder: Path, damage: str) -> None:
     check(info, str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", '{"version": "1.0", "mod'),
+        ("tokenizer.json", ""),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}'),
+        ("tokenizer_config.json", "{"),
+    ],
+)
+def test_a_broken_tokenizer(folder: Path, name: str, content: str) -> None:
+    """It is no missing one: without any file of a tokenizer, requests are token ids."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    assert load(folder, CPU, WeightPlan(torch.float32)).tokenizer is None
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}))).save_pretrained(folder)
+    assert load(folder, CPU, WeightPlan(torch.float32)).tokenizer is not None
+    (folder / name).write_text(content)
+    with pytest.raises(errors.WeightsCorrupt) as info:
+        load(folder, CPU, WeightPlan(torch.float32))
+    check(info, str(folder), "the tokenizer cannot be read")
+
+
 def test_an_unknown_architecture(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "nonesuch", "architectures": ["Nonesuch"]}))

@@ -1,12 +1,16 @@
 """`mcsd generate` end to end: processes, pipes, signals; real weights with and without --json."""
 
+import io
 import json
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from mcsd.cli import main
 from mcsd.loading.catalog import Location
 from support.cli import Run, start
 
@@ -101,8 +105,32 @@ def test_a_full_disk_is_a_one_line_error(words: list[object]) -> None:
         running = start(*words, "-n", 4, stdout=full)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert err.startswith("error: OSError: ")
+    assert err.startswith("error: writing failed: No space left on device\nhint: free some space")
     assert len(err.splitlines()) == 2
+
+
+def test_an_output_without_the_characters_of_the_text_is_named(
+    words: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A random text has characters that ASCII lacks. JSON is ASCII."""
+    command = [*map(str, words), "-n", "60", "--temperature", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        assert main(command) == 1
+        first, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: the output is ascii, which has no '\\")
+    assert main([*command, "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["text"].isascii()
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_bytes_that_are_no_text_are_named(locale: str) -> None:
+    """In the C locale Python reads any bytes."""
+    environment = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "mcsd", "generate", "-"]
+    done = subprocess.run(command, env=environment, input=b"abc\xff", capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: the prompt is not UTF-8 text\n")
 
 
 def test_a_warning_is_one_line(run: Run, tiny: Path) -> None:

@@ -1,5 +1,6 @@
 """The application: its commands and exit codes. 0 done, 1 the work failed, 2 the command line was wrong."""
 
+import errno
 import gc
 import os
 import sys
@@ -19,8 +20,10 @@ from mcsd.cli.output import debug_enabled, print_error
 from mcsd.cli.pull import pull
 from mcsd.cli.tune import tune
 from mcsd.cli.verify import verify
+from mcsd.errors import OutputFailed
 
 INTERRUPTED = 130
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COMPLETION = "_MCSD_COMPLETE"
 """Set in the environment when a shell asks for completions."""
 
@@ -93,8 +96,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError):
             _discard_output()
-        return print_error(error)
+        return print_error(_output_error(error) or error)
     return 0
+
+
+def _output_error(error: Exception) -> OutputFailed | None:
+    """The error of a text that cannot be written; None if the error has another cause."""
+    failed: OutputFailed | None = None
+    if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
+        character = error.object[error.start]
+        failed = OutputFailed(
+            f"the output is {error.encoding}, which has no {character!a}", "set PYTHONIOENCODING=utf-8, or use --json"
+        )
+    elif isinstance(error, OSError) and error.errno in _DISK_FULL:
+        failed = OutputFailed(f"writing failed: {error.strerror}", "free some space, or write elsewhere")
+    if failed:
+        failed.__cause__ = error
+    return failed
 
 
 def _discard_output() -> None:

@@ -77,8 +77,8 @@ def _read(prompt: str | None) -> str:
     try:
         if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
             prompt = sys.stdin.read().removesuffix("\n")
-        elif prompt is not None:
-            prompt.encode()
+        # In some locales Python reads wrong bytes as lone surrogates.
+        (prompt or "").encode()
     except UnicodeError as error:
         raise InvalidParameter("the prompt is not UTF-8 text", "convert it, for example with iconv") from error
     if not prompt:

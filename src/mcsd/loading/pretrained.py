@@ -192,6 +192,10 @@ def read_tokenizer(location: Location, offline: bool = False) -> Any | None:
     Args:
         location: where it is.
         offline: whether a hub id is read from the local cache of the hub only.
+
+    Raises:
+        WeightsCorrupt: there is one, and it cannot be read.
+        MissingPackage: it needs a library that is not installed.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -206,9 +210,24 @@ def read_tokenizer(location: Location, offline: bool = False) -> Any | None:
         return tokenizer_class.from_pretrained(
             location.source, trust_remote_code=False, local_files_only=offline, **options
         )
-    except (OSError, ValueError, KeyError):
-        # Weights without a tokenizer serve requests given as token ids.
-        return None
+    except ImportError as error:
+        raise MissingPackage(
+            f"{location.source}: {_reason(error):.200}", "install the package that it names"
+        ) from error
+    except Exception as error:  # Libraries raise errors of any type for a broken file.
+        if isinstance(error, (OSError, ValueError, KeyError)) and not _has_vocabulary(location):
+            # Weights without a tokenizer serve requests given as token ids.
+            return None
+        raise WeightsCorrupt(
+            f"{location.source}: the tokenizer cannot be read: {_reason(error):.200}",
+            "fetch it again, or remove its files to give token ids",
+        ) from error
+
+
+def _has_vocabulary(location: Location) -> bool:
+    """Whether a folder has the file of a tokenizer's vocabulary."""
+    names = ("tokenizer.*", "vocab.*", "*.tiktoken", "spiece.model")
+    return location.kind == "folder" and any(path for name in names for path in Path(location.source).glob(name))
 
 
 @lru_cache(maxsize=8)
