@@ -321,6 +321,32 @@ def test_the_event_loop_goes_on_while_a_prompt_is_encoded() -> None:
     run(main())
 
 
+def test_conversations() -> None:
+    class ChatTokenizer:
+        chat_template = "{{ messages }}"
+
+        def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> list[int]:
+            return [len(message["content"]) for message in messages]
+
+        def decode(self, ids: list[int], **options: Any) -> str:
+            return "x" * len(ids)
+
+    messages = [{"role": "user", "content": "abc"}]
+
+    async def main() -> None:
+        async with AsyncEngine(tabular_engine(tokenizer=ChatTokenizer())) as engine:
+            expected = alone([3], SHORT)
+            assert (await engine.chat(messages, SHORT)).token_ids == expected
+            assert await tokens_of(await engine.submit_chat(messages, SHORT)) == expected
+            chunks = [chunk async for chunk in engine.stream_chat(messages, SHORT, trace=True)]
+            assert tuple(id for chunk in chunks for id in chunk.token_ids) == expected
+            assert all(chunk.trace is not None for chunk in chunks)
+            with pytest.raises(errors.InvalidParameter):
+                await engine.chat([{"role": "user"}], SHORT)
+
+    run(main())
+
+
 def test_an_engine_that_is_no_longer_used_ends_its_thread() -> None:
     engine = AsyncEngine(tabular_engine())
     run(engine.generate([1], SHORT))

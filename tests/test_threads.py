@@ -97,6 +97,20 @@ def test_calls_between_the_chunks_of_a_stream() -> None:
     assert tuple(tokens) == alone([1], LONG)
 
 
+def test_the_last_chunk_is_not_read_before_the_completion_is_on_it() -> None:
+    engine = tabular_engine()
+    request = engine.request([1], max_new_tokens=3)
+    assert request.append_tokens([4], 0, 1, None) is None
+    assert request.has_chunk
+    assert request.append_tokens([4, 5], 1, 1, None) == "length"
+    request.chunks.popleft()
+    # Another thread stands here, in the midst of its step.
+    assert not request.has_chunk
+    request.finish("length", {})
+    assert request.has_chunk
+    assert request.chunks[0].completion is request.completion
+
+
 def test_a_step_that_calls_its_own_engine_is_refused() -> None:
     target = Watched()
     engine = tabular_engine(target)
