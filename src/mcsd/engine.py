@@ -362,7 +362,7 @@ def _tokenizer_of(model: Any, given: Any | None) -> Any | None:
     """The given tokenizer; without it the one beside the weights of a ``PreTrainedModel`` on this machine, if any."""
     from mcsd.loading.pretrained import find_tokenizer
 
-    return find_tokenizer(str(model.name_or_path)) if given is None and is_network(model) else given
+    return find_tokenizer(str(model.config.name_or_path)) if given is None and is_network(model) else given
 
 
 def _load_draft(draft: str | Path, target: LanguageModel, tokenizer: Any | None) -> Any:
