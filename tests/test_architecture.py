@@ -86,7 +86,18 @@ MAY_IMPORT: dict[str, set[str]] = {
 ORDER: dict[str, tuple[str, ...]] = {
     "kernels": ("library", "huge_pages", "gemm", "attention", "decoder", "distributions"),
     "models": (
-        *("layout", "protocol", "masks", "prefill", "kv_cache", "llama", "unmodified", "fusion", "draft_vocabulary"),
+        *(
+            "layout",
+            "protocol",
+            "masks",
+            "prefill",
+            "prefix_cache",
+            "kv_cache",
+            "llama",
+            "unmodified",
+            "fusion",
+            "draft_vocabulary",
+        ),
         *("transformers", "self_check", "draft_head", "token_texts", "vocabulary_map", "compatibility"),
     ),
     "cpu": (

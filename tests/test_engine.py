@@ -89,7 +89,7 @@ def test_a_prompt_of_several_texts_is_read_once(scheme: str, monkeypatch: pytest
     prompts = [PROMPTS[0], PROMPTS[3], PROMPTS[0], PROMPTS[0], PROMPTS[3]]
     params = [mcsd.SamplingParams(max_new_tokens=20, seed=i) for i in range(5)]
     together = engine(scheme=scheme).generate(prompts, params)
-    assert read == [PROMPTS[0][:-1], PROMPTS[3][:-1]]
+    assert [tokens for tokens in read if tokens] == [PROMPTS[0][:-1], PROMPTS[3][:-1]]
     for prompt, one, done in zip(prompts, params, together, strict=True):
         (alone,) = engine(batch=1, scheme=scheme).generate([prompt], one)
         assert done.token_ids == alone.token_ids

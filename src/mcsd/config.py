@@ -114,10 +114,13 @@ class EngineOptions(LoadOptions):
         panel="Sampling",
     )
 
+    prefix_cache: int = 8
+
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_tree(self.scheme, self.tree)
         check_sizes(self.max_batch, self.max_length)
+        check_int("prefix_cache", self.prefix_cache, 0, MAX_BATCH)
         check_sampling_defaults(self.sampling_defaults)
 
 

@@ -5,7 +5,7 @@ globals. Several threads may use it: one at a time steps it, for the requests of
 """
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from mcsd.errors import InvalidTree, RequestInterrupted
 from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
+from mcsd.models.prefix_cache import PrefixCache, longest_common
 from mcsd.params import SamplingParams
 from mcsd.planning.plan import Plan, StepOutcome
 from mcsd.request import Request, token_logprobs
@@ -31,6 +32,20 @@ from mcsd.tracing import trace_trees, with_path
 from mcsd.tree import TreeShape
 
 _UNLIMITED = 1 << 20
+
+
+class _StartedPrompt(NamedTuple):
+    """A prompt that starts in this step.
+
+    Attributes:
+        request: whose prompt it is.
+        reused: how many of its tokens are those of an earlier text.
+        hidden: the target's hidden states ``[1, n, F]`` of the others but the last, if asked for.
+    """
+
+    request: Request
+    reused: int
+    hidden: Tensor | None
 
 
 def request_length(max_length: int | None, target: LanguageModel) -> int:
@@ -57,8 +72,10 @@ class EngineCore(RequestQueue):
         max_length: the most tokens of a request, prompt included; at most the target's context, which is the default.
         defaults: sampling parameters of requests that have none of their own.
         generation_config: of the model, whose constraints hold for all requests; see `mcsd.generation_config`.
+        max_texts: of the prefix cache; 0: none.
 
     Attributes:
+        prefixes: the prefix cache of the target; a drafter that reads has its own.
         clock: the wall time of its steps.
         graphs: the captured forwards of the target, and verifications.
         tree: of the last step.
@@ -77,6 +94,7 @@ class EngineCore(RequestQueue):
         max_length: int | None = None,
         defaults: SamplingParams | None = None,
         generation_config: Any = None,
+        max_texts: int = 0,
     ) -> None:
         super().__init__(target, tokenizer, request_length(max_length, target), defaults, generation_config)
         self.drafter = drafter
@@ -85,6 +103,7 @@ class EngineCore(RequestQueue):
         self.tree = TreeShape.parse("none")
         self.draft_levels = 0
         self.cache = target.new_cache(max_batch, cache_slots(self.max_length, max_nodes))
+        self.prefixes = PrefixCache(self.cache, max_texts)
         self.graphs = GraphCache(target.device, getattr(target, "captures", False))
         chosen = SCHEMES[scheme]
         self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not drafter.is_sampled else chosen()
@@ -136,23 +155,14 @@ class EngineCore(RequestQueue):
         self.clock.lap("other")
 
     def _admit(self) -> None:
-        # Equal prompts that start together are read once.
-        started: dict[tuple[int, ...], tuple[Request, int, Tensor | None]] = {}
+        started: dict[int, _StartedPrompt] = {}
         while self._waiting and len(self._running) < self.max_batch:
             request = self._waiting.popleft()
             self.clock.lap("other")
             request.clock = dict(self.clock.seconds)
             self._running.append(request)
             self._sampling = None
-            other, same, hidden = started.get(tuple(request.prompt), (None, None, None))
-            if other is not None and not request.shares_prompt(other):
-                same = None
-            index = self.cache.add(same)
-            if same is None:
-                take = None if request.params.prompt_logprobs is None else request.take_prompt_logits
-                hidden = prefill(self.target, self.cache, index, request.prompt[:-1], self.drafter.hidden_layers, take)
-                started[tuple(request.prompt)] = request, index, hidden
-            self.drafter.add(request.prompt, hidden)
+            self._start(request, started)
             self.clock.lap("prefill")
         device, running = self.target.device, self._running
         assert self.cache.batch_size == len(running)
@@ -167,6 +177,31 @@ class EngineCore(RequestQueue):
         # One copy to the device.
         table = torch.tensor([[request.all_tokens[-1] for request in running], self._positions], device=device)
         self._roots, self._positions_on_device = table[0, :, None], table[1]
+
+    def _start(self, request: Request, started: dict[int, _StartedPrompt]) -> None:
+        """Start a sequence. What its prompt has in common with an earlier text, or one of ``started``, is not read."""
+        text, index = request.prompt[:-1], self.cache.add()
+        if request.params.prompt_logprobs is None:
+            others = {other: each.request.prompt[:-1] for other, each in started.items()}
+            reused, take = self.prefixes.start(index, text[: self.drafter.most_reused(request.prompt)]), None
+        else:
+            # It needs the logits of its whole prompt, or those of an equal one.
+            equal = [other for other, each in started.items() if each.request.prompt == request.prompt]
+            others = {other: text for other in equal if request.shares_prompt(started[other].request)}
+            reused, take = 0, request.take_prompt_logits
+        same, common = longest_common(text, others)
+        hidden = None
+        if common > reused and common > started[same].reused:
+            self.cache.copy(same, index, common)
+            reused, hidden = started[same].reused, started[same].hidden
+            hidden = None if hidden is None else hidden[:, : common - reused]
+        request.reused_tokens = self.cache.host_lengths[index]
+        unread = text[request.reused_tokens :]
+        rest = prefill(self.target, self.cache, index, unread, self.drafter.hidden_layers, take)
+        pieces = [each for each in (hidden, rest) if each is not None]
+        hidden = torch.cat(pieces, dim=1) if pieces else None
+        started[index] = _StartedPrompt(request, reused, hidden)
+        self.drafter.add(request.prompt, hidden)
 
     def _draft(self) -> CandidateTree:
         assert self._sampling is not None
@@ -286,8 +321,11 @@ class EngineCore(RequestQueue):
         for i in range(len(self._running) - 1, -1, -1):
             request, each = self._running[i], verified[i]
             if request.done:  # Cancelled by another thread.
+                if not each.failed:
+                    self._keep(i)
                 self._free(i)
                 continue
+            is_first = not request.tokens
             scores = None if logprobs is None else logprobs[i]
             trace = traces.get(i)
             if trace is not None:
@@ -306,13 +344,27 @@ class EngineCore(RequestQueue):
                 # Stats.seconds has five parts.
                 spent["other"] += spent.pop("commit")
                 request.finish(reason, spent)
+                if not each.failed:
+                    self._keep(i)
                 self._free(i)
+            elif is_first:
+                # Now the prompt is known to have a distribution.
+                self._keep(i)
+
+    def _keep(self, index: int) -> None:
+        """Keep what was read of a sequence for later prompts. Its last step gave a distribution, so it holds no NaN."""
+        if self.prefixes.max_texts:
+            tokens = self._running[index].all_tokens
+            self.prefixes.keep(index, tokens)
+            self.drafter.keep(index, tokens)
 
     def _free_cancelled(self) -> None:
         while self._cancelled:
             request = self._cancelled.popleft()
             if request in self._running:
-                self._free(self._running.index(request))
+                index = self._running.index(request)
+                self._keep(index)
+                self._free(index)
             elif request in self._waiting:
                 self._waiting.remove(request)
 

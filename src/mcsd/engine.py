@@ -8,12 +8,12 @@ from typing import Any, overload
 import torch
 
 from mcsd.calibration import calibrated_plan
-from mcsd.config import EngineOptions, check_sampling_defaults, check_sizes, parse_tree
+from mcsd.config import MAX_BATCH, EngineOptions, check_sampling_defaults, check_sizes, parse_tree
 from mcsd.core import EngineCore, cache_slots, request_length
 from mcsd.defaults import model_defaults
 from mcsd.drafters import Drafter
 from mcsd.drafters.make import make_drafter
-from mcsd.errors import InvalidOption, InvalidParameter, McsdWarning, UnsupportedModel
+from mcsd.errors import InvalidOption, InvalidParameter, McsdWarning, UnsupportedModel, check_int
 from mcsd.inputs import as_conversations, as_prompts
 from mcsd.models import DecoderModel, LanguageModel
 from mcsd.models.compatibility import as_model, check_devices, check_length, is_network
@@ -54,6 +54,8 @@ class Engine(EngineCore):
         optimize: run a target and draft of transformers as `load` runs them. The models compute what they did before.
             On a CPU, packed copies take memory of their own, in bfloat16 or int8; on a CUDA card, fused copies share
             their weights, and forwards are captured in CUDA graphs.
+        prefix_cache: texts that are kept after their end, for prompts that begin like them; 0: none. They take at most
+            1 GiB, and 1 GiB for a draft that is a model or head.
         profile: where the calibration of tree "auto" is kept. Without it every engine calibrates, and the tree that a
             seed pins may differ between engines.
         draft_tokenizer: of a draft model given as an object. If it is not the target's, the draft proposes the tokens
@@ -76,10 +78,12 @@ class Engine(EngineCore):
         max_length: int | None = EngineOptions.max_length,
         sampling_defaults: str = EngineOptions.sampling_defaults,
         optimize: bool = False,
+        prefix_cache: int = EngineOptions.prefix_cache,
         profile: ProfileStore | None = None,
         draft_tokenizer: Any | None = None,
     ) -> None:
         check_sizes(max_batch, max_length)
+        check_int("prefix_cache", prefix_cache, 0, MAX_BATCH)
         check_sampling_defaults(sampling_defaults)
         for each in (tokenizer, draft_tokenizer):
             if isinstance(each, str | Path):
@@ -103,11 +107,14 @@ class Engine(EngineCore):
         check_length(max_length, model)
         length = request_length(max_length, model)
         slots = cache_slots(length, max_nodes)
-        drafter = make_drafter(draft, model, tokenizers[0], max_batch, slots, tokenizers[1])
+        drafter = make_drafter(draft, model, tokenizers[0], max_batch, slots, tokenizers[1], prefix_cache)
         config = getattr(model, "generation_config", None) if sampling_defaults == "model" else None
         self.model_defaults = model_defaults(config)
         defaults = SamplingParams(**self.model_defaults)
-        super().__init__(model, drafter, scheme, plan, max_nodes, tokenizer, max_batch, length, defaults, config)
+        sizes = max_batch, length
+        super().__init__(
+            model, drafter, scheme, plan, max_nodes, tokenizer, *sizes, defaults, config, max_texts=prefix_cache
+        )
         self._warned_of_defaults = False
         if shape is not None:
             self.tree = shape
@@ -127,6 +134,7 @@ class Engine(EngineCore):
         max_batch: int = EngineOptions.max_batch,
         max_length: int | None = EngineOptions.max_length,
         sampling_defaults: str = EngineOptions.sampling_defaults,
+        prefix_cache: int = EngineOptions.prefix_cache,
     ) -> "Engine":
         """Load models by name, path, GGUF file or hub id and make an engine of them.
 
@@ -138,7 +146,7 @@ class Engine(EngineCore):
             quantize: None, or "int8": the weights of target and draft are quantized. The output then follows the
                 distribution of the quantized target exactly, which differs slightly from the original target's.
             compile: has no effect yet, and a warning says so.
-            tree, scheme, max_batch, max_length, sampling_defaults: as in the class.
+            tree, scheme, max_batch, max_length, sampling_defaults, prefix_cache: as in the class.
 
         Raises:
             UnknownModel, WeightsCorrupt, DownloadFailed, UnsupportedModel, VocabularyMismatch: about the models.
@@ -157,6 +165,7 @@ class Engine(EngineCore):
                 max_batch=max_batch,
                 max_length=max_length,
                 sampling_defaults=sampling_defaults,
+                prefix_cache=prefix_cache,
             )
         )
 
@@ -171,8 +180,17 @@ class Engine(EngineCore):
         profile = profile_file(target.model, pair.draft, options.scheme) if shape is None else None
         tree = "auto" if shape is None else shape
         sizes = options.max_batch, options.max_length
-        defaults = options.sampling_defaults
-        return cls(target.model, pair.draft, target.tokenizer, tree, options.scheme, *sizes, defaults, profile=profile)
+        return cls(
+            target.model,
+            pair.draft,
+            target.tokenizer,
+            tree,
+            options.scheme,
+            *sizes,
+            options.sampling_defaults,
+            prefix_cache=options.prefix_cache,
+            profile=profile,
+        )
 
     def __repr__(self) -> str:
         tree = self.tree if isinstance(self.plan, FixedTree) else "auto"

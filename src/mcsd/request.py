@@ -49,6 +49,8 @@ class Request:
         self.tokens: list[int] = []
         self.all_tokens = list(prompt)
         self.chunks: deque[Chunk] = deque()
+        self.reused_tokens = 0
+        """Tokens of the prompt that were not read, because another text begins with them."""
         self.completion: Completion | None = None
         self.error: McsdError | None = None
         self.trace = False
@@ -199,6 +201,7 @@ class Request:
         """Build the completion and attach it to the last chunk."""
         stats = Stats(
             prompt_tokens=len(self.prompt),
+            cached_tokens=self.reused_tokens,
             new_tokens=len(self.tokens),
             target_calls=sum(self._histogram),
             draft_tokens=self._drafted,

@@ -36,6 +36,7 @@ class Stats:
         accepted_tokens: candidates accepted and emitted.
         acceptance_histogram: entry i counts the target calls that emitted i candidates.
         seconds: wall time while the request ran, by part: prefill, draft, target, judge, other.
+        cached_tokens: tokens of the prompt that were copied from another text and not read.
     """
 
     prompt_tokens: int
@@ -45,6 +46,7 @@ class Stats:
     accepted_tokens: int
     acceptance_histogram: tuple[int, ...]
     seconds: Mapping[str, float]
+    cached_tokens: int = 0
 
     @property
     def mean_acceptance_length(self) -> float:

@@ -84,6 +84,7 @@ class Caches(RuleBasedStateMachine):
         self.close = close(kind)
         self.cache = self.model.new_cache(ROWS, SLOTS)
         self.texts: list[list[int]] = []
+        self.kept: list[tuple[list[int], int, list[tuple[torch.Tensor, ...] | None]]] = []
         self.flight: Flight | None = None
 
     @initialize(lengths=st.lists(LENGTHS, min_size=2, max_size=ROWS), seed=SEEDS)
@@ -105,13 +106,38 @@ class Caches(RuleBasedStateMachine):
         self.flight = None
 
     @precondition(lambda self: 0 < len(self.texts) < ROWS)
-    @rule(pick=st.integers(0, ROWS - 1))
-    def take_a_copy(self, pick: int) -> None:
-        """Of what a row has committed, at any time."""
+    @rule(pick=st.integers(0, ROWS - 1), length=LENGTHS)
+    def take_a_copy(self, pick: int, length: int) -> None:
+        """Of the first tokens that a row has committed, at any time."""
         like = pick % len(self.texts)
-        row = self.cache.add(like)
+        length = min(length, len(self.texts[like]))
+        row = self.cache.add()
         assert row == len(self.texts)
-        self.texts.append(list(self.texts[like]))
+        self.cache.copy(like, row, length)
+        self.texts.append(self.texts[like][:length])
+        self.flight = None
+
+    @precondition(lambda self: self.texts and not self.cache.is_empty)
+    @rule(pick=st.integers(0, ROWS - 1), start=LENGTHS)
+    def keep_a_copy(self, pick: int, start: int) -> None:
+        """Outside of the cache, in two parts."""
+        like = pick % len(self.texts)
+        text = self.texts[like]
+        start = min(start, len(text))
+        parts = [self.cache.read(like, 0, start), self.cache.read(like, start, len(text))]
+        self.kept.append((list(text), start, parts))
+
+    @precondition(lambda self: self.kept and len(self.texts) < ROWS)
+    @rule(pick=st.integers(0, 99), length=LENGTHS)
+    def take_what_was_kept(self, pick: int, length: int) -> None:
+        """Its first part, and the beginning of the second one."""
+        text, start, parts = self.kept[pick % len(self.kept)]
+        length = min(length, len(text) - start)
+        row = self.cache.add()
+        for part, count in zip(parts, (start, length), strict=True):
+            assert part is not None
+            self.cache.write(row, part, count)
+        self.texts.append(text[: start + length])
         self.flight = None
 
     @precondition(lambda self: self.texts)

@@ -20,6 +20,7 @@ _MAP = "models/vocabulary_map.py"
 _GREEDY, _KSEQ, _HUB = "schemes/greedy_draft.py", "schemes/kseq.py", "schemes/spechub.py"
 _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
 _CACHE, _LAYOUT, _MASKS, _FUSION = "models/protocol.py", "models/layout.py", "models/masks.py", "models/fusion.py"
+_PREFIX_CACHE = "models/prefix_cache.py"
 KERNELS = "kernels/"
 _DECODER, _DISTRIBUTIONS = f"{KERNELS}decoder.cpp", f"{KERNELS}distributions.cpp"
 
@@ -228,21 +229,21 @@ FAULTS = (
     ),
     Fault(
         "a shared prompt copied one token short",
-        _CACHE,
-        "            self.copy(copy_of, index)\n",
-        "            self.copy(copy_of, index)\n            self.lengths[index] -= 1\n",
+        _CORE,
+        "self.cache.copy(same, index, common)\n",
+        "self.cache.copy(same, index, common)\n            self.cache.lengths[index] -= 1\n",
     ),
     Fault(
         "a shared prompt's keys not copied",
-        _CACHE,
-        "            self.copy(copy_of, index)\n",
-        "            self.lengths[index] = self.lengths[copy_of]\n",
+        _CORE,
+        "self.cache.copy(same, index, common)\n",
+        "self.cache.advance([common], slice(index, index + 1))\n            self.cache.lengths[index] = common\n",
     ),
     Fault(
         "prompts that share only their first token treated as equal",
-        _CORE,
-        "started.get(tuple(request.prompt), (None, None))",
-        "next(((at, h) for p, (at, h) in started.items() if p[:1] == tuple(request.prompt[:1])), (None, None))",
+        _PREFIX_CACHE,
+        "if a != b)",
+        "if a != b and i == 0)",
     ),
     Fault(
         "an EOS token inside a path ignored",

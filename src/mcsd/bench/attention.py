@@ -50,7 +50,7 @@ class AttentionBenchmark:
         for cache in (self._tree_cache, self._batch_cache):
             prefill(target, cache, cache.add(), text[:-1])
         for _ in self._paths[1:]:
-            self._batch_cache.add(0)
+            self._batch_cache.copy(0, self._batch_cache.add())
         columns = [text[-1], *(text[node % len(text)] for node in range(len(shape)))]
         self._tokens = torch.tensor([columns], device=target.device)
 

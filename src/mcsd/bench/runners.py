@@ -52,6 +52,7 @@ class JobRunner:
             max_batch=max_batch or self._max_batch,
             max_length=self._max_length,
             sampling_defaults="mcsd",
+            prefix_cache=0,
         )
 
     def run(self, job: BenchJob) -> RequestRecord:

@@ -14,8 +14,9 @@ from mcsd.tree import TreeShape
 class Drafter(ABC):
     """Proposes a tree of candidates for each sequence. Sequences are numbered as in `mcsd.models.Cache`.
 
-    A drafter may ask for the target's hidden states. It gets those of all prompt tokens but the last at `add`, and
-    those of the root and the accepted path at `commit`: of every committed token but the newest.
+    A drafter may ask for the target's hidden states. It gets those of the prompt tokens that the target reads, which
+    are all but the last one unless it allows more in `most_reused`, at `add`; and those of the root and the accepted
+    path at `commit`: of every committed token but the newest.
     """
 
     name: str
@@ -30,7 +31,20 @@ class Drafter(ABC):
 
         Args:
             prompt: all of its tokens.
-            hidden: the target's hidden states ``[1, len(prompt) - 1, F]``, if asked for and not empty.
+            hidden: the target's hidden states ``[1, n, F]`` of the last n tokens before the last one, if asked for and
+                not empty. The tokens before those, at most `most_reused`, are copied from an earlier text.
+        """
+
+    def most_reused(self, prompt: list[int]) -> int:
+        """How many first tokens of a prompt the target may copy from an earlier text, without their hidden states."""
+        return 0 if self.hidden_layers else len(prompt)
+
+    def keep(self, sequence: int, token_ids: list[int]) -> None:  # noqa: B027 (not every drafter reads)
+        """Keep what was read of a sequence for later ones that begin like it. Called for texts without a failure.
+
+        Args:
+            sequence: its index.
+            token_ids: all of its tokens, prompt included. After the end of a text it may have read more.
         """
 
     def catch_up(self, token_ids: list[list[int]]) -> None:  # noqa: B027 (not every drafter reads)

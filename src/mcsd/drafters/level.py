@@ -11,6 +11,7 @@ from torch import Tensor
 from mcsd.drafters.base import Drafter
 from mcsd.graphs import GraphCache
 from mcsd.models import Cache, TokenLayout
+from mcsd.models.prefix_cache import PrefixCache, longest_common
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams, SparseDistributions, sparse_probabilities
 from mcsd.schemes import CandidateTree, Scheme
@@ -37,9 +38,11 @@ class LevelDrafter(Drafter):
 
     Attributes:
         cache: of the draft.
+        prefixes: the prefix cache of the draft.
     """
 
     cache: Cache
+    prefixes: PrefixCache
 
     def __init__(self, device: torch.device, vocabulary: Tensor | None, vocab_size: int, captures: bool) -> None:
         self.graphs = GraphCache(device, captures)
@@ -49,17 +52,24 @@ class LevelDrafter(Drafter):
 
     def catch_up(self, token_ids: list[list[int]]) -> None:
         """See `Drafter.catch_up`: one sequence at a time, all tokens but the last."""
-        prompts: dict[tuple[int, ...], int] = {}
-        for sequence, (tokens, length) in enumerate(zip(token_ids, self.cache.host_lengths, strict=False)):
-            if not length and len(tokens) > 1:
-                # Sequences that begin with equal tokens are read once.
-                same = prompts.setdefault(tuple(tokens[:-1]), sequence)
-                if same != sequence:
-                    self.cache.copy(same, sequence)
-                    continue
-            elif len(tokens) - length <= MAX_LAG:
+        read: dict[int, list[int]] = {}
+        for sequence, tokens in enumerate(token_ids):
+            length, text = self.cache.host_lengths[sequence], tokens[:-1]
+            if not text or (length and len(tokens) - length <= MAX_LAG):
                 continue
-            self._prefill(sequence, tokens[length:-1])
+            # What sequences have in common is read once.
+            same, common = longest_common(text, read)
+            if common > length:
+                self.cache.copy(same, sequence, common)
+            elif not length:
+                self.prefixes.start(sequence, text)
+            if (length := self.cache.host_lengths[sequence]) < len(text):
+                self._prefill(sequence, text[length:])
+            read[sequence] = text
+
+    def keep(self, sequence: int, token_ids: list[int]) -> None:
+        """See `Drafter.keep`."""
+        self.prefixes.keep(sequence, token_ids)
 
     @abstractmethod
     def _prefill(self, sequence: int, tokens: list[int]) -> None:

@@ -9,6 +9,7 @@ from mcsd.drafters.ngram import NgramDrafter
 from mcsd.drafters.translated import TranslatedDrafter
 from mcsd.models import BoundHead, LanguageModel
 from mcsd.models.compatibility import as_model, check_bound, check_vocabularies, match_tokenizers
+from mcsd.models.prefix_cache import MAX_TEXTS
 from mcsd.models.vocabulary_map import TranslatedModel
 
 
@@ -19,6 +20,7 @@ def make_drafter(
     max_batch: int,
     slots: int,
     draft_tokenizer: Any | None = None,
+    max_texts: int = MAX_TEXTS,
 ) -> Drafter:
     """Make the drafter of a target.
 
@@ -29,6 +31,7 @@ def make_drafter(
         tokenizer: of the target, which tells padding of the vocabulary from tokens.
         max_batch, slots: size of the draft's cache; see `mcsd.models.KVCache`.
         draft_tokenizer: of a draft model, if known; it may be another one than the target's.
+        max_texts: of the draft's prefix cache.
 
     Raises:
         VocabularyMismatch, UnsupportedModel: the draft does not fit the target.
@@ -39,12 +42,12 @@ def make_drafter(
         return NgramDrafter(target.device)
     if isinstance(draft, BoundHead):
         check_bound(target, draft)
-        return HeadDrafter(draft, max_batch, slots)
+        return HeadDrafter(draft, max_batch, slots, max_texts)
     if isinstance(draft, TranslatedModel):
         as_model(draft.model)
     else:
         draft = match_tokenizers(target, tokenizer, as_model(draft), draft_tokenizer)
     if isinstance(draft, TranslatedModel):
-        return TranslatedDrafter(draft, max_batch, slots)
+        return TranslatedDrafter(draft, max_batch, slots, max_texts)
     check_vocabularies(target, draft, tokenizer)
-    return ModelDrafter(draft, target.vocab_size, max_batch, slots)
+    return ModelDrafter(draft, target.vocab_size, max_batch, slots, max_texts)

@@ -8,6 +8,7 @@ from torch import Tensor
 from mcsd.drafters.level import Level, LevelDrafter, PendingTokens
 from mcsd.models import DecoderModel, LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
+from mcsd.models.prefix_cache import MAX_TEXTS, PrefixCache
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import CandidateTree, Scheme
@@ -21,14 +22,18 @@ class ModelDrafter(LevelDrafter):
         model: the draft.
         vocab_size: the target's; logits of the draft beyond it are padding and are cut off.
         max_batch, slots: size of the cache; slots must hold the longest sequence and a tree.
+        max_texts: of its prefix cache.
     """
 
-    def __init__(self, model: LanguageModel, vocab_size: int, max_batch: int, slots: int) -> None:
+    def __init__(
+        self, model: LanguageModel, vocab_size: int, max_batch: int, slots: int, max_texts: int = MAX_TEXTS
+    ) -> None:
         draft_vocabulary = model.vocabulary if isinstance(model, DecoderModel) else None
         super().__init__(model.device, draft_vocabulary, vocab_size, getattr(model, "captures", False))
         self.name = model.name
         self.model = model
         self.cache = model.new_cache(max_batch, slots)
+        self.prefixes = PrefixCache(self.cache, max_texts)
         self._shape = TreeShape.parse("none")
         self._inner: frozenset[int] = frozenset()
 

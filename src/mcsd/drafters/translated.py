@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mcsd.drafters.level import Level, PendingTokens
 from mcsd.drafters.model import ModelDrafter
+from mcsd.models.prefix_cache import MAX_TEXTS
 from mcsd.models.vocabulary_map import TranslatedModel, VocabularyMap
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams
@@ -24,11 +25,12 @@ class TranslatedDrafter(ModelDrafter):
         max_batch: sequences that run together.
         slots: as of `ModelDrafter`. The context has at most so many tokens, and at most the draft's context length;
             of a longer one the draft reads the latest part.
+        max_texts: of its prefix cache.
     """
 
-    def __init__(self, model: TranslatedModel, max_batch: int, slots: int) -> None:
+    def __init__(self, model: TranslatedModel, max_batch: int, slots: int, max_texts: int = MAX_TEXTS) -> None:
         # A translated text may be longer: it may fill the slots that the target leaves to trees.
-        super().__init__(model.model, len(model.vocabulary), max_batch, 2 * slots)
+        super().__init__(model.model, len(model.vocabulary), max_batch, 2 * slots, max_texts)
         self._vocabulary = model.vocabulary
         self._translation = model
         self._max_tokens = min(slots, model.model.max_length or slots)
@@ -55,6 +57,10 @@ class TranslatedDrafter(ModelDrafter):
         # Plain decoding needs no translation.
         texts = self._translated(token_ids) if len(shape) else token_ids
         return super().draft(texts, shape, scheme, sampling, random)
+
+    def keep(self, sequence: int, token_ids: list[int]) -> None:
+        """See `Drafter.keep`: in its own tokens."""
+        super().keep(sequence, self._contexts[sequence].tokens)
 
     def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""

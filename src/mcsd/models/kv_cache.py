@@ -65,12 +65,21 @@ class KVCache(Cache):
         """Whether no forward has written keys or values yet."""
         return self._store is None and not self._others
 
-    def add(self, copy_of: int | None = None) -> int:
-        """Start a sequence; an empty one is cleared of an earlier request's values. See `Cache.add`."""
-        index = super().add(copy_of)
-        if copy_of is None:
-            self._clear(index)
+    def add(self) -> int:
+        """Start a sequence, cleared of an earlier request's values. See `Cache.add`."""
+        index = super().add()
+        self._clear(index)
         return index
+
+    def read(self, sequence: int, start: int, stop: int) -> tuple[Tensor, ...] | None:
+        """See `Cache.read`: keys and values ``[layers, 2, kv heads, stop - start, head size]`` of each tensor."""
+        stores = self._stores()
+        # On a GPU, memory that the cache itself may need to grow is left alone.
+        if not self._on_cpu and _free_bytes(self.lengths.device) < 2 * sum(store.nbytes for store in stores):
+            return None
+        return tuple(
+            store[:, :, sequence, :, start:stop].clone(memory_format=torch.contiguous_format) for store in stores
+        )
 
     def view(self, sequences: slice, layout: TokenLayout) -> "CacheView":
         """The part of the cache that a forward over some sequences reads and writes."""
@@ -152,12 +161,19 @@ class KVCache(Cache):
             grown[:, :, index, :, :used] = store[:, :, index, :, :used]
         return grown
 
-    def _copy(self, source: int, to: int) -> None:
+    def _copy(self, source: int, to: int, length: int) -> None:
         self._clear(to)
         if not self.is_empty:
-            used = self._written[to] = self.host_lengths[source]
+            self._written[to] = length
             for store in self._stores():
-                store[:, :, to, :, :used] = store[:, :, source, :, :used]
+                store[:, :, to, :, :length] = store[:, :, source, :, :length]
+
+    def _write(self, sequence: int, state: tuple[Tensor, ...], count: int) -> None:
+        start = self.host_lengths[sequence]
+        stop = start + count
+        self._make_space(stop, slice(sequence, sequence + 1))
+        for store, part in zip(self._stores(), state, strict=True):
+            store[:, :, sequence, :, start:stop] = part[..., :count, :]
 
     def _clear(self, index: int) -> None:
         # A failed request may have left NaN.

@@ -57,19 +57,32 @@ class Cache:
         """Cached bytes of one token, which every later forward reads."""
         return 0
 
-    def add(self, copy_of: int | None = None) -> int:
-        """Start a sequence, empty or as a copy of another one's committed tokens. Returns its index, the highest."""
+    def add(self) -> int:
+        """Start an empty sequence. Returns its index, the highest."""
         assert self.batch_size < self.max_batch, "no free sequence"
-        index = self.batch_size
         self.batch_size += 1
-        if copy_of is not None:
-            self.copy(copy_of, index)
-        return index
+        return self.batch_size - 1
 
-    def copy(self, source: int, to: int) -> None:
-        """Replace a sequence by the committed tokens of another."""
-        self._copy(source, to)
-        self.lengths[to] = self.host_lengths[to] = self.host_lengths[source]
+    def copy(self, source: int, to: int, length: int | None = None) -> None:
+        """Replace a sequence by the first ``length`` committed tokens of another; by default all of them."""
+        length = self.host_lengths[source] if length is None else length
+        self._copy(source, to, length)
+        self.lengths[to] = self.host_lengths[to] = length
+
+    def read(self, sequence: int, start: int, stop: int) -> tuple[Tensor, ...] | None:
+        """A copy of the state of some committed tokens, for `write`; None: the cache makes none, or memory is short.
+
+        Returns:
+            Tensors ``[..., stop - start, size]``.
+        """
+        # A subclass has state that this method does not know.
+        return () if type(self) is Cache else None
+
+    def write(self, sequence: int, state: tuple[Tensor, ...], count: int) -> None:
+        """Append the first ``count`` tokens of a state that `read` has returned, with the same tokens before them."""
+        self._write(sequence, state, count)
+        self.host_lengths[sequence] += count
+        self.lengths[sequence] = self.host_lengths[sequence]
 
     def truncate(self, index: int, length: int) -> None:
         """Forget the committed tokens of a sequence after the first ``length``."""
@@ -122,8 +135,11 @@ class Cache:
         """Make space for so many in-flight tokens of every sequence. Returns how many of its slots a forward reads."""
         return 0
 
-    def _copy(self, source: int, to: int) -> None:
-        """Subclass hook: copy the committed state of a sequence."""
+    def _copy(self, source: int, to: int, length: int) -> None:
+        """Subclass hook: copy the state of the first ``length`` committed tokens of a sequence."""
+
+    def _write(self, sequence: int, state: tuple[Tensor, ...], count: int) -> None:
+        """Subclass hook: write the state of ``count`` tokens behind the committed state."""
 
     def _keep(self, columns: Tensor, counts: Tensor, sequences: slice) -> None:
         """Subclass hook: move the state of kept in-flight tokens behind the committed state."""
