@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mcsd.models import Cache, TokenLayout, TransformersModel
-from mcsd.models.prefill import prefill
+from mcsd.models.prefill import prefill, score_text
 from mcsd.models.prefix_cache import PrefixCache, common_length, longest_common
 from mcsd.testing import TabularModel
 from support.exact import exact, random_tokens
@@ -159,3 +159,18 @@ def test_a_started_sequence_goes_on_like_one_that_has_read_all(kind: str) -> Non
         logits = model.forward(last, chain, cache, slice(started, started + 1)).logits
         expected = model.network(torch.tensor([continued])).logits[:, -1:]
         torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_a_text_is_scored_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No forward, and so no mask, is longer than a chunk."""
+    monkeypatch.setattr("mcsd.models.prefill._CHUNK", 7)
+    model = TransformersModel(exact("mistral-window"))
+    read: list[int] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda ids, *args: (read.append(ids.shape[1]), forward(ids, *args))[1])
+    text = random_tokens(0, 30)
+    output = score_text(model, text, (-1,))
+    expected = model.network(torch.tensor([text]), output_hidden_states=True)
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(output.hidden, expected.hidden_states[-1], atol=1e-9, rtol=1e-9)
+    assert read == [7, 7, 7, 7, 2]

@@ -248,8 +248,8 @@ FAULTS = (
     Fault(
         "an EOS token inside a path ignored",
         "request.py",
-        "if token in self._eos or",
-        "if (token in self._eos and token == tokens[-1]) or",
+        "if met or token in self._ends or",
+        "if met or (token in self._ends and token == tokens[-1]) or",
     ),
     Fault("k-seq without its ρ", _KSEQ, "rho = smallest_rho(p, q, tries, children)", "rho = torch.ones_like(p[:, :1])"),
     Fault(

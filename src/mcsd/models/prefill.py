@@ -1,4 +1,4 @@
-"""Prefill: reading a text into a cache in chunks, or in one forward for all its logits."""
+"""Prefill: reading a text into a cache in chunks."""
 
 from collections.abc import Callable, Sequence
 
@@ -59,8 +59,8 @@ def prefill(
 
 @torch.no_grad()
 def score_text(model: LanguageModel, tokens: list[int], hidden_layers: Sequence[int] = ()) -> ModelOutput:
-    """One forward over a whole text in a new cache: logits ``[1, n, V]`` and the requested hidden states."""
+    """Read a whole text in a new cache: logits ``[1, n, V]`` and the requested hidden states."""
     cache = model.new_cache(1, len(tokens))
-    cache.add()
-    ids = torch.tensor([tokens], device=model.device)
-    return model.forward(ids, TokenLayout.chain(len(tokens), model.device), cache, hidden_layers=hidden_layers)
+    logits: list[Tensor] = []
+    hidden = prefill(model, cache, cache.add(), tokens, hidden_layers, lambda _, chunk: logits.append(chunk))
+    return ModelOutput(torch.cat(logits, dim=1), hidden)
