@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cpu": {"errors", "kernels", "models"},
     "cuda": {"models"},
     "loading": {"config", "cpu", "cuda", "defaults", "errors", "kernels", "models", "system"},
-    "drafters": {"graphs", "models", "rng", "sampling", "schemes", "tree"},
+    "drafters": {"errors", "graphs", "models", "rng", "sampling", "schemes", "tree"},
     "tokenization": {"errors", "params"},
     "inputs": {"errors", "tokenization"},
     "stop_strings": set(),
@@ -107,11 +107,13 @@ ORDER: dict[str, tuple[str, ...]] = {
     "cuda": ("triton_code", "triton_kernels", "layers"),
     "loading": ("catalog", "disk_usage", "gguf_cache", "pretrained", "converted", "int8_cache", "load"),
     "schemes": (
-        *("registry", "types", "residual", "device_walk", "node_level", "tree_level", "base", "optimum"),
-        *("recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),
+        *("registry", "mixed_shape", "types", "residual", "device_walk", "node_level", "tree_level", "mixed", "base"),
+        *("optimum", "recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),
     ),
-    "drafters": ("base", "level", "model", "translated", "head", "ngram", "make"),
-    "planning": ("acceptance", "costs", "plan", "search", "profile", "planner", "trials"),
+    "drafters": (
+        *("base", "level", "model", "translated", "head", "look_up", "corpus", "depths", "ngram", "mixed", "make"),
+    ),
+    "planning": ("acceptance", "costs", "plan", "look_up", "search", "profile", "planner", "trials"),
 }
 """Modules of a package, from low to high: each imports earlier ones only. The package itself may import all of them."""
 

@@ -60,8 +60,9 @@ def tabular(captures: bool) -> tuple[Any, Any]:
 
 def networks(drafter: str, captures: bool, move: Callable[[Any], Any] = move) -> tuple[Any, Any]:
     target = TransformersModel(move(tiny("llama")), captures=captures)
-    if drafter == "model":
-        return target, TransformersModel(move(tiny("llama", seed=1)), captures=captures)
+    if drafter in ("model", "model+ngram"):
+        draft = TransformersModel(move(tiny("llama", seed=1)), captures=captures)
+        return target, draft if drafter == "model" else [draft, "ngram"]
     if drafter == "ngram":
         return target, "ngram"
     torch.manual_seed(0)
@@ -81,7 +82,7 @@ def test_every_scheme_gives_the_same_texts(scheme: str, settings: str) -> None:
 
 
 @pytest.mark.parametrize("tree", ["none", "chain:4", "4x2x1", "parents:-1,-1,-1,0,0,1,3"])
-@pytest.mark.parametrize("drafter", ["model", "head", "ngram"])
+@pytest.mark.parametrize("drafter", ["model", "head", "ngram", "model+ngram"])
 def test_every_drafter_gives_the_same_texts(drafter: str, tree: str) -> None:
     expected = texts(mcsd.Engine(*networks(drafter, False), tree=tree, max_batch=2, max_length=100), "sampled")
     engine = mcsd.Engine(*networks(drafter, True), tree=tree, max_batch=2, max_length=100)

@@ -3,10 +3,20 @@
 from typing import Any
 
 from mcsd.core import EngineCore
-from mcsd.drafters import Drafter
+from mcsd.drafters import Drafter, MixedDrafter, NgramDrafter
 from mcsd.errors import NonFiniteLogits, RequestError
 from mcsd.models import LanguageModel
-from mcsd.planning import FixedTree, Plan, Planner, Profile, ProfileStore, TrialPlan, measure_forwards, run_trials
+from mcsd.planning import (
+    FixedTree,
+    LookUpPlan,
+    Plan,
+    Planner,
+    Profile,
+    ProfileStore,
+    TrialPlan,
+    measure_forwards,
+    run_trials,
+)
 from mcsd.prompts import default_prompts
 from mcsd.tree import TreeShape
 
@@ -30,6 +40,8 @@ def calibrated_plan(
         max_length: the most tokens of a request.
         file: where the profile is kept; None: nowhere.
     """
+    if isinstance(drafter, MixedDrafter):
+        drafter = drafter.drawn  # Of drafters together the draft is measured.
     profile = file.read(scheme) if file else None
     if profile is None:
         profile = _measure(target, drafter, scheme, tokenizer, min(max_length, _MAX_LENGTH))
@@ -40,7 +52,13 @@ def calibrated_plan(
                 file.try_write(scheme, profile)
             profile = known or profile
     # Without a distribution of target or draft, the waiting request reports the error.
-    return Planner(profile, scheme) if profile else FixedTree(TreeShape.parse("1"))
+    if profile is None:
+        return FixedTree(TreeShape.parse("1"))
+    if isinstance(drafter, NgramDrafter):
+        plan = LookUpPlan(profile.costs)
+        drafter.cost = plan.seconds
+        return plan
+    return Planner(profile, scheme)
 
 
 def _measure(
@@ -50,6 +68,9 @@ def _measure(
     trial = TrialPlan(scheme, drafter.is_sampled)
     core = EngineCore(target, drafter, scheme, trial, trial.max_nodes, tokenizer, max_length=max_length)
     core.clock.synchronize = True
+    if isinstance(drafter, NgramDrafter):
+        # So that it proposes all that it finds.
+        drafter.cost = lambda batch_size, nodes: 1 / (1 + nodes)
     try:
         prompts = default_prompts(core.encoder)
     except RequestError:

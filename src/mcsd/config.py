@@ -63,7 +63,7 @@ class LoadOptions:
     draft: str | Path | None = option(
         None,
         *("--draft", "-md"),
-        help="Draft model, named like the target, or ngram.",
+        help="Draft model, named like the target; ngram or ngram:FILE; or both, as NAME+ngram.",
         type=str | None,
         shown="the target's default draft, else ngram",
     )
@@ -122,6 +122,40 @@ class EngineOptions(LoadOptions):
         check_sizes(self.max_batch, self.max_length)
         check_int("prefix_cache", self.prefix_cache, 0, MAX_BATCH)
         check_sampling_defaults(self.sampling_defaults)
+
+
+def split_draft(draft: Any, scheme: str | None = None) -> tuple[Any, str | None]:
+    """The model and the look-up of a draft; None for the one that it does not name.
+
+    Args:
+        draft: a model as object or name; "ngram", or "ngram:PATH" to look up in a file or folder too; both, as
+            ``[model, "ngram"]`` or "name+ngram".
+        scheme: that verifies, if it is known.
+
+    Raises:
+        InvalidOption: a list that is not both, or a scheme that cannot verify both.
+    """
+    model, look_up = draft, None
+    if isinstance(draft, list | tuple):
+        if len(draft) != 2 or not _is_look_up(draft[1]) or _is_look_up(draft[0]):
+            raise InvalidOption(f"draft={draft!r:.80} is not a model and 'ngram'", "give [model, 'ngram']")
+        model, look_up = draft
+    elif _is_look_up(draft):
+        model, look_up = None, draft
+    elif isinstance(draft, str):
+        name = draft.partition("+ngram")[0]
+        if name and _is_look_up(draft[len(name) + 1 :]):
+            model, look_up = name, draft[len(name) + 1 :]
+    if look_up and model is not None and scheme and REGISTRY[scheme].tree_level:
+        raise InvalidOption(
+            f"scheme {scheme} verifies whole trees and takes no n-grams beside a draft",
+            "use scheme mcss-wor, or one draft",
+        )
+    return model, look_up
+
+
+def _is_look_up(draft: Any) -> bool:
+    return isinstance(draft, str) and (draft == "ngram" or draft.startswith("ngram:"))
 
 
 def parse_tree(scheme: str, tree: Tree) -> TreeShape | None:

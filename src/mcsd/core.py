@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mcsd import kernels
-from mcsd.drafters import MAX_LAG, Drafter
-from mcsd.errors import InvalidTree, RequestInterrupted
+from mcsd.drafters import MAX_CHAIN, MAX_LAG, Drafter, with_look_up
+from mcsd.errors import InvalidParameter, InvalidTree, RequestInterrupted
 from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
@@ -25,7 +25,7 @@ from mcsd.results import TokenLogprobs
 from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence
-from mcsd.schemes.registry import check_tree
+from mcsd.schemes.registry import REGISTRY, check_tree
 from mcsd.step_trace import StepTrace
 from mcsd.timing import StepClock
 from mcsd.tracing import trace_trees, with_path
@@ -55,7 +55,7 @@ def request_length(max_length: int | None, target: LanguageModel) -> int:
 
 def cache_slots(max_length: int, max_nodes: int) -> int:
     """Cache slots per sequence: the text, and the in-flight tokens of a tree or of a draft that catches up."""
-    return max_length + 2 + max(MAX_LAG, max_nodes)
+    return max_length + 2 + max(MAX_LAG, max_nodes) + MAX_CHAIN
 
 
 class EngineCore(RequestQueue):
@@ -130,6 +130,16 @@ class EngineCore(RequestQueue):
         """Wall time of all steps so far, by part."""
         return dict(self.clock.seconds)
 
+    def requests(self, prompt: Any, params: Any = None, **fields: Any) -> list[Request]:
+        """See `RequestQueue.requests`."""
+        made = super().requests(prompt, params, **fields)
+        if made[0].params.prediction and self.drafter.is_sampled and REGISTRY[self._scheme.name].tree_level:
+            raise InvalidParameter(
+                f"scheme {self._scheme.name} verifies whole trees and takes no prediction beside a draft",
+                "use scheme mcss-wor, or draft='ngram'",
+            )
+        return made
+
     @torch.no_grad()
     def _step(self) -> None:
         try:
@@ -202,6 +212,10 @@ class EngineCore(RequestQueue):
         hidden = torch.cat(pieces, dim=1) if pieces else None
         started[index] = _StartedPrompt(request, reused, hidden)
         self.drafter.add(request.prompt, hidden)
+        prediction = request.params.prediction
+        if prediction and not isinstance(prediction, str):
+            self.drafter = with_look_up(self.drafter, len(self._running))
+            self.drafter.expect(request.prompt, prediction)
 
     def _draft(self) -> CandidateTree:
         assert self._sampling is not None
@@ -271,7 +285,7 @@ class EngineCore(RequestQueue):
         if self._sampling.any_penalties and logits.device.type != "cpu":
             # The captured function reads them; it cannot make them.
             self._history.penalties(self._sampling, logits)
-        key = "verify", tree.shape, self._sampling.kind
+        key = "verify", tree.key, self._sampling.kind
         arguments = tree, logits, self._sampling, self._history, random
         *parts, table = self.graphs.run(key, verify, *arguments, generation=self.cache.generation)
         result = VerificationResult(*parts)
@@ -289,7 +303,7 @@ class EngineCore(RequestQueue):
         assert self.plan is not None
         spent = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
         paths = [each.path for each in verified]
-        self.plan.observe(StepOutcome(tree.shape, self._sampling.params, paths, spent))
+        self.plan.observe(StepOutcome.of(tree.key, self._sampling.params, paths, spent))
 
     def _logprobs(
         self, tree: CandidateTree, result: VerificationResult, logits: Tensor

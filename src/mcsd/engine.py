@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 
 from mcsd.calibration import calibrated_plan
-from mcsd.config import MAX_BATCH, EngineOptions, check_sampling_defaults, check_sizes, parse_tree
+from mcsd.config import MAX_BATCH, EngineOptions, check_sampling_defaults, check_sizes, parse_tree, split_draft
 from mcsd.core import EngineCore, cache_slots, request_length
 from mcsd.defaults import model_defaults
 from mcsd.drafters import Drafter
@@ -19,8 +19,9 @@ from mcsd.models import DecoderModel, LanguageModel
 from mcsd.models.compatibility import as_model, check_devices, check_length, is_network
 from mcsd.notebook import table_html
 from mcsd.params import SamplingParams
-from mcsd.planning import FixedTree, Plan, Planner, ProfileStore, profile_file
+from mcsd.planning import FixedTree, LookUpPlan, Plan, Planner, ProfileStore, profile_file
 from mcsd.progress import progress_bar
+from mcsd.prompts import load_corpus
 from mcsd.request import Request
 from mcsd.results import Chunk, Completion
 from mcsd.tokenization import Message, Prompt
@@ -42,7 +43,8 @@ class Engine(EngineCore):
     Args:
         target: a ``PreTrainedModel`` of transformers, or any `mcsd.models.LanguageModel`.
         draft: the same; the name or folder of a model or of a draft head; a `mcsd.models.BoundHead` or
-            `mcsd.drafters.Drafter`; or "ngram" (also None): n-grams of the text so far.
+            `mcsd.drafters.Drafter`; "ngram" (also None): n-grams of the text so far; "ngram:PATH": those of files too;
+            or a draft and n-grams, as ``[draft, "ngram"]`` or "name+ngram".
         tokenizer: of the target; without one, prompts are token ids and there is no text.
         tree: anything `TreeShape.parse` reads; or "auto": the fastest tree by a calibration before the first request
             and by the acceptance rates since; or a `mcsd.planning.Plan`.
@@ -91,9 +93,10 @@ class Engine(EngineCore):
         shape = parse_tree(scheme, "auto" if isinstance(tree, Plan) else tree)
         plan: Plan | None = tree if isinstance(tree, Plan) else None if shape is None else FixedTree(shape)
         max_nodes = (plan or Planner).max_nodes
+        draft, look_up = split_draft(draft, scheme)
         if not max_nodes and not isinstance(draft, Drafter):
-            draft = "ngram"  # A draft model that no tree needs is not used.
-        if draft is None and is_network(target):
+            draft, look_up = None, "ngram"  # A draft model that no tree needs is not used.
+        if draft is look_up is None and is_network(target):
             warnings.warn(_NO_DRAFT, McsdWarning, stacklevel=2)
         tokenizers = tokenizer, draft_tokenizer
         if is_network(draft):
@@ -101,13 +104,14 @@ class Engine(EngineCore):
         if optimize:
             target, draft = _optimized(target, draft, *tokenizers)
         model = as_model(target)
-        if isinstance(draft, str | Path) and draft != "ngram":
+        if isinstance(draft, str | Path):
             draft = _load_draft(draft, model, tokenizer)
         check_devices(model, draft)
         check_length(max_length, model)
         length = request_length(max_length, model)
         slots = cache_slots(length, max_nodes)
-        drafter = make_drafter(draft, model, tokenizers[0], max_batch, slots, tokenizers[1], prefix_cache)
+        rest = tokenizers[1], prefix_cache, load_corpus(look_up, tokenizer) if look_up else None
+        drafter = make_drafter(draft, model, tokenizers[0], max_batch, slots, *rest)
         config = getattr(model, "generation_config", None) if sampling_defaults == "model" else None
         self.model_defaults = model_defaults(config)
         defaults = SamplingParams(**self.model_defaults)
@@ -182,7 +186,7 @@ class Engine(EngineCore):
         sizes = options.max_batch, options.max_length
         return cls(
             target.model,
-            pair.draft,
+            pair.both(options.draft),
             target.tokenizer,
             tree,
             options.scheme,
@@ -207,7 +211,7 @@ class Engine(EngineCore):
     @property
     def plain_seconds(self) -> float | None:
         """Seconds of a step without candidates for one sequence, as calibrated for tree "auto"; None without it."""
-        return self.plan.plain_seconds if isinstance(self.plan, Planner) else None
+        return self.plan.plain_seconds if isinstance(self.plan, Planner | LookUpPlan) else None
 
     @property
     def draft_name(self) -> str:

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mcsd.errors import DataError, EmptyPrompt
+from mcsd.errors import DataError, EmptyPrompt, InvalidOption
 from mcsd.params import SamplingParams
 from mcsd.tokenization import PromptEncoder
 
 _MAX_BYTES = 1 << 32
+_MAX_CORPUS_BYTES = 1 << 26
 
 QUESTIONS = (
     "Explain to a child why the sky is blue.",
@@ -130,3 +132,27 @@ def encode_prompt_sets(
         ]
         for name, texts in prompts.items()
     }
+
+
+def load_corpus(look_up: str, tokenizer: Any) -> list[list[int]]:
+    """The token ids of what is looked up in besides texts themselves.
+
+    Args:
+        look_up: "ngram": nothing; "ngram:PATH": a text file, or all files of a folder.
+        tokenizer: of the target.
+
+    Raises:
+        DataError: a file cannot be read, or they are larger than 64 MiB together.
+        InvalidOption: there is no tokenizer.
+    """
+    path = look_up.removeprefix("ngram").removeprefix(":")
+    if not path:
+        return []
+    if tokenizer is None:
+        raise InvalidOption(f"a corpus {path!r:.80} needs a tokenizer", "give NgramDrafter(corpus=[token ids, ...])")
+    place = Path(path)
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    size = sum(file.stat().st_size for file in files if file.exists())
+    if size > _MAX_CORPUS_BYTES:
+        raise DataError(f"a corpus of {size} bytes: at most {_MAX_CORPUS_BYTES} are read", "give fewer files")
+    return [list(tokenizer(read_text(file), add_special_tokens=False)["input_ids"]) for file in files]

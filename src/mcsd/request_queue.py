@@ -74,6 +74,7 @@ class RequestQueue(ABC):
         constraints = constraint_fields(*configs, self._generation_config)
         params = combine(self.defaults, params, fields)
         ids = self.encoder.encode(prompt, params)
+        params = self.encoder.encode_prediction(params)
         bad_words = self.encoder.encode_words(params.bad_words)
         space = self.max_length - len(ids)
         most = min(space, params.max_new_tokens)

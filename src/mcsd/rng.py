@@ -4,12 +4,12 @@ Each number is a pure function of (seed, stream, position in the text, index wit
 generator Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). So a request draws the
 same numbers alone, in any batch, and after other sequences come and go. A whole batch is one vectorised computation.
 
-Schemes draw random numbers through the three methods of `Randomness` only, so a test can replace it by an enumeration
+Schemes draw random numbers through the methods of `Randomness` only, so a test can replace it by an enumeration
 of all outcomes.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import torch
@@ -27,6 +27,9 @@ _CHUNKED_VOCABULARY, _CHUNK = 4096, 64
 
 _MAX_POSITIONS = 128
 """Positions whose numbers are generated in one call, summed over the sequences of a batch."""
+
+_BESIDE = 2
+"""From a stream to the one beside it."""
 
 DRAW, VERIFY = 0, 1
 """The two streams of a request: the noise that drew a candidate must never verify it."""
@@ -111,6 +114,11 @@ class Randomness(Protocol):
         """One Bernoulli draw a sequence: bool ``[A]``, true with ``probability [A]`` (1 and above: always)."""
         ...
 
+    @property
+    def beside(self) -> "Randomness":
+        """Further numbers, independent of these: drawing them leaves the next ones of this stream as they are."""
+        ...
+
 
 class PhiloxStream:
     """A `Randomness` for one step of a batch, from each sequence's own numbers.
@@ -186,6 +194,11 @@ class PhiloxStream:
     def accept(self, probability: Tensor, sequences: Tensor | None = None) -> Tensor:
         """See `Randomness.accept`."""
         return self.uniform(1, sequences)[:, 0] < probability
+
+    @cached_property
+    def beside(self) -> "PhiloxStream":
+        """See `Randomness.beside`."""
+        return PhiloxStream(self._seeds, self._positions, self._stream + _BESIDE)
 
 
 def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:

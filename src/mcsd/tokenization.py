@@ -1,6 +1,7 @@
 """Prompts to token ids. Free of torch."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from operator import index
 from typing import Any
 
@@ -77,6 +78,22 @@ class PromptEncoder:
                 raise TokenOutOfVocabulary(
                     f"token id {token} is outside [0, {self._vocab_size})", "check the tokenizer"
                 )
+
+    def encode_prediction(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with their prediction, if any, as token ids.
+
+        Raises:
+            RequestError: a text without a tokenizer, or a token id outside the vocabulary.
+        """
+        ids = params.prediction
+        if isinstance(ids, str):
+            if self._tokenizer is None:
+                raise InvalidParameter(
+                    "a prediction as a text needs a tokenizer, and the engine has none", "give its token ids"
+                )
+            ids = self._tokenizer(ids, add_special_tokens=False)["input_ids"]
+        self._check_vocabulary(ids or ())
+        return replace(params, prediction=ids) if ids is not params.prediction else params
 
     @property
     def has_chat_template(self) -> bool:

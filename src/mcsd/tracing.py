@@ -68,7 +68,8 @@ def _draft(tree: CandidateTree, sampling: BatchSamplingParams, rows: Tensor) -> 
     parents = torch.tensor(tree.shape.parents, dtype=torch.int64, device=rows.device) + 1
     choice = tree.choice[rows][..., None]
     support, weights = (part[rows][:, parents].gather(2, choice)[..., 0] for part in (tree.q.support, tree.q.weights))
-    drawn = (support == tokens) & ~sampling.greedy[rows][:, None]
+    # A looked-up token has no choice, and q does not draw it.
+    drawn = (support == tokens) & (weights > 0) & ~sampling.greedy[rows][:, None]
     return torch.where(drawn, weights.double(), nan)
 
 

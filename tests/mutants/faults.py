@@ -20,7 +20,7 @@ _MAP = "models/vocabulary_map.py"
 _GREEDY, _KSEQ, _HUB = "schemes/greedy_draft.py", "schemes/kseq.py", "schemes/spechub.py"
 _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
 _CACHE, _LAYOUT, _MASKS, _FUSION = "models/protocol.py", "models/layout.py", "models/masks.py", "models/fusion.py"
-_PREFIX_CACHE = "models/prefix_cache.py"
+_PREFIX_CACHE, _MIXED = "models/prefix_cache.py", "schemes/mixed.py"
 KERNELS = "kernels/"
 _DECODER, _DISTRIBUTIONS = f"{KERNELS}decoder.cpp", f"{KERNELS}distributions.cpp"
 
@@ -295,6 +295,31 @@ FAULTS = (
         _FUSION,
         ": table.shape[2] // 2].neg_()",
         "table.shape[2] // 2 :].neg_()",
+    ),
+    Fault(
+        "drawn candidates verified against p, not against p without the looked-up token",
+        _MIXED,
+        "torch.where(is_candidate[:, None] & (mass > 0), rest / mass, node.p)",
+        "node.p",
+    ),
+    Fault("p without the looked-up token not renormalised", _MIXED, "rest / mass", "rest"),
+    Fault(
+        "a looked-up candidate accepted whatever the target samples",
+        _MIXED,
+        "hit = is_candidate & (first[:, 0] == y)",
+        "hit = is_candidate & (y >= 0)",
+    ),
+    Fault(
+        "the looked-up child verified as the first drawn one",
+        _MIXED,
+        "torch.arange(drawn, device=p.device) + node.looked_up.long()[:, None]",
+        "(torch.arange(drawn, device=p.device) + 0 * node.looked_up.long()[:, None])",
+    ),
+    Fault(
+        "the draft keeps looked-up tokens in its cache that it has not read",
+        "drafters/model.py",
+        "nodes = tree.drawn_nodes if isinstance(tree, MixedShape) else range(len(tree))",
+        "nodes = [max(node, 0) for node in tree.drawn_nodes] if isinstance(tree, MixedShape) else range(len(tree))",
     ),
     Fault(
         "kernels: every candidate has the root's attention mask",

@@ -13,6 +13,7 @@ from mcsd import SCHEMES, SamplingParams, TreeShape
 from mcsd.rng import DRAW, VERIFY, PhiloxStream
 from mcsd.sampling import BatchSamplingParams, SparseDistributions
 from mcsd.schemes import CandidateTree, Scheme, TokenHistory, VerificationResult
+from mcsd.schemes.mixed_shape import MixedShape
 from mcsd.schemes.registry import REGISTRY
 from support.simulated_cuda import DEVICE, SimulatedCuda, recording, simulated
 
@@ -60,6 +61,7 @@ class Case:
             to(self.tree.choice),
             q and SparseDistributions(to(q.support), to(q.weights)),
             to(self.tree.failed),
+            self.tree.mixed,
         )
         sampling = BatchSamplingParams.of(self.params, device)
         history = TokenHistory(self.prompts, [text[:-2] for text in self.texts])
@@ -70,7 +72,7 @@ class Case:
             added = torch.tensor([text[-2:] for text in self.texts])
             shape = TreeShape.parse("chain:1")
             path = to(torch.zeros(BATCH, 1, dtype=torch.int64))
-            step = replace(tree, shape=shape, tokens=to(added[:, :1]), valid=path.bool())
+            step = replace(tree, shape=shape, mixed=None, tokens=to(added[:, :1]), valid=path.bool())
             last = VerificationResult(path, path[:, 0] + 1, to(added[:, 1]), tree.failed)
             history.append(step, last)
         else:
@@ -151,6 +153,47 @@ def test_candidates_that_were_not_drawn(settings: str) -> None:
             result = each.verify(DEVICE)
         assert result.path.tolist() == expected.path.tolist()
         assert result.failed.tolist() == expected.failed.tolist()
+
+
+def with_chain(each: Case, length: int) -> Case:
+    """A case with a looked-up chain beside its candidates; the first token of the chain is often probable."""
+    tree, generator = each.tree, torch.Generator().manual_seed(length)
+    assert tree.q is not None
+    mixed = MixedShape(tree.shape, length)
+    order = torch.tensor(mixed.order)
+    probable = each.logits[:, 0].nan_to_num().topk(3, dim=-1).indices[torch.arange(BATCH), torch.arange(BATCH) % 3]
+    rest = torch.randint(VOCABULARY, (BATCH, length - 1), generator=generator)
+    valid = (torch.arange(BATCH) % 4 != 3)[:, None].expand(-1, length)
+    chain = torch.cat([probable[:, None], rest], dim=1), valid, torch.zeros(BATCH, length).long()
+    nodes = [
+        torch.cat(parts, dim=1)[:, order] for parts in zip(chain, (tree.tokens, tree.valid, tree.choice), strict=True)
+    ]
+    # Columns of the chain get those of the root; it has no q.
+    drawn = torch.tensor([0, *(1 + node for node in mixed.drawn_nodes)])
+    leaves = torch.tensor([False, *(node < 0 for node in mixed.drawn_nodes)])
+    weights = tree.q.weights[:, drawn].masked_fill(leaves[:, None], 0.0)
+    q = SparseDistributions(tree.q.support[:, drawn], weights)
+    whole = CandidateTree(mixed.shape, nodes[0], nodes[1], nodes[2], q, tree.failed, mixed)
+    return replace(each, tree=whole, logits=each.logits[:, drawn])
+
+
+@pytest.mark.parametrize("settings", ["sampled", "mixed", "penalties"])
+@pytest.mark.parametrize("name", [name for name in SCHEMES if not REGISTRY[name].tree_level])
+def test_a_chain_beside_drawn_candidates(name: str, settings: str) -> None:
+    looked_up = drawn = 0
+    for seed, (tree, length) in enumerate([("chain:3", 2), ("2x2x1", 2), ("2x1", 4), ("none", 3)]):
+        each = with_chain(case(name, TreeShape.parse(tree), SETTINGS[settings], seed), length)
+        expected = each.verify(CPU)
+        with SimulatedCuda():
+            result = each.verify(DEVICE)
+        assert result.failed.tolist() == expected.failed.tolist()
+        assert result.path.tolist() == expected.path.tolist()
+        tokens, wanted = (each.token.masked_fill(each.failed, 0).tolist() for each in (result, expected))
+        assert tokens == wanted
+        first = expected.path[:, 0]
+        looked_up, drawn = looked_up + int((first == 0).sum()), drawn + int((first > 0).sum())
+    assert looked_up
+    assert drawn
 
 
 def test_a_read_and_a_mixed_operation_are_recorded() -> None:

@@ -1,6 +1,6 @@
 """Enumeration of every outcome of the random decisions of the shipped code, with its probability, in float64.
 
-Schemes draw random numbers through the three methods of `mcsd.rng.Randomness` only. `Enumerated` takes outcomes from a
+Schemes draw random numbers through the methods of `mcsd.rng.Randomness` only. `Enumerated` takes outcomes from a
 script. Where the script ends it takes the first possible outcome and records the others, each of which is a script of
 the next round. When a round records nothing more, the probabilities of all scripts sum to 1 and their tokens have the
 exact distribution.
@@ -102,6 +102,10 @@ class Enumerated:
                 out[some, i, j] = pick
                 remaining[some] = remaining[some].scatter(1, pick[:, None], 0.0)
         return out
+
+    @property
+    def beside(self) -> "Enumerated":
+        return self
 
     def accept(self, probability: Tensor, sequences: Tensor | None = None) -> Tensor:
         accepted = probability.clamp(0, 1)

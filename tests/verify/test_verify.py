@@ -8,6 +8,7 @@ Power: the broken engines below are off by more than 0.1 in total variation, whe
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,9 +110,7 @@ class Broken(McssWithoutReplacement):
 
     def verify_node(self, node: Node, random: Randomness) -> tuple[Tensor, Tensor]:
         weaker = type(node.q)(node.q.support, node.q.weights * 0.5)
-        return super().verify_node(
-            Node(node.p, node.tokens, node.valid, node.count, node.choice, weaker, node.sequences), random
-        )
+        return super().verify_node(replace(node, q=weaker), random)
 
 
 class Credulous(McssWithoutReplacement):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer import TyperException
 
+from mcsd.config import split_draft
 from mcsd.errors import McsdError, McsdWarning
 from mcsd.loading.catalog import CATALOG, is_pulled, locate, path_of, pull
 from mcsd.results import Chunk, Completion
@@ -186,15 +187,15 @@ def fetch(name: str) -> Path:
 
 
 def fetch_missing(*names: str | Path | None) -> None:
-    """`fetch` the names that are in the catalog, and check that the others exist; None and "ngram" are no models.
+    """`fetch` the models that are in the catalog, and check that the others exist; look-up needs no model.
 
     Raises:
         UnknownModel: there is no such model.
     """
-    for name in names:
+    for name, _ in map(split_draft, names):
         if name in CATALOG:
-            fetch(str(name))
-        elif name is not None and name != "ngram":
+            fetch(name)
+        elif name is not None:
             locate(name)
 
 

@@ -1,6 +1,7 @@
 """The drafter interface: proposes candidates. Knows the scheme's draw, never its verification."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -45,6 +46,14 @@ class Drafter(ABC):
         Args:
             sequence: its index.
             token_ids: all of its tokens, prompt included. After the end of a text it may have read more.
+        """
+
+    def expect(self, prompt: list[int], prediction: Sequence[int]) -> None:  # noqa: B027 (not every drafter looks up)
+        """Take the text that the newest sequence is expected to become, a source of candidates. Called after `add`.
+
+        Args:
+            prompt: all of its tokens.
+            prediction: the tokens that are expected after them.
         """
 
     def catch_up(self, token_ids: list[list[int]]) -> None:  # noqa: B027 (not every drafter reads)

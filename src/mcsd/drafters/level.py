@@ -15,6 +15,7 @@ from mcsd.models.prefix_cache import PrefixCache, longest_common
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams, SparseDistributions, sparse_probabilities
 from mcsd.schemes import CandidateTree, Scheme
+from mcsd.schemes.mixed_shape import MixedShape, order_of
 from mcsd.tree import TreeShape
 
 SUPPORT = 64
@@ -39,16 +40,22 @@ class LevelDrafter(Drafter):
     Attributes:
         cache: of the draft.
         prefixes: the prefix cache of the draft.
+        chains: looked-up tokens for the next draft, a list of equal length for each sequence, padded with -1: a chain
+            that hangs at the root beside the candidates.
+        tree: the shape of the last draft.
     """
 
     cache: Cache
     prefixes: PrefixCache
+    chains: list[list[int]]
+    tree: TreeShape | MixedShape = TreeShape.parse("none")
 
     def __init__(self, device: torch.device, vocabulary: Tensor | None, vocab_size: int, captures: bool) -> None:
         self.graphs = GraphCache(device, captures)
         self._device = device
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
+        self.chains = []
 
     def catch_up(self, token_ids: list[list[int]]) -> None:
         """See `Drafter.catch_up`: one sequence at a time, all tokens but the last."""
@@ -96,17 +103,19 @@ class LevelDrafter(Drafter):
         random: Randomness,
     ) -> CandidateTree:
         """See `Drafter.draft`."""
+        chains, self.chains = self.chains, []
+        self.tree = MixedShape(shape, len(chains[0])) if chains else shape
         if not len(shape):
             return CandidateTree.none(len(token_ids), self._device)
-        pending = PendingTokens.of(token_ids, self.cache.host_lengths, self._device)
+        pending = PendingTokens.of(token_ids, self.cache.host_lengths, self._device, chains)
         columns = self.cache.reserve(pending.tokens.shape[1] + len(shape))
-        key = "draft", shape, scheme.name, sampling.kind, columns
+        key = "draft", self.tree, scheme.name, sampling.kind, columns
         levels = partial(self._draft_levels, shape, scheme)
         states = self._states_before(pending)
         drafted = self.graphs.run(key, levels, sampling, random, pending, *states, generation=self.cache.generation)
         # They are longer already, unless a graph was replayed, which runs no code of the host.
         self.cache.host_lengths[: len(token_ids)] = map(len, token_ids)
-        return CandidateTree.of(shape, drafted)
+        return CandidateTree.of(self.tree, drafted)
 
     def _draft_levels(
         self,
@@ -119,6 +128,7 @@ class LevelDrafter(Drafter):
     ) -> tuple[Tensor, ...]:
         """The tensors of the tree. A captured function: see `GraphCache`."""
         batch, levels = len(pending.tokens), levels_of(shape, self._device)
+        mixed = MixedShape(shape, pending.chains.shape[1]) if pending.chains.shape[1] else None
         weights: list[Tensor] = []
         supports: list[Tensor] = []
         # Nodes are numbered by depth: concatenating the levels gives the tree.
@@ -136,7 +146,7 @@ class LevelDrafter(Drafter):
                 logits = logits[..., : self._vocab_size]
             flat = logits.reshape(batch * inner, -1)
             # At temperature 0 nothing is drawn: only as many tokens as candidates are needed.
-            width = max(level.child_counts) if sampling.all_greedy else SUPPORT
+            width = max(level.child_counts) + (mixed is not None) if sampling.all_greedy else SUPPORT
             q = sparse_probabilities(flat, sampling.repeat_interleave(inner), width)
             level_weights, support = (part.view(batch, inner, -1) for part in (q.weights, q.support))
             # If the draft gives no distribution, all weights are NaN.
@@ -144,6 +154,8 @@ class LevelDrafter(Drafter):
             level_weights = level_weights.nan_to_num(1.0 / level_weights.shape[-1])
             if self._vocabulary is not None:
                 support = self._vocabulary[support]
+            if mixed and level.layout is None:
+                level_weights = _without(level_weights, support, pending.chains[:, 0])
             drawn = scheme.draw(level_weights, level.child_counts, sampling, random)
             drawn = drawn[:, level.child_parent, level.child_rank]
             choice = drawn.clamp(min=0)
@@ -156,18 +168,35 @@ class LevelDrafter(Drafter):
             tokens.append(support.index_select(1, level.child_parent).gather(2, choice[..., None])[..., 0])
             choices.append(choice)
             valid.append(is_valid)
-        nodes = [torch.cat(parts, dim=1) for parts in (tokens, valid, choices)]
+        if mixed:
+            order = order_of(mixed, self._device)
+            chain = pending.chains.clamp(min=0), pending.chains >= 0, torch.zeros_like(pending.chains)
+            drawn_parts = (tokens, valid, choices)
+            nodes = [
+                torch.cat([first, *parts], dim=1).index_select(1, order)
+                for first, parts in zip(chain, drawn_parts, strict=True)
+            ]
+        else:
+            nodes = [torch.cat(parts, dim=1) for parts in (tokens, valid, choices)]
         failed = torch.cat(first_weights, dim=1).isnan().any(-1)
         q_by_column = None
         if not sampling.all_greedy:
-            q_by_column = _by_column(shape, torch.cat(supports, dim=1), torch.cat(weights, dim=1))
+            q_by_column = _by_column(mixed or shape, torch.cat(supports, dim=1), torch.cat(weights, dim=1))
         return CandidateTree(shape, nodes[0], nodes[1], nodes[2], q_by_column, failed).tensors
 
 
-def _by_column(shape: TreeShape, support: Tensor, weights: Tensor) -> SparseDistributions:
-    """``[B, 1 + n, S]`` from ``[B, N, S]`` at the inner nodes. A leaf has weights 0 and any distinct tokens."""
-    leaves = torch.arange(weights.shape[-1], device=weights.device).expand(len(weights), 1 + len(shape), -1)
-    columns = inner_columns(shape, weights.device)
+def _without(weights: Tensor, support: Tensor, tokens: Tensor) -> Tensor:
+    """``weights [B, 1, S]`` without the probability of ``tokens [B]``, renormalised; as they are if nothing else is."""
+    rest = weights * (support != tokens[:, None, None])
+    mass = rest.sum(-1, keepdim=True)
+    return torch.where(mass > 0, rest / mass, weights)
+
+
+def _by_column(tree: TreeShape | MixedShape, support: Tensor, weights: Tensor) -> SparseDistributions:
+    """``[B, 1 + n, S]`` from ``[B, N, S]`` at the inner nodes that draw. Others have weights 0 and distinct tokens."""
+    count = 1 + len(tree.shape if isinstance(tree, MixedShape) else tree)
+    leaves = torch.arange(weights.shape[-1], device=weights.device).expand(len(weights), count, -1)
+    columns = inner_columns(tree, weights.device)
     return SparseDistributions(
         leaves.index_copy(1, columns, support), weights.new_zeros(leaves.shape).index_copy(1, columns, weights)
     )
@@ -181,32 +210,39 @@ class PendingTokens:
         tokens: int64 ``[B, longest]``, padded with 0; on a GPU to a multiple of `_PADDED_TO`.
         counts: int64 ``[B]``.
         host_counts: the same numbers on the host.
+        chains: int64 ``[B, c]``: see `LevelDrafter.chains`.
     """
 
     tokens: Tensor
     counts: Tensor
     host_counts: list[int]
+    chains: Tensor
 
     @classmethod
-    def of(cls, token_ids: list[list[int]], lengths: list[int], device: torch.device) -> "PendingTokens":
+    def of(
+        cls, token_ids: list[list[int]], lengths: list[int], device: torch.device, chains: list[list[int]]
+    ) -> "PendingTokens":
         """The tokens after each sequence's first ``lengths``, in one copy to the device."""
         pending = [tokens[length:] for tokens, length in zip(token_ids, lengths, strict=False)]
         counts = [len(tokens) for tokens in pending]
         # Padding costs a GPU nothing, and forwards of equal shapes share a graph.
         longest = max(counts) if device.type == "cpu" else -(-max(counts) // _PADDED_TO) * _PADDED_TO
-        padded = [[*tokens, *[0] * (longest - len(tokens)), len(tokens)] for tokens in pending]
+        padded = [
+            [*tokens, *[0] * (longest - len(tokens)), *chain, len(tokens)]
+            for tokens, chain in zip(pending, chains or [[]] * len(pending), strict=True)
+        ]
         table = torch.tensor(padded, device=device)
-        return cls(table[:, :-1], table[:, -1], counts)
+        return cls(table[:, :longest], table[:, -1], counts, table[:, longest:-1])
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors."""
-        return self.tokens, self.counts
+        return (self.tokens, self.counts, self.chains) if self.chains.shape[1] else (self.tokens, self.counts)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "PendingTokens":
         """A copy with other `tensors`."""
-        tokens, counts = tensors
-        return PendingTokens(tokens, counts, self.host_counts)
+        tokens, counts, *chains = tensors
+        return PendingTokens(tokens, counts, self.host_counts, chains[0] if chains else self.chains)
 
     def last(self, outputs: Tensor) -> Tensor:
         """``[B, 1, ...]`` from ``outputs [B, longest, ...]``: those at each sequence's last token."""
@@ -245,9 +281,12 @@ class Level:
 
 
 @cache
-def inner_columns(shape: TreeShape, device: torch.device) -> Tensor:
-    """int64 ``[N]``: the columns of all `levels_of` a tree."""
-    return torch.cat([level.columns for level in levels_of(shape, device)])
+def inner_columns(tree: TreeShape | MixedShape, device: torch.device) -> Tensor:
+    """int64 ``[N]``: the columns of all `levels_of` a tree of drawn candidates, which may be part of a mixed one."""
+    if isinstance(tree, MixedShape):
+        columns = torch.tensor([0, *(1 + tree.drawn_nodes.index(node) for node in range(len(tree.drawn)))])
+        return columns.to(device)[inner_columns(tree.drawn, device)]
+    return torch.cat([level.columns for level in levels_of(tree, device)])
 
 
 @cache

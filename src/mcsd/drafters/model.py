@@ -9,9 +9,7 @@ from mcsd.drafters.level import Level, LevelDrafter, PendingTokens
 from mcsd.models import DecoderModel, LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.models.prefix_cache import MAX_TEXTS, PrefixCache
-from mcsd.rng import Randomness
-from mcsd.sampling import BatchSamplingParams
-from mcsd.schemes import CandidateTree, Scheme
+from mcsd.schemes.mixed_shape import MixedShape
 from mcsd.tree import TreeShape
 
 
@@ -34,38 +32,24 @@ class ModelDrafter(LevelDrafter):
         self.model = model
         self.cache = model.new_cache(max_batch, slots)
         self.prefixes = PrefixCache(self.cache, max_texts)
-        self._shape = TreeShape.parse("none")
-        self._inner: frozenset[int] = frozenset()
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         self.cache.add()
 
-    def draft(
-        self,
-        token_ids: list[list[int]],
-        shape: TreeShape,
-        scheme: Scheme,
-        sampling: BatchSamplingParams,
-        random: Randomness,
-    ) -> CandidateTree:
-        """See `Drafter.draft`."""
-        self._shape = shape
-        self._inner = frozenset(shape.parents)
-        return super().draft(token_ids, shape, scheme, sampling, random)
-
     def commit(self, path: Tensor, paths: list[list[int]], hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
         # The draft has not read leaves. The ancestors of an inner node are inner, so the nodes it has read come first.
         path = path[:, :-1]
-        if not path.shape[1]:
+        indices = _in_flight_indices(self.tree)
+        if max(indices, default=-1) < 0:
             return
-        self.graphs.run(("commit", self._shape), self._keep, path, generation=self.cache.generation)
-        self.cache.advance([sum(node in self._inner for node in nodes) for nodes in paths])
+        self.graphs.run(("commit", self.tree), self._keep, path, generation=self.cache.generation)
+        self.cache.advance([sum(indices[node] >= 0 for node in nodes) for nodes in paths])
 
     def _keep(self, path: Tensor) -> tuple[Tensor, ...]:
         """`Cache.keep` the nodes ``[B, depth - 1]`` that were read. A captured function: see `GraphCache`."""
-        indices = _in_flight_indices(self._shape, self.model.device)[path]
+        indices = _indices_on(self.tree, self.model.device)[path]
         self.cache.keep(indices, ((path >= 0) & (indices >= 0)).sum(-1))
         return ()
 
@@ -92,9 +76,16 @@ class ModelDrafter(LevelDrafter):
 
 
 @cache
-def _in_flight_indices(shape: TreeShape, device: torch.device) -> Tensor:
-    """int64 ``[n]``: the index of each node among those the draft reads, -1 for leaves."""
-    indices = torch.full((len(shape),), -1, dtype=torch.int64)
-    read = [node for level in shape.levels[1:] for node in level]
-    indices[read] = torch.arange(len(read))
-    return indices.to(device)
+def _in_flight_indices(tree: TreeShape | MixedShape) -> list[int]:
+    """The index of each node among those the draft reads; -1 for leaves, and for nodes that it has not drafted."""
+    drawn = tree.drawn if isinstance(tree, MixedShape) else tree
+    read = [node for level in drawn.levels[1:] for node in level]
+    indices = {node: index for index, node in enumerate(read)}
+    nodes = tree.drawn_nodes if isinstance(tree, MixedShape) else range(len(tree))
+    return [indices.get(node, -1) for node in nodes]
+
+
+@cache
+def _indices_on(tree: TreeShape | MixedShape, device: torch.device) -> Tensor:
+    """`_in_flight_indices` on a device, int64 ``[n]``."""
+    return torch.tensor(_in_flight_indices(tree), dtype=torch.int64, device=device)

@@ -1,42 +1,55 @@
-"""Drafting without a draft model: the continuations of earlier occurrences of the last tokens."""
+"""Drafting without a draft model: tokens are copied from where the last ones occurred before."""
 
-from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from mcsd.drafters.base import Drafter
+from mcsd.drafters.corpus import Corpus, corpus_sources
+from mcsd.drafters.depths import DEPTHS, StepCost, best_depths, default_cost, expected_tokens
+from mcsd.drafters.look_up import LookUp, PredictionSource
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import CandidateTree, Scheme
 from mcsd.tree import TreeShape
 
-_MAX_NGRAM = 4
-"""Tokens of the longest n-gram that is looked up; shorter ones follow."""
-
-_MAX_MATCHES = 16
-"""Earlier occurrences whose continuations are merged, the longest n-gram and the latest occurrence first."""
-
 
 class NgramDrafter(Drafter):
-    """Merges the continuations of earlier occurrences of the last tokens into a tree (prompt look-up, Saxena 2023).
+    """Copies what followed the last tokens earlier: in the text, in a prediction of the answer, in a corpus.
 
-    The candidates are not drawn from a distribution, so a scheme that needs no q verifies them.
+    The candidates are not drawn from a distribution, so a scheme that needs no q verifies them. A step has as many of
+    them, up to the tree that the plan names, as make it fastest by the acceptance rates of this text so far; where
+    copies are rarely right it has none and is plain decoding.
 
     Args:
         device: where the target computes.
+        corpus: token ids of texts in which tokens are looked up too, such as earlier outputs.
+
+    Raises:
+        InvalidOption: the corpus is too large.
+
+    Attributes:
+        cost: of a step, by which the number of candidates is chosen; see `StepCost`.
     """
 
     name = "ngram"
     is_sampled = False
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._indices: list[_NgramIndex] = []
+    def __init__(self, device: torch.device | str = "cpu", corpus: Iterable[Sequence[int]] = ()) -> None:
+        self._device = torch.device(device)
+        self._corpus = Corpus(corpus)
+        self._sequences: list[LookUp] = []
+        self.cost: StepCost = default_cost
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
-        self._indices.append(_NgramIndex())
+        self._sequences.append(LookUp(prompt, corpus_sources(self._corpus)))
+
+    def expect(self, prompt: list[int], prediction: Sequence[int]) -> None:
+        """See `Drafter.expect`."""
+        self._sequences[-1] = LookUp(prompt, [PredictionSource(prediction), *corpus_sources(self._corpus)])
 
     def draft(
         self,
@@ -47,12 +60,18 @@ class NgramDrafter(Drafter):
         random: Randomness,
     ) -> CandidateTree:
         """See `Drafter.draft`."""
-        filled: list[dict[int, int]] = []
-        for text, index in zip(token_ids, self._indices if len(shape) else (), strict=len(shape) > 0):
-            index.update(text)
-            filled.append(_merge(text, index.continuations(text), shape))
-        if not any(filled):
+        sequences = self._sequences if len(shape) else []
+        for text, sequence in zip(token_ids, sequences, strict=len(shape) > 0):
+            sequence.update(text)
+        rates = [sequence.best(shape.depth)[1] for sequence in sequences]
+        depths = best_depths([expected_tokens(each) for each in rates], _nodes_by_depth(shape), sampling, self.cost)
+        shape = _cut(shape, max(depths, default=0))
+        if not len(shape):
             return CandidateTree.none(len(token_ids), self._device)
+        filled = [
+            _merge(sequence.continuations(text, depth, shape.width), shape)
+            for sequence, text, depth in zip(sequences, token_ids, depths, strict=True)
+        ]
         # One copy to the device: -1 where there is no candidate.
         table = [[nodes.get(node, -1) for node in range(len(shape))] for nodes in filled]
         tokens = torch.tensor(table, device=self._device)
@@ -65,51 +84,37 @@ class NgramDrafter(Drafter):
 
     def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""
-        self._indices[sequence] = self._indices[-1]
-        self._indices.pop()
+        self._sequences[sequence] = self._sequences[-1]
+        self._sequences.pop()
 
     def clear(self) -> None:
         """See `Drafter.clear`."""
-        self._indices.clear()
+        self._sequences.clear()
 
 
-class _NgramIndex:
-    """The positions at which each n-gram of a text ends, for n up to `_MAX_NGRAM`."""
-
-    def __init__(self) -> None:
-        self._ends: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        self._length = 0
-
-    def update(self, text: list[int]) -> None:
-        """Add the new tokens of a text, except the last one, which has no continuation yet."""
-        for end in range(self._length, len(text) - 1):
-            for n in range(1, min(_MAX_NGRAM, end + 1) + 1):
-                self._ends[tuple(text[end + 1 - n : end + 1])].append(end)
-        self._length = max(self._length, len(text) - 1)
-
-    def continuations(self, text: list[int]) -> list[int]:
-        """Positions after earlier occurrences of the last tokens, the longest n-gram and the latest one first."""
-        positions: dict[int, None] = {}
-        for n in range(min(_MAX_NGRAM, len(text)), 0, -1):
-            for end in reversed(self._ends.get(tuple(text[-n:]), ())):
-                if len(positions) == _MAX_MATCHES:
-                    return list(positions)
-                positions[end + 1] = None
-        return list(positions)
+@lru_cache(maxsize=64)
+def _nodes_by_depth(shape: TreeShape) -> dict[int, int]:
+    """The depths to which a tree may be cut, and the nodes that it then has."""
+    depths = (0, *(depth for depth in DEPTHS if depth < shape.depth), shape.depth)
+    return {depth: len(_cut(shape, depth)) for depth in depths}
 
 
-def _merge(text: list[int], positions: list[int], shape: TreeShape) -> dict[int, int]:
-    """Fill a tree: node to token. Children of a node come in the order in which the positions first name them."""
+@lru_cache(maxsize=256)
+def _cut(shape: TreeShape, depth: int) -> TreeShape:
+    """A tree without its nodes below a depth."""
+    # Nodes are numbered by depth.
+    return shape if depth >= shape.depth else TreeShape(shape.parents[: sum(each <= depth for each in shape.depths)])
+
+
+def _merge(continuations: Sequence[Sequence[int]], shape: TreeShape) -> dict[int, int]:
+    """Fill a tree: node to token. Children of a node come in the order in which the continuations first name them."""
+    children = [[node for node in nodes if node >= 0] for nodes in shape.children.tolist()]
     filled: dict[int, int] = {}
-    pending = [(0, positions)]
-    while pending:
-        column, here = pending.pop()
-        next_positions: defaultdict[int, list[int]] = defaultdict(list)
-        for position in here:
-            if position < len(text):
-                next_positions[text[position]].append(position + 1)
-        children = [node for node in shape.children[column].tolist() if node >= 0]
-        for node, (token, following) in zip(children, next_positions.items(), strict=False):
-            filled[node] = token
-            pending.append((1 + node, following))
+    for tokens in continuations:
+        column = 0
+        for token in tokens:
+            node = next((node for node in children[column] if filled.setdefault(node, token) == token), None)
+            if node is None:
+                break
+            column = 1 + node
     return filled

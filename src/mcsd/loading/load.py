@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from mcsd.config import LoadOptions
+from mcsd.config import LoadOptions, split_draft
 from mcsd.cpu.draft_int4 import pack_int4
 from mcsd.cpu.native_decoder import as_decoder
 from mcsd.cpu.native_draft_head import bind_head
@@ -55,6 +55,11 @@ class LoadedPair:
     target: LoadedModel
     draft: Any
 
+    def both(self, name: Any) -> Any:
+        """The draft, and look-up beside it or in its place if the draft's name says so."""
+        _, look_up = split_draft(name)
+        return self.draft if look_up is None else look_up if self.draft == "ngram" else [self.draft, look_up]
+
 
 def resolve_device(device: str) -> torch.device:
     """A device by name, with its index; ``auto``: CUDA if available, else the CPU.
@@ -87,9 +92,11 @@ def load_pair(options: LoadOptions, with_draft: bool = True) -> LoadedPair:
     """
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
-    draft = (default_draft(options.target) if options.draft is None else options.draft) if with_draft else "ngram"
+    named, look_up = split_draft(options.draft)
+    named = "ngram" if named is None and look_up else named
+    draft = (default_draft(options.target) if named is None else named) if with_draft else "ngram"
     plan = plan_weights(device, dtype, Role.TARGET, options.quantize)
-    for model in (options.target, "ngram" if options.draft is None else draft):
+    for model in (options.target, "ngram" if named is None else draft):
         if model != "ngram":
             locate(model)
     if options.compile:

@@ -2,6 +2,7 @@
 
 from mcsd.planning.acceptance import AcceptanceEstimate
 from mcsd.planning.costs import StepCosts
+from mcsd.planning.look_up import LookUpPlan
 from mcsd.planning.plan import FixedTree, Plan, StepOutcome
 from mcsd.planning.planner import Planner
 from mcsd.planning.profile import Profile, ProfileFile, ProfileStore, profile_file
@@ -11,6 +12,7 @@ __all__ = [
     "TEMPERATURES",
     "AcceptanceEstimate",
     "FixedTree",
+    "LookUpPlan",
     "Plan",
     "Planner",
     "Profile",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from mcsd.params import SamplingParams
+from mcsd.schemes.mixed_shape import MixedShape
 from mcsd.tree import TreeShape
 
 
@@ -23,6 +24,25 @@ class StepOutcome:
     params: Sequence[SamplingParams]
     paths: Sequence[Sequence[int]]
     seconds: Mapping[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        tree: TreeShape | MixedShape,
+        params: Sequence[SamplingParams],
+        paths: Sequence[list[int]],
+        seconds: Mapping[str, float],
+    ) -> "StepOutcome":
+        """The outcome of a step, of its drawn candidates.
+
+        A sequence whose looked-up candidate was accepted says nothing about drawn ones, and is left out.
+        """
+        if isinstance(tree, TreeShape):
+            return cls(tree, params, paths, seconds)
+        drawn = [(one, tree.drawn_path(path)) for one, path in zip(params, paths, strict=True)]
+        known = [(one, path) for one, path in drawn if path is not None]
+        shape = tree.drawn if known else TreeShape.parse("none")
+        return cls(shape, [one for one, _ in known], [path for _, path in known], seconds)
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ goes through `mcsd.rng.Randomness`. Names and limits of the schemes are in `mcsd
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams, SparseDistributions
+from mcsd.schemes.mixed import verify_mixed
 from mcsd.schemes.node_level import match, sample_and_match, verify_greedy, verify_nodes
 from mcsd.schemes.types import CandidateTree, Node, TargetDistributions, TokenHistory, VerificationResult
 
@@ -101,12 +103,19 @@ class NodeScheme(Scheme):
 
     def _verify(self, target: TargetDistributions, q: SparseDistributions, random: Randomness) -> VerificationResult:
         greedy = target.sampling.greedy
-        mixed = target.sampling.any_greedy
+        drawn = target.tree.mixed.drawn.widths if target.tree.mixed else ()
+
+        def verify_sampled(node: Node) -> tuple[Tensor, Tensor]:
+            if not node.tokens.shape[1]:
+                return sample_and_match(node, random)
+            if node.looked_up is None:
+                return self.verify_node(node, random)
+            width = drawn[node.level] if node.level < len(drawn) else 0
+            return verify_mixed(node, random, width, partial(self.verify_node, random=random))
 
         def verify_node(node: Node) -> tuple[Tensor, Tensor]:
-            has_children = bool(node.tokens.shape[1])
-            picked, token = self.verify_node(node, random) if has_children else sample_and_match(node, random)
-            if not mixed:
+            picked, token = verify_sampled(node)
+            if not target.sampling.any_greedy:
                 return picked, token
             # The candidates of greedy sequences are the top k, not draws, and p is one-hot.
             is_greedy = greedy[node.sequences]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mcsd import ops
 from mcsd.sampling import SparseDistributions
+from mcsd.schemes.mixed_shape import looked_up
 from mcsd.schemes.types import Node, TargetDistributions, VerificationResult, children_of
 
 
@@ -73,7 +74,9 @@ def verify_nodes_on_device(
         q = SparseDistributions(tokens[:, :0], p[:, :0])
         if tree.q is not None and width:
             q = SparseDistributions(*(part[rows, walk.column] for part in (tree.q.support, tree.q.weights)))
-        picked, token = verify_node(Node(p, tokens, valid & exists, exists.sum(-1), choice, q, rows))
+        is_looked_up = looked_up(tree.mixed, level, walk.column)
+        node = Node(p, tokens, valid & exists, exists.sum(-1), choice, q, rows, level, is_looked_up)
+        picked, token = verify_node(node)
         walk.advance(level, nodes, picked, token)
     return walk.result()
 

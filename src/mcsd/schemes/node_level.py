@@ -13,6 +13,7 @@ from mcsd import ops
 from mcsd.rng import Randomness
 from mcsd.sampling import SparseDistributions
 from mcsd.schemes.device_walk import verify_greedy_on_device, verify_nodes_on_device
+from mcsd.schemes.mixed_shape import looked_up
 from mcsd.schemes.types import CandidateTree, Node, TargetDistributions, VerificationResult
 
 
@@ -28,7 +29,7 @@ def verify_nodes(
     if target.logits.device.type != "cpu":
         return verify_nodes_on_device(target, verify_node)
     paths, candidates = _BatchPaths(target.tree), _CandidateLists(target.tree)
-    for width in (*target.tree.shape.widths, 0):
+    for level, width in enumerate((*target.tree.shape.widths, 0)):
         if not paths.active:
             break
         current = paths.current()
@@ -37,7 +38,7 @@ def verify_nodes(
             paths.fail(failed)
             current, p = current[~broken], p[~broken]
         children = [paths.children(sequence)[:width] for sequence in paths.active]
-        picked, token = verify_node(candidates.node(paths.active, current, children, p))
+        picked, token = verify_node(candidates.node(paths.active, current, children, p, level))
         accepted = [nodes[i] if i >= 0 else None for nodes, i in zip(children, picked.tolist(), strict=True)]
         paths.advance(accepted, token.tolist())
     return paths.result()
@@ -134,16 +135,17 @@ class _CandidateLists:
     """The candidates of a tree as Python lists: gathering a level's nodes from lists takes fewer tensor operations."""
 
     def __init__(self, tree: CandidateTree) -> None:
-        self._q = tree.q
+        self._q, self._mixed = tree.q, tree.mixed
         self._lists = tree.tokens.tolist(), tree.choice.tolist(), tree.valid.tolist()
 
-    def node(self, sequences: list[int], current: Tensor, children: list[list[int]], p: Tensor) -> Node:
+    def node(self, sequences: list[int], current: Tensor, children: list[list[int]], p: Tensor, level: int) -> Node:
         """One node of each of A sequences.
 
         Args:
             sequences: indices in the batch; current: int64 ``[A, 2 + depth]``, see `_BatchPaths.current`.
             children: their nodes, lists of equal length, padded with -1.
             p: ``[A, V]``.
+            level: depth of the nodes.
         """
         device, width = p.device, len(children[0]) if children else 0
         gathered = [
@@ -159,7 +161,8 @@ class _CandidateLists:
         if self._q is not None and width:
             index = current[:, 0], current[:, 1]
             q = SparseDistributions(*(part[index] for part in (self._q.support, self._q.weights)))
-        return Node(p, tokens, valid.bool(), count, choice, q, current[:, 0])
+        is_looked_up = looked_up(self._mixed, level, current[:, 1])
+        return Node(p, tokens, valid.bool(), count, choice, q, current[:, 0], level, is_looked_up)
 
 
 def match(node: Node, token: Tensor) -> tuple[Tensor, Tensor]:

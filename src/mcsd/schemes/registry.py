@@ -16,12 +16,14 @@ class SchemeEntry:
         module, class_name: of the `mcsd.schemes.base.Scheme` subclass.
         max_width: the most children of a node; None for any number.
         max_depth: the deepest tree; None for any depth.
+        tree_level: whether trees are verified as a whole, which looked-up candidates beside drawn ones are not.
     """
 
     module: str
     class_name: str
     max_width: int | None = None
     max_depth: int | None = None
+    tree_level: bool = False
 
 
 REGISTRY: Mapping[str, SchemeEntry] = MappingProxyType(
@@ -33,8 +35,8 @@ REGISTRY: Mapping[str, SchemeEntry] = MappingProxyType(
         "greedy-draft": SchemeEntry("mcsd.schemes.greedy_draft", "GreedyDraft"),
         "k-seq": SchemeEntry("mcsd.schemes.kseq", "KSeq"),
         "spechub": SchemeEntry("mcsd.schemes.spechub", "SpecHub", max_width=2),
-        "block": SchemeEntry("mcsd.schemes.block", "BlockVerification", max_width=1),
-        "traversal": SchemeEntry("mcsd.schemes.traversal", "Traversal", max_depth=256),
+        "block": SchemeEntry("mcsd.schemes.block", "BlockVerification", max_width=1, tree_level=True),
+        "traversal": SchemeEntry("mcsd.schemes.traversal", "Traversal", max_depth=256, tree_level=True),
     }
 )
 

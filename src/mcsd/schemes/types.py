@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mcsd.sampling import BatchSamplingParams, Penalties, SparseDistributions, apply_penalties, probabilities
+from mcsd.schemes.mixed_shape import MixedShape
 from mcsd.tree import TreeShape
 
 
@@ -37,6 +38,7 @@ class CandidateTree:
             candidates were drawn from, for leaves any support and zero weights. None if candidates were not drawn from
             a distribution (n-gram look-up, or all sequences greedy): the target is sampled and matched then.
         failed: bool ``[B]``: sequences for which the draft gave no distribution.
+        mixed: if a chain of looked-up tokens is part of the tree; its nodes have no ``choice``.
     """
 
     shape: TreeShape
@@ -45,6 +47,7 @@ class CandidateTree:
     choice: Tensor
     q: SparseDistributions | None
     failed: Tensor
+    mixed: MixedShape | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -54,13 +57,20 @@ class CandidateTree:
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "CandidateTree":
         """A tree of the same shape with other `tensors`."""
-        return self.of(self.shape, tensors)
+        return self.of(self.key, tensors)
 
     @classmethod
-    def of(cls, shape: TreeShape, tensors: Sequence[Tensor]) -> "CandidateTree":
+    def of(cls, shape: TreeShape | MixedShape, tensors: Sequence[Tensor]) -> "CandidateTree":
         """A tree from its `tensors`."""
         tokens, valid, choice, failed, *q = tensors
-        return cls(shape, tokens, valid, choice, SparseDistributions(*q) if q else None, failed)
+        mixed = shape if isinstance(shape, MixedShape) else None
+        whole = shape.shape if isinstance(shape, MixedShape) else shape
+        return cls(whole, tokens, valid, choice, SparseDistributions(*q) if q else None, failed, mixed)
+
+    @property
+    def key(self) -> TreeShape | MixedShape:
+        """What verification depends on besides `tensors`."""
+        return self.mixed or self.shape
 
     @classmethod
     def none(cls, batch: int, device: torch.device) -> "CandidateTree":
@@ -82,6 +92,8 @@ class Node:
         choice: int64 ``[A, k]``, their indices in the support; q: ``[A, S]`` as in `CandidateTree`, with S = 0 where
             candidates were not drawn.
         sequences: int64 ``[A]``, indices in the batch.
+        level: depth of the node.
+        looked_up: bool ``[A]``, whether the first child was looked up and not drawn; None if it was for no node.
     """
 
     p: Tensor
@@ -91,6 +103,8 @@ class Node:
     choice: Tensor
     q: SparseDistributions
     sequences: Tensor
+    level: int
+    looked_up: Tensor | None
 
 
 @dataclass(frozen=True)

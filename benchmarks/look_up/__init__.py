@@ -1,0 +1,1 @@
+"""Look-up measured on real prompts: ``python -m look_up``."""
