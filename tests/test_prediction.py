@@ -77,6 +77,19 @@ def test_a_tenth_of_wrong_tokens_leaves_long_steps(seed: int) -> None:
     assert done.stats.mean_acceptance_length > 3
 
 
+def test_the_draft_reads_what_was_looked_up() -> None:
+    """A draft that is the target itself has the right candidate in every step, whatever was accepted before."""
+    # No chain is expected to be longer than this tree, so the draft is never left out.
+    engine = mcsd.Engine(network(0), network(0), tree="chain:17")
+    text = list(engine.generate([1, 2, 3], temperature=0, max_new_tokens=120).token_ids)
+    done = engine.generate([1, 2, 3], temperature=0, max_new_tokens=120, prediction=damaged(text, 1, share=0.3))
+    assert list(done.token_ids) == text
+    histogram = done.stats.acceptance_histogram
+    assert not histogram[0]
+    # Looked-up chains were accepted up to their first wrong token.
+    assert sum(histogram[1:17]) > 1
+
+
 def test_sampled_completions_share_a_prediction() -> None:
     target = network(0)
     engine = mcsd.Engine(target, network(1), tree="2x1")

@@ -316,12 +316,6 @@ FAULTS = (
         "(torch.arange(drawn, device=p.device) + 0 * node.looked_up.long()[:, None])",
     ),
     Fault(
-        "the draft keeps looked-up tokens in its cache that it has not read",
-        "drafters/model.py",
-        "nodes = tree.drawn_nodes if isinstance(tree, MixedShape) else range(len(tree))",
-        "nodes = [max(node, 0) for node in tree.drawn_nodes] if isinstance(tree, MixedShape) else range(len(tree))",
-    ),
-    Fault(
         "kernels: every candidate has the root's attention mask",
         _DECODER,
         "metadata.mask[own * others + other]",
