@@ -110,6 +110,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("registry", "mixed_shape", "types", "residual", "device_walk", "node_level", "tree_level", "mixed", "base"),
         *("optimum", "recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),
     ),
+    "hf": ("call", "speculator"),
     "drafters": (
         *("base", "level", "model", "translated", "head", "look_up", "corpus", "depths", "ngram", "mixed", "make"),
     ),

@@ -85,6 +85,15 @@ def test_fields_with_a_counterpart_are_applied() -> None:
     assert model_defaults(GenerationConfig(min_new_tokens=3)) == {"min_new_tokens": 3}
 
 
+def test_end_tokens_of_a_config_and_its_constraints() -> None:
+    assert SamplingParams.from_generation_config(GenerationConfig(eos_token_id=[7, -1])).stop_token_ids == (7,)
+    config = GenerationConfig(suppress_tokens=[3])
+    with pytest.raises(InvalidParameter, match=r"suppress_tokens.*give the config itself"):
+        SamplingParams.from_generation_config(config)
+    # Those of a model hold for all requests of its engine.
+    assert SamplingParams.from_generation_config(SimpleNamespace(generation_config=config)).top_k == 50
+
+
 def test_what_a_model_never_generates_holds_for_explicit_objects() -> None:
     defaults = SamplingParams(bad_words=[[1]], min_new_tokens=3)
     given = SamplingParams(bad_words=[[2]], temperature=0)
@@ -95,6 +104,8 @@ def test_what_a_model_never_generates_holds_for_explicit_objects() -> None:
 def test_constraints_of_the_first_config_that_names_them_count() -> None:
     own = GenerationConfig(suppress_tokens=[5], no_repeat_ngram_size=2)
     assert constraint_fields(None) == {}
+    # Token 0 is a token.
+    assert constraint_fields(GenerationConfig(forced_eos_token_id=0)) == {"forced_eos_token_id": 0}
     assert constraint_fields(GenerationConfig(no_repeat_ngram_size=0, min_length=4), own) == {
         "min_length": 4,
         "suppress_tokens": [5],

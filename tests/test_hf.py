@@ -72,6 +72,96 @@ def test_greedy_texts_are_those_of_generate(name: str) -> None:
     assert torch.equal(found, expected)
 
 
+class ByRow:
+    """A processor and a criterion that treat the rows of a batch differently."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor | None) -> Tensor:
+        if scores is None:
+            return torch.tensor([row > 0 and ids[-1] % 3 == 0 for row, ids in enumerate(input_ids.tolist())])
+        allowed = [torch.arange(scores.shape[1]) >= (40 if row == 0 else 60) for row in range(len(scores))]
+        return scores.masked_fill(~torch.stack(allowed), -torch.inf)
+
+
+class Never(transformers.generation.EosTokenCriteria):
+    """A user's subclass, which does something else."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **others: Any) -> Tensor:
+        return input_ids[:, -1] == 5
+
+
+MORE: dict[str, dict[str, Any]] = {
+    "rows": {"logits_processor": [ByRow()]},
+    "criterion of rows": {"stopping_criteria": [ByRow()], "eos_token_id": 1},
+    "penalty that counts padding": {"logits_processor": [transformers.RepetitionPenaltyLogitsProcessor(5.0)]},
+    "encoder penalty of several": {"encoder_no_repeat_ngram_size": 1, "num_return_sequences": 2, "top_k": 1},
+    "subclass of a criterion": {"stopping_criteria": [Never(1)], "eos_token_id": 2},
+    "end tokens outside of the vocabulary": {"eos_token_id": [5000, 8]},
+    "limit within the prompt": {"stopping_criteria": [transformers.MaxLengthCriteria(4)]},
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_arguments_of_few_users(name: str) -> None:
+    given = dict(MORE[name])
+    for key, kind in (
+        ("logits_processor", transformers.LogitsProcessorList),
+        ("stopping_criteria", transformers.StoppingCriteriaList),
+    ):
+        if key in given:
+            given[key] = kind(given[key])
+    expected, found = both(do_sample="top_k" in given, **given)
+    assert torch.equal(found, expected)
+
+
+def test_the_model_keeps_its_mode_and_may_change_between_calls() -> None:
+    """As in training: an evaluation every few steps."""
+    target, draft = tiny("llama", seed=6), tiny("llama", seed=7)
+    target.train()
+    speculator = mcsd.hf.speculative(draft, tree="2x2")
+    long = torch.arange(3, 93)[None]
+    for _ in range(2):
+        found = target.generate(long, custom_generate=speculator, max_new_tokens=6, do_sample=False)
+        assert target.training
+        expected = target.eval().generate(long, max_new_tokens=6, do_sample=False)
+        target.train()
+        assert torch.equal(found, expected)
+        with torch.no_grad():
+            for parameter in target.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    target.to(torch.float64)
+    found = target.generate(long, custom_generate=speculator, max_new_tokens=6, do_sample=False)
+    assert torch.equal(found, target.eval().generate(long, max_new_tokens=6, do_sample=False))
+
+
+@pytest.mark.parametrize("inside_first", [True, False])
+def test_inference_mode(inside_first: bool) -> None:
+    target, draft = pair()
+    speculator = mcsd.hf.speculative(draft, tree="2x2")
+    texts = []
+    for inside in (inside_first, not inside_first):
+        with torch.inference_mode(inside):
+            texts.append(target.generate(PROMPTS[1:], custom_generate=speculator, max_new_tokens=6, do_sample=False))
+    assert texts[0].tolist() == texts[1].tolist()
+
+
+def test_a_text_that_ends_at_the_context_is_named() -> None:
+    with pytest.warns(mcsd.errors.McsdWarning, match="context of 256 tokens"):
+        found = pair()[0].generate(
+            PROMPTS[1:], custom_generate=mcsd.hf.speculative("ngram", tree="none"), max_new_tokens=300, do_sample=False
+        )
+    assert found.shape == (1, 256)
+
+
+def test_several_drafts() -> None:
+    expected, found = both(mcsd.hf.speculative([pair()[1], "ngram"], tree="2x2"))
+    assert torch.equal(found, expected)
+
+
+def test_positions_of_the_user_are_refused() -> None:
+    with pytest.raises(InvalidParameter, match="position_ids"):
+        both(prompts=PROMPTS[1:], position_ids=torch.tensor([[0, 1, 2, 20, 21, 40]]))
+
+
 @pytest.mark.parametrize("tree", ["none", "chain:3", "2x2"])
 @pytest.mark.parametrize("draft", ["ngram", "model"])
 def test_every_draft_and_tree(draft: str, tree: str) -> None:

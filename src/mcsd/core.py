@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mcsd import kernels
-from mcsd.drafters import MAX_CHAIN, MAX_LAG, Drafter, with_look_up
+from mcsd.drafters import Drafter, with_look_up
+from mcsd.drafters.make import cache_slots
 from mcsd.errors import InvalidParameter, InvalidTree, RequestInterrupted
 from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
@@ -53,11 +54,6 @@ def request_length(max_length: int | None, target: LanguageModel) -> int:
     return min(length or _UNLIMITED for length in (max_length, target.max_length))
 
 
-def cache_slots(max_length: int, max_nodes: int) -> int:
-    """Cache slots per sequence: the text, and the in-flight tokens of a tree or of a draft that catches up."""
-    return max_length + 2 + max(MAX_LAG, max_nodes) + MAX_CHAIN
-
-
 class EngineCore(RequestQueue):
     """Steps a batch of requests with a target, a drafter and a scheme; the output follows the target's distribution.
 
@@ -82,6 +78,7 @@ class EngineCore(RequestQueue):
         draft_levels: levels of candidates that all steps so far have drafted.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         target: LanguageModel,
@@ -140,6 +137,8 @@ class EngineCore(RequestQueue):
             )
         return made
 
+    # Not in inference mode of the caller: caches are written in place, in later calls too.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _step(self) -> None:
         try:

@@ -10,8 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from mcsd.errors import InvalidParameter, McsdWarning
-from mcsd.generation_config import is_generation_config, sampling_fields, unsupported_fields
+from mcsd.generation_config import generate_fields, is_generation_config, sampling_fields, unsupported_fields
 from mcsd.params import SamplingParams, check_names
+
+_ALWAYS_USED = ("bad_words", "min_new_tokens")
+"""Defaults of a model that hold for explicit `SamplingParams` too."""
 
 
 def combine(defaults: SamplingParams, params: Any, fields: Mapping[str, Any]) -> SamplingParams:
@@ -43,11 +46,19 @@ def combine(defaults: SamplingParams, params: Any, fields: Mapping[str, Any]) ->
         check_names(fields)
         return replace(defaults, **fields)
     if is_generation_config(params):
-        return SamplingParams.from_generation_config(params)
+        return SamplingParams(**generate_fields(params))
     raise InvalidParameter(
         f"{params!r:.60} is not a set of sampling parameters",
         "give mcsd.SamplingParams, a GenerationConfig, a dict, or keywords",
     )
+
+
+def unused_defaults(params: SamplingParams, defaults: Mapping[str, Any]) -> list[str]:
+    """Those of a model's defaults, as ``name=value``, that an explicit object leaves unused."""
+    # Truncation has no effect on a greedy text.
+    others = ("top_k", "top_p", "min_p", "typical_p") if params.temperature == 0 else ()
+    used = {*params.given, *_ALWAYS_USED, *others}
+    return [f"{name}={value}" for name, value in defaults.items() if name not in used]
 
 
 def model_defaults(config: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import torch
 
 from mcsd.calibration import calibrated_plan
 from mcsd.config import MAX_BATCH, EngineOptions, check_sampling_defaults, check_sizes, parse_tree, split_draft
-from mcsd.core import EngineCore, cache_slots, request_length
-from mcsd.defaults import model_defaults
+from mcsd.core import EngineCore, request_length
+from mcsd.defaults import model_defaults, unused_defaults
 from mcsd.drafters import Drafter
-from mcsd.drafters.make import make_drafter
+from mcsd.drafters.make import cache_slots, make_drafter
 from mcsd.errors import InvalidOption, InvalidParameter, McsdWarning, UnsupportedModel, check_int
 from mcsd.inputs import as_conversations, as_prompts
 from mcsd.models import DecoderModel, LanguageModel
@@ -31,10 +31,6 @@ _NO_DRAFT = (
     "without a draft, candidates are n-grams of the text so far, which rarely help: give draft=, or make one with"
     " `mcsd distill`; draft='ngram' silences this"
 )
-
-
-_ALWAYS_USED = ("bad_words", "min_new_tokens")
-"""Defaults of a model that hold for explicit `SamplingParams` too."""
 
 
 class Engine(EngineCore):
@@ -69,6 +65,7 @@ class Engine(EngineCore):
         UnsupportedModel: a target or draft that the engine cannot run, or that are on different devices.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         target: Any,
@@ -226,6 +223,7 @@ class Engine(EngineCore):
         """
         self._step_lock.run(self._calibrate, unless=lambda: self.plan is not None)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _calibrate(self) -> None:
         if self.plan is None:
@@ -333,13 +331,7 @@ class Engine(EngineCore):
         """Name the model's defaults that an explicit object leaves unused, once."""
         if not isinstance(params, SamplingParams) or self._warned_of_defaults:
             return
-        unused = [
-            f"{name}={value}"
-            for name, value in self.model_defaults.items()
-            # Truncation has no effect on a greedy text.
-            if name not in (*params.given, *_ALWAYS_USED)
-            and not (params.temperature == 0 and name in ("top_k", "top_p", "min_p", "typical_p"))
-        ]
+        unused = unused_defaults(params, self.model_defaults)
         if unused:
             self._warned_of_defaults = True
             warnings.warn(

@@ -7,7 +7,7 @@
 
 from typing import Any
 
-from mcsd.errors import InvalidParameter
+from mcsd.errors import InvalidParameter, check_token_ids
 
 _SAMPLING = {
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")},
@@ -46,7 +46,7 @@ def generate_fields(config: Any) -> dict[str, Any]:
     """The fields of `SamplingParams` with which ``model.generate(generation_config=config)`` samples.
 
     Fields that the config leaves open count as in transformers: greedy unless ``do_sample``, top-k 50. Only the number
-    of new tokens has mcsd's default. End-of-sequence tokens are always those of the model.
+    of new tokens has mcsd's default. Its end-of-sequence tokens end a text besides those of the model.
 
     Raises:
         InvalidParameter: a field that mcsd does not apply, by its name.
@@ -61,6 +61,9 @@ def generate_fields(config: Any) -> dict[str, Any]:
     fields = _TRANSFORMERS_DEFAULTS | sampling_fields(config)
     if not config.do_sample:
         fields["temperature"] = 0.0
+    ends = getattr(config, "eos_token_id", None)
+    if ends is not None:
+        fields["stop_token_ids"] = sorted(check_token_ids("eos_token_id", ends, InvalidParameter))
     for name, own in (("stop_strings", "stop"), ("num_return_sequences", "n")):
         if getattr(config, name, None) is not None:
             fields[own] = getattr(config, name)
@@ -78,7 +81,12 @@ def constraint_fields(*configs: Any) -> dict[str, Any]:
         name: next((value for each in configs if (value := getattr(each, name, None)) is not None), None)
         for name in CONSTRAINTS
     }
-    return {name: value for name, value in named.items() if value not in (None, 0, False, [], ())}
+    return {name: value for name, value in named.items() if not _is_neutral(name, value)}
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    """Whether a constraint has no effect. Token 0 is a token."""
+    return value in (None, [], ()) or value is False or (value == 0 and not name.startswith("forced_"))
 
 
 def unsupported_fields(config: Any, *others: str) -> list[str]:

@@ -7,7 +7,7 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 
 from mcsd.errors import InvalidParameter, check_int, check_number
-from mcsd.generation_config import generate_fields
+from mcsd.generation_config import constraint_fields, generate_fields
 
 _ALIASES = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens", "n_predict", "num_predict"), "max_new_tokens"),
@@ -175,9 +175,16 @@ class SamplingParams:
                 transformers: greedy unless ``do_sample``, top-k 50.
 
         Raises:
-            InvalidParameter: a field that mcsd does not apply, by its name.
+            InvalidParameter: a field that mcsd does not apply, or a constraint of a config, by its name. The
+                constraints of a model hold for all requests of its engine.
         """
-        return cls(**generate_fields(getattr(source, "generation_config", source)))
+        config = getattr(source, "generation_config", source)
+        if config is source and (constraints := constraint_fields(config)):
+            raise InvalidParameter(
+                f"{next(iter(constraints))} of a generation config is no sampling parameter",
+                "give the config itself: engine.generate(prompt, config)",
+            )
+        return cls(**generate_fields(config))
 
     @property
     def changes_logits(self) -> bool:

@@ -92,6 +92,12 @@ class Request:
                 failed = ProcessorFailed(f"a logits processor raised {error!r:.200}", "mend it, or leave it out")
                 failed.__cause__ = error
                 return failed
+        if self.params.logits_processors and not is_draft:
+            return NonFiniteLogits(
+                f"{model} gave no distribution after {len(self.all_tokens)} tokens, or its processors (bad words,"
+                " minimal length, constraints, your own) leave no token",
+                "relax them",
+            )
         role, hint = ("draft", ", or draft='ngram'") if is_draft else ("target", "")
         return NonFiniteLogits(
             f"{role} {model} gave no distribution after {len(self.all_tokens)} tokens (NaN or infinite logits)",

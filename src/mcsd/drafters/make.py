@@ -5,8 +5,8 @@ from typing import Any
 
 from mcsd.drafters.base import Drafter
 from mcsd.drafters.head import HeadDrafter
-from mcsd.drafters.level import LevelDrafter
-from mcsd.drafters.mixed import MixedDrafter
+from mcsd.drafters.level import MAX_LAG, LevelDrafter
+from mcsd.drafters.mixed import MAX_CHAIN, MixedDrafter
 from mcsd.drafters.model import ModelDrafter
 from mcsd.drafters.ngram import NgramDrafter
 from mcsd.drafters.translated import TranslatedDrafter
@@ -15,6 +15,11 @@ from mcsd.models import BoundHead, LanguageModel
 from mcsd.models.compatibility import as_model, check_bound, check_vocabularies, match_tokenizers
 from mcsd.models.prefix_cache import MAX_TEXTS
 from mcsd.models.vocabulary_map import TranslatedModel
+
+
+def cache_slots(max_length: int, max_nodes: int) -> int:
+    """Cache slots per sequence: the text, and the in-flight tokens of a tree or of a draft that catches up."""
+    return max_length + 2 + max(MAX_LAG, max_nodes) + MAX_CHAIN
 
 
 def make_drafter(

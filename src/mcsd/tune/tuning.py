@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mcsd.core import EngineCore, cache_slots, request_length
-from mcsd.drafters.make import make_drafter
+from mcsd.core import EngineCore, request_length
+from mcsd.drafters.make import cache_slots, make_drafter
 from mcsd.files import JsonlLog, exclusive_lock
 from mcsd.loading.load import load_pair
 from mcsd.params import SamplingParams

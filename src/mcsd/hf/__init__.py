@@ -1,0 +1,5 @@
+"""mcsd inside ``model.generate`` of transformers."""
+
+from mcsd.hf.speculator import Speculator, speculative
+
+__all__ = ["Speculator", "speculative"]
