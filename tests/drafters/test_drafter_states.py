@@ -22,6 +22,7 @@ from mcsd.schemes import SCHEMES, CandidateTree, Scheme, VerificationResult
 from mcsd.schemes.registry import supports
 from mcsd.schemes.types import TargetDistributions
 from support.exact import CONTEXT, SEEDS, STATES, close, exact, exact_head, parents, plain, poisoned, random_tokens, run
+from support.ngrams import eager_ngram
 from support.small_tokenizers import characters, translated
 from support.tiny import VOCABULARY
 
@@ -44,13 +45,6 @@ ENDS = st.lists(st.integers(0, 99), min_size=MAX_BATCH, max_size=MAX_BATCH)
 # Random trees are seldom so wide that a second node has grandchildren.
 WIDE = [[-1, -1, 0, 1, 2, 3], [-1, -1, 1, 0, 2, 3], [-1, -1, 0, 1, 3, 4]]
 SHAPES = parents(LARGEST, smallest=1) | st.sampled_from(WIDE)
-
-
-def eager_ngram() -> NgramDrafter:
-    """Proposes all that it finds, because for it larger steps are faster."""
-    drafter = NgramDrafter(CPU)
-    drafter.cost = lambda batch_size, nodes: 1 / (1 + nodes)
-    return drafter
 
 
 def model_drafter(kind: str, vocab_size: int = VOCABULARY) -> ModelDrafter:

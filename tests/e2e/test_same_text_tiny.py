@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mcsd
+from support.ngrams import eager_ngram
 from support.parity import TREES, compare, reference
 from support.tiny import VOCABULARY, tiny
 
@@ -39,7 +40,7 @@ def test_tiny_families(family: str, tree: str | list[int], batch: int, count: in
     network, draft, ids = tiny_pair(family)
     wanted = [expected(family, number, new) for number in range(count)]
     params = mcsd.SamplingParams(temperature=0, max_new_tokens=new)
-    for proposer in (draft, "ngram"):
+    for proposer in (draft, eager_ngram()):
         engine = mcsd.Engine(network, proposer, tree=tree, max_batch=batch, max_length=200)
         done = engine.generate(ids[:count], params)
         assert compare(network, wanted, ids[:count], done) <= 1
