@@ -97,14 +97,14 @@ def test_equal_prompts_are_read_once_with_all_that_they_need(monkeypatch: pytest
     counts = [None, 2, None, 1, 2, 4]
     done = subject.generate([PROMPT] * 6, [mcsd.SamplingParams(prompt_logprobs=count, **fields) for count in counts])
     assert len({each.token_ids for each in done}) == 1
-    assert len(read) == 3  # Without, with two, with four alternatives.
+    assert len([tokens for tokens in read if tokens]) == 3  # Without, with two, with four alternatives.
     for each, count in zip(done, counts, strict=True):
         assert (each.prompt_logprobs is None) == (count is None)
         if count is not None:
             assert each.prompt_logprobs == trimmed(done[-1].prompt_logprobs, count)
     read.clear()
     subject.generate(PROMPT, n=4, prompt_logprobs=0, **fields)
-    assert len(read) == 1
+    assert len([tokens for tokens in read if tokens]) == 1
 
 
 def trimmed(entries: Any, count: int) -> Any:

@@ -113,6 +113,8 @@ def test_tree_auto_takes_chains_as_long_as_they_are_worth() -> None:
     text = list(engine.generate([1, 2, 3], temperature=0, max_new_tokens=100).token_ids)
     assert isinstance(engine.plan, LookUpPlan)
     assert engine.plain_seconds
+    # Measured costs differ from run to run.
+    engine.drafter.cost = lambda batch_size, nodes: 1 + 0.1 * nodes  # type: ignore[attr-defined]
     good = engine.generate([1, 2, 3], temperature=0, max_new_tokens=100, prediction=text).stats
     assert good.mean_acceptance_length > 2.5
     wrong = engine.generate([1, 2, 3], temperature=0, max_new_tokens=100, prediction=[95] * 100).stats

@@ -17,7 +17,7 @@ from mcsd.errors import InvalidParameter, InvalidTree, RequestInterrupted
 from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
-from mcsd.models.prefix_cache import PrefixCache, longest_common
+from mcsd.models.prefix_cache import PrefixCache, TextsByBeginning, longest_common
 from mcsd.params import SamplingParams
 from mcsd.planning.plan import Plan, StepOutcome
 from mcsd.request import Request, token_logprobs
@@ -165,13 +165,14 @@ class EngineCore(RequestQueue):
 
     def _admit(self) -> None:
         started: dict[int, _StartedPrompt] = {}
+        texts = TextsByBeginning()
         while self._waiting and len(self._running) < self.max_batch:
             request = self._waiting.popleft()
             self.clock.lap("other")
             request.clock = dict(self.clock.seconds)
             self._running.append(request)
             self._sampling = None
-            self._start(request, started)
+            self._start(request, started, texts)
             self.clock.lap("prefill")
         device, running = self.target.device, self._running
         assert self.cache.batch_size == len(running)
@@ -179,23 +180,22 @@ class EngineCore(RequestQueue):
             self._sampling = BatchSamplingParams.of([request.params for request in running], device)
             self._streams = PhiloxStreams(torch.tensor([request.seed for request in running], device=device))
             # The history sees what the requests append to their tokens.
-            self._history = TokenHistory(
-                [request.prompt for request in running], [request.tokens for request in running]
-            )
+            pairs = [(request.prompt, request.tokens) for request in running]
+            self._history = TokenHistory([prompt for prompt, _ in pairs], [text for _, text in pairs])
         self._positions = [len(request.tokens) for request in running]
         # One copy to the device.
         table = torch.tensor([[request.all_tokens[-1] for request in running], self._positions], device=device)
         self._roots, self._positions_on_device = table[0, :, None], table[1]
 
-    def _start(self, request: Request, started: dict[int, _StartedPrompt]) -> None:
+    def _start(self, request: Request, started: dict[int, _StartedPrompt], texts: TextsByBeginning) -> None:
         """Start a sequence. What its prompt has in common with an earlier text, or one of ``started``, is not read."""
         text, index = request.prompt[:-1], self.cache.add()
+        others = texts.like(text)
         if request.params.prompt_logprobs is None:
-            others = {other: each.request.prompt[:-1] for other, each in started.items()}
             reused, take = self.prefixes.start(index, text[: self.drafter.most_reused(request.prompt)]), None
         else:
             # It needs the logits of its whole prompt, or those of an equal one.
-            equal = [other for other, each in started.items() if each.request.prompt == request.prompt]
+            equal = [other for other in others if started[other].request.prompt == request.prompt]
             others = {other: text for other in equal if request.shares_prompt(started[other].request)}
             reused, take = 0, request.take_prompt_logits
         same, common = longest_common(text, others)
@@ -210,6 +210,7 @@ class EngineCore(RequestQueue):
         pieces = [each for each in (hidden, rest) if each is not None]
         hidden = torch.cat(pieces, dim=1) if pieces else None
         started[index] = _StartedPrompt(request, reused, hidden)
+        texts.add(index, text)
         self.drafter.add(request.prompt, hidden)
         prediction = request.params.prediction
         if prediction and not isinstance(prediction, str):

@@ -21,6 +21,8 @@ import mcsd
 from support.chisquare import SEED
 
 SIZE, LENGTH, TEXTS = 4, 3, 5_000
+TOGETHER = 50
+"""Texts of a row in one call: a processor is called with as many rows for each of them."""
 LEVEL = 1e-4
 PROMPTS = torch.tensor([[0, 0, 1, 2], [3, 1, 2, 0]])
 MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
@@ -70,6 +72,17 @@ def call(model: Any, settings: dict[str, Any], **more: Any) -> Tensor:
     return result
 
 
+def sample(model: Any, settings: dict[str, Any], scheme: str, tree: str) -> list[Tensor]:
+    """`TEXTS` texts ``[TEXTS / 2, LENGTH]`` of each of both rows: the padded one, and the other."""
+    speculator = mcsd.hf.speculative(network(2), tree=tree, scheme=scheme, max_batch=2 * TOGETHER)
+    torch.manual_seed(SEED)
+    calls = [
+        call(model, settings, custom_generate=speculator, num_return_sequences=TOGETHER)[:, PROMPTS.shape[1] :]
+        for _ in range(TEXTS // 2 // TOGETHER)
+    ]
+    return [torch.cat([found.split(TOGETHER)[row] for found in calls]) for row in range(2)]
+
+
 def expected(model: Any, settings: dict[str, Any], row: int) -> dict[tuple[int, ...], float]:
     """The probability of each text of a row, padded with 0 after its end."""
     prepared: list[Any] = []
@@ -113,11 +126,7 @@ def p_value(rows: Tensor, law: dict[tuple[int, ...], float]) -> float:
 )
 def test_law(name: str, scheme: str, tree: str) -> None:
     model, settings = network(1), SETTINGS[name]
-    speculator = mcsd.hf.speculative(network(2), tree=tree, scheme=scheme, max_batch=512)
-    torch.manual_seed(SEED)
-    found = call(model, settings, custom_generate=speculator, num_return_sequences=TEXTS // 2)[:, PROMPTS.shape[1] :]
-    # Both rows of the batch, padded and not.
-    for row, rows in enumerate(found.split(TEXTS // 2)):
+    for row, rows in enumerate(sample(model, settings, scheme, tree)):
         assert p_value(rows, expected(model, settings, row)) > LEVEL / 2
 
 
@@ -127,8 +136,5 @@ def test_processors_that_do_not_see_the_path_are_rejected() -> None:
     def broken(input_ids: Tensor, scores: Tensor) -> Tensor:
         return by_sum(input_ids[:, : PROMPTS.shape[1]], scores)
 
-    torch.manual_seed(SEED)
-    speculator = mcsd.hf.speculative(network(2), tree="2x1", max_batch=512)
-    settings = {"logits_processor": [broken]}
-    found = call(model, settings, custom_generate=speculator, num_return_sequences=TEXTS // 2)[:, PROMPTS.shape[1] :]
-    assert p_value(found[TEXTS // 2 :], expected(model, {"logits_processor": [by_sum]}, 1)) < 1e-12
+    _, rows = sample(model, {"logits_processor": [broken]}, "mcss-wor", "2x1")
+    assert p_value(rows, expected(model, {"logits_processor": [by_sum]}, 1)) < 1e-12

@@ -5,7 +5,7 @@ import torch
 
 from mcsd.models import Cache, TokenLayout, TransformersModel
 from mcsd.models.prefill import prefill, score_text
-from mcsd.models.prefix_cache import PrefixCache, common_length, longest_common
+from mcsd.models.prefix_cache import PrefixCache, TextsByBeginning, common_length, longest_common
 from mcsd.testing import TabularModel
 from support.exact import exact, random_tokens
 
@@ -42,8 +42,19 @@ def test_common_beginnings() -> None:
         assert common_length(first, second) == common_length(second, first) == expected
     others = {7: [1, 2, 3], 8: [1, 2, 3, 4, 9], 9: [1, 2, 3, 4, 5, 6]}
     assert longest_common([1, 2, 3, 4, 5, 7], others) == (9, 5)
-    assert longest_common([1, 2, 3], others)[1] == 3  # Equal texts may be short, and so may those that go on.
-    assert longest_common([1, 2, 0], others) == (-1, 0)
+    assert longest_common([1, 2, 3], others) == (7, 3)
+    assert longest_common([0, 2, 0], others) == (-1, 0)
+
+
+def test_texts_are_compared_with_those_that_begin_with_the_same_block() -> None:
+    texts = TextsByBeginning()
+    long = list(range(BLOCK + 9))
+    for key, text in enumerate((long, [*long[:BLOCK], 5], [1, *long], long[:3], [])):
+        texts.add(key, text)
+    assert set(texts.like(long)) == set(texts.like([*long[:BLOCK], 7, 7])) == {0, 1}
+    assert set(texts.like(long[:3])) == {3}
+    assert set(texts.like([])) == {4}
+    assert not texts.like(long[1:])
 
 
 def test_the_longest_kept_beginning_is_found() -> None:

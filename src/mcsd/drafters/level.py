@@ -11,7 +11,7 @@ from torch import Tensor
 from mcsd.drafters.base import Drafter
 from mcsd.graphs import GraphCache
 from mcsd.models import Cache, TokenLayout
-from mcsd.models.prefix_cache import PrefixCache, longest_common
+from mcsd.models.prefix_cache import PrefixCache, TextsByBeginning, longest_common
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams, SparseDistributions, sparse_probabilities
 from mcsd.schemes import CandidateTree, Scheme
@@ -59,20 +59,20 @@ class LevelDrafter(Drafter):
 
     def catch_up(self, token_ids: list[list[int]]) -> None:
         """See `Drafter.catch_up`: one sequence at a time, all tokens but the last."""
-        read: dict[int, list[int]] = {}
+        read = TextsByBeginning()
         for sequence, tokens in enumerate(token_ids):
             length, text = self.cache.host_lengths[sequence], tokens[:-1]
             if not text or (length and len(tokens) - length <= MAX_LAG):
                 continue
             # What sequences have in common is read once.
-            same, common = longest_common(text, read)
+            same, common = longest_common(text, read.like(text))
             if common > length:
                 self.cache.copy(same, sequence, common)
             elif not length:
                 self.prefixes.start(sequence, text)
             if (length := self.cache.host_lengths[sequence]) < len(text):
                 self._prefill(sequence, text[length:])
-            read[sequence] = text
+            read.add(sequence, text)
 
     def keep(self, sequence: int, token_ids: list[int]) -> None:
         """See `Drafter.keep`."""

@@ -4,6 +4,7 @@ A text is kept in blocks. Texts with a common beginning share its blocks, as in 
 arXiv 2312.07104), so a system prompt is kept once, and the next turn of a conversation adds its new tokens only.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -182,13 +183,30 @@ class PrefixCache:
             pending += block.children.values()
 
 
+class TextsByBeginning:
+    """Texts by their first block: only those with an equal one can have a common beginning that is worth a copy."""
+
+    def __init__(self) -> None:
+        self._groups: defaultdict[tuple[int, ...], dict[int, Sequence[int]]] = defaultdict(dict)
+
+    def add(self, key: int, text: Sequence[int]) -> None:
+        """Add a text."""
+        self._groups[tuple(text[:BLOCK])][key] = text
+
+    def like(self, text: Sequence[int]) -> Mapping[int, Sequence[int]]:
+        """Those that begin with the first block of a text, by their keys; if it is shorter, those that equal it."""
+        return self._groups.get(tuple(text[:BLOCK]), {})
+
+
 def longest_common(text: Sequence[int], others: Mapping[int, Sequence[int]]) -> tuple[int, int]:
-    """The other text with the longest common beginning, of a block at least or all of the text: its key, the length."""
+    """The other text with the longest common beginning: its key, the length; -1 and 0 if there is none."""
     best, most = -1, 0
     for key, other in others.items():
         length = common_length(text, other)
-        if length > most and (length >= BLOCK or length == len(text)):
+        if length > most:
             best, most = key, length
+        if length == len(text):
+            break
     return best, most
 
 
