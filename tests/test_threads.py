@@ -25,7 +25,7 @@ def alone(prompt: list[int], params: SamplingParams) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("tree", ["none", "2x2x1"])
 def test_every_thread_has_its_own_text(tree: str) -> None:
-    engine = mcsd.Engine(exact("llama", 10), exact("llama", 11), tree=tree, max_batch=3)
+    engine = mcsd.Engine(exact("llama", 0), exact("llama", 1), tree=tree, max_batch=3)
     jobs = [
         (random_tokens(i, 1 + i), SamplingParams(temperature=i % 2, seed=i, max_new_tokens=5 + i)) for i in range(12)
     ]
