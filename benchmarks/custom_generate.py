@@ -48,7 +48,9 @@ def main() -> None:
 
     def engine(prompt: list[int], temperature: float) -> int:
         assert speculator.engine is not None
-        done = speculator.engine.generate([prompt], temperature=temperature, seed=1, max_new_tokens=args.tokens)
+        # No end token, as in the calls of `generate`.
+        fields = {"temperature": temperature, "seed": 1, "max_new_tokens": args.tokens, "ignore_eos": True}
+        done = speculator.engine.generate([prompt], **fields)
         return len(done[0].token_ids)
 
     generate([1, 2, 3], 0.0, speculator)

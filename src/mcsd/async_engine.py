@@ -97,7 +97,7 @@ class AsyncEngine:
         max_waiting: requests that wait for a place in the batch, at most; more are refused with `EngineBusy`.
 
     Raises:
-        InvalidOption: ``max_waiting`` is no number of requests.
+        InvalidOption: ``max_waiting`` is not an integer from 0 to 1,048,576.
     """
 
     def __init__(self, engine: Engine, max_waiting: int = 256) -> None:

@@ -194,16 +194,21 @@ class Engine(EngineCore):
         )
 
     def __repr__(self) -> str:
-        tree = self.tree if isinstance(self.plan, FixedTree) else "auto"
-        return (
-            f"Engine(target={self.target_name!r}, draft={self.draft_name!r}, tree='{tree}',"
-            f" scheme={self.scheme_name!r}, max_batch={self.max_batch}, max_length={self.max_length})"
-        )
+        return f"Engine({', '.join(f'{name}={value!r}' for name, value in self._description.items())})"
 
     def _repr_html_(self) -> str:
-        tree = self.tree if isinstance(self.plan, FixedTree) else "auto"
-        rows = {"target": self.target_name, "draft": self.draft_name, "tree": tree, "scheme": self.scheme_name}
-        return table_html("mcsd.Engine", rows | {"max_batch": self.max_batch, "max_length": self.max_length})
+        return table_html("mcsd.Engine", self._description)
+
+    @property
+    def _description(self) -> dict[str, str | int]:
+        return {
+            "target": self.target_name,
+            "draft": self.draft_name,
+            "tree": str(self.tree) if isinstance(self.plan, FixedTree) else "auto",
+            "scheme": self.scheme_name,
+            "max_batch": self.max_batch,
+            "max_length": self.max_length,
+        }
 
     @property
     def plain_seconds(self) -> float | None:

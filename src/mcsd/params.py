@@ -187,6 +187,11 @@ class SamplingParams:
         return cls(**generate_fields(config))
 
     @property
+    def is_seeded(self) -> bool:
+        """Whether a seed promises the same sampled text in any batch: its steps must not depend on other sequences."""
+        return self.seed is not None and self.temperature > 0
+
+    @property
     def changes_logits(self) -> bool:
         """Whether penalties, a bias or processors change the logits, which then depend on the text so far."""
         penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty

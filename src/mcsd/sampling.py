@@ -66,6 +66,11 @@ class BatchSamplingParams:
         return all(p.temperature == 0 for p in self.params)
 
     @cached_property
+    def any_seeded(self) -> bool:
+        """Whether a sequence is sampled with a seed; see `SamplingParams.is_seeded`."""
+        return any(p.is_seeded for p in self.params)
+
+    @cached_property
     def any_truncates(self) -> bool:
         """Whether a sequence truncates."""
         return any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in self.params)

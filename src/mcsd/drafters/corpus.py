@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from mcsd.drafters.look_up import MAX_MATCH, Source, match_length
+from mcsd.drafters.look_up import MAX_MATCH, LookUp, PredictionSource, Source, match_length
 from mcsd.errors import InvalidOption
 
 MAX_TOKENS = 1 << 22
@@ -99,6 +99,7 @@ class CorpusSource(Source):
         return super().acceptance(len(self.continuation([], most)))
 
 
-def corpus_sources(corpus: Corpus) -> list[Source]:
-    """The source of a new sequence; none for an empty corpus."""
-    return [CorpusSource(corpus)] if corpus.tokens else []
+def look_up_in(corpus: Corpus, prompt: list[int], prediction: Sequence[int] = ()) -> LookUp:
+    """The sources of a new sequence: its text, the corpus, and what its answer is expected to be, if that is known."""
+    predictions: list[Source] = [PredictionSource(prediction)] if prediction else []
+    return LookUp(prompt, [*predictions, *([CorpusSource(corpus)] if corpus.tokens else [])])

@@ -33,11 +33,6 @@ def expected_tokens(rates: Sequence[float], otherwise: float = 1.0) -> list[floa
     return [otherwise, *(wrong + rates[0] + total for total in accumulate(rates))]
 
 
-def is_seeded(sampling: BatchSamplingParams) -> bool:
-    """Whether a request was promised the same text in any batch, so its steps must not depend on other sequences."""
-    return any(one.seed is not None and one.temperature > 0 for one in sampling.params)
-
-
 def best_depths(
     tokens: Sequence[Sequence[float]], nodes: Mapping[int, int], sampling: BatchSamplingParams, cost: StepCost
 ) -> list[int]:
@@ -50,7 +45,7 @@ def best_depths(
         cost: of a step.
     """
     depths = [_fastest([each], nodes, cost) for each in tokens]
-    if len(tokens) > 1 and not is_seeded(sampling):
+    if len(tokens) > 1 and not sampling.any_seeded:
         most = _fastest(tokens, nodes, cost)
         depths = [min(depth, most) for depth in depths]
     return depths

@@ -168,21 +168,21 @@ class LevelDrafter(Drafter):
             tokens.append(support.index_select(1, level.child_parent).gather(2, choice[..., None])[..., 0])
             choices.append(choice)
             valid.append(is_valid)
+        nodes = [torch.cat(parts, dim=1) for parts in (tokens, valid, choices)]
         if mixed:
-            order = order_of(mixed, self._device)
-            chain = pending.chains.clamp(min=0), pending.chains >= 0, torch.zeros_like(pending.chains)
-            drawn_parts = (tokens, valid, choices)
-            nodes = [
-                torch.cat([first, *parts], dim=1).index_select(1, order)
-                for first, parts in zip(chain, drawn_parts, strict=True)
-            ]
-        else:
-            nodes = [torch.cat(parts, dim=1) for parts in (tokens, valid, choices)]
+            nodes = _with_chain(mixed, pending.chains, nodes)
         failed = torch.cat(first_weights, dim=1).isnan().any(-1)
         q_by_column = None
         if not sampling.all_greedy:
             q_by_column = _by_column(mixed or shape, torch.cat(supports, dim=1), torch.cat(weights, dim=1))
         return CandidateTree(shape, nodes[0], nodes[1], nodes[2], q_by_column, failed).tensors
+
+
+def _with_chain(mixed: MixedShape, chains: Tensor, drawn: list[Tensor]) -> list[Tensor]:
+    """Tokens, validity and choices of a mixed tree from those of its chains ``[B, c]`` and its ``drawn`` nodes."""
+    looked_up = chains.clamp(min=0), chains >= 0, torch.zeros_like(chains)
+    order = order_of(mixed, chains.device)
+    return [torch.cat(both, dim=1).index_select(1, order) for both in zip(looked_up, drawn, strict=True)]
 
 
 def _without(weights: Tensor, support: Tensor, tokens: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mcsd.drafters.base import Drafter
-from mcsd.drafters.corpus import Corpus, corpus_sources
-from mcsd.drafters.depths import DEPTHS, StepCost, best_depths, default_cost, expected_tokens, is_seeded
+from mcsd.drafters.corpus import Corpus, look_up_in
+from mcsd.drafters.depths import DEPTHS, StepCost, best_depths, default_cost, expected_tokens
 from mcsd.drafters.level import LevelDrafter
-from mcsd.drafters.look_up import LookUp, PredictionSource
+from mcsd.drafters.look_up import LookUp
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import CandidateTree, Scheme
@@ -53,11 +53,11 @@ class MixedDrafter(Drafter):
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         self.drawn.add(prompt, hidden)
-        self._sequences.append(LookUp(prompt, corpus_sources(self._corpus)) if self._always else None)
+        self._sequences.append(look_up_in(self._corpus, prompt) if self._always else None)
 
     def expect(self, prompt: list[int], prediction: Sequence[int]) -> None:
         """See `Drafter.expect`."""
-        self._sequences[-1] = LookUp(prompt, [PredictionSource(prediction), *corpus_sources(self._corpus)])
+        self._sequences[-1] = look_up_in(self._corpus, prompt, prediction)
 
     def most_reused(self, prompt: list[int]) -> int:
         """See `Drafter.most_reused`."""
@@ -85,7 +85,7 @@ class MixedDrafter(Drafter):
             if sequence:
                 sequence.update(text)
         rates = [sequence.best(MAX_CHAIN)[1] if sequence else [] for sequence in self._sequences]
-        alone = bool(looking) and not is_seeded(sampling) and min(map(sum, rates)) > shape.depth
+        alone = bool(looking) and not sampling.any_seeded and min(map(sum, rates)) > shape.depth
         drawn, otherwise = (0, 1.0) if alone else (len(shape), _DRAWN)
         nodes = {depth: drawn + depth for depth in (0, *DEPTHS)}
         tokens = [expected_tokens(each, otherwise) for each in rates]

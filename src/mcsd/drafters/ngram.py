@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mcsd.drafters.base import Drafter
-from mcsd.drafters.corpus import Corpus, corpus_sources
+from mcsd.drafters.corpus import Corpus, look_up_in
 from mcsd.drafters.depths import DEPTHS, StepCost, best_depths, default_cost, expected_tokens
-from mcsd.drafters.look_up import LookUp, PredictionSource
+from mcsd.drafters.look_up import LookUp
 from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import CandidateTree, Scheme
@@ -45,11 +45,11 @@ class NgramDrafter(Drafter):
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
-        self._sequences.append(LookUp(prompt, corpus_sources(self._corpus)))
+        self._sequences.append(look_up_in(self._corpus, prompt))
 
     def expect(self, prompt: list[int], prediction: Sequence[int]) -> None:
         """See `Drafter.expect`."""
-        self._sequences[-1] = LookUp(prompt, [PredictionSource(prediction), *corpus_sources(self._corpus)])
+        self._sequences[-1] = look_up_in(self._corpus, prompt, prediction)
 
     def draft(
         self,

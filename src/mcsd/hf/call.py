@@ -66,6 +66,8 @@ class GenerateCall:
         self._processors = processors
         self._criteria = criteria
         self._config = config
+        lengths = (each.max_length for each in criteria if type(each) is hf.MaxLengthCriteria)
+        self._max_length: int | None = min(lengths, default=None)
         self._padding = _padding_lengths(input_ids, attention_mask)
         _check_positions(model_kwargs.get("position_ids"), input_ids, self._padding)
         rows = input_ids.tolist()
@@ -79,12 +81,11 @@ class GenerateCall:
             stop: a ``StopStringCriteria``, or None.
         """
         own, others = _native_fields(self._processors, self._config.do_sample, self._padding)
-        lengths = [each.max_length for each in self._criteria if type(each) is hf.MaxLengthCriteria]
         ends = [each.eos_token_id.tolist() for each in self._criteria if type(each) is hf.EosTokenCriteria]
         criteria = [*map(self._from_now, self._criteria), *([] if stop is None else [stop])]
         criteria = [each for each in criteria if type(each) not in (hf.MaxLengthCriteria, hf.EosTokenCriteria)]
-        if lengths:
-            own["max_new_tokens"] = max(1, min(lengths) - self._input_ids.shape[1])
+        if self._max_length is not None:
+            own["max_new_tokens"] = max(1, self._max_length - self._input_ids.shape[1])
         rows = len(self.prompts)
         # `torch.manual_seed` makes the texts reproducible.
         seeds = torch.randint(2**63 - 1, (rows,)).tolist() if self._config.do_sample else [None] * rows
@@ -148,9 +149,9 @@ class GenerateCall:
     def _ends_early(self, prompt: list[int], done: Completion, max_length: int) -> bool:
         """Whether a text has ended at the context rather than at the length that the call asks for."""
         length = len(prompt) + len(done.token_ids)
-        wanted = min((each.max_length for each in self._criteria if type(each) is hf.MaxLengthCriteria), default=None)
         at_context = done.finish_reason == "length" and length == max_length
-        return at_context and (wanted is None or self._input_ids.shape[1] + len(done.token_ids) < wanted)
+        wanted = math.inf if self._max_length is None else self._max_length
+        return at_context and self._input_ids.shape[1] + len(done.token_ids) < wanted
 
     def _logits(self, model: Any, texts: Sequence[Sequence[int]], longest: int) -> tuple[Tensor, ...]:
         """The model's logits ``[B, V]`` before each new token, in one forward a row; 0 after the end of a text."""

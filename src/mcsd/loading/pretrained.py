@@ -132,12 +132,12 @@ def _check_quantization(model: str | Path, location: Location) -> str | None:
     Raises:
         UnsupportedModel: transformers does not know it, and would read the weights as if they were plain.
     """
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-
     quantization = _fields(Path(location.source) / "config.json").get("quantization_config")
     method = quantization.get("quant_method") if location.kind == "folder" and isinstance(quantization, dict) else None
     if not isinstance(method, str):
         return None  # A broken configuration fails when it is read.
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
     if method != "bitsandbytes" and method not in AUTO_QUANTIZER_MAPPING:
         raise UnsupportedModel(
             f"{model} is quantized by the method {method!r:.40}, which transformers does not know",

@@ -100,16 +100,15 @@ class PrefixCache:
 
     def match(self, tokens: Sequence[int]) -> int:
         """How many first tokens of a text `start` can copy."""
-        length = sum(length for _, length in self._path(tokens))
-        return length if length >= BLOCK else 0
+        return sum(length for _, length in self._copied(tokens))
 
     def start(self, sequence: int, tokens: Sequence[int]) -> int:
         """Copy the state of the first tokens of a text to an empty sequence, as many as are kept. Returns how many."""
-        if not self.match(tokens):
-            return 0
-        path = list(self._path(tokens))
+        path = self._copied(tokens)
         for block, length in path:
             self._cache.write(sequence, block.state, length)
+        if not path:
+            return 0
         self._touch(path[-1][0])
         return self._cache.host_lengths[sequence]
 
@@ -132,6 +131,11 @@ class PrefixCache:
             if child.tokens not in last.children:
                 return  # It has no space, though all other texts are gone.
             last, start = child, start + len(here)
+
+    def _copied(self, tokens: Sequence[int]) -> list[tuple[_Block, int]]:
+        """`_path`, if it is long enough to be worth a copy."""
+        path = list(self._path(tokens))
+        return path if sum(length for _, length in path) >= BLOCK else []
 
     def _path(self, tokens: Sequence[int]) -> Iterator[tuple[_Block, int]]:
         """The blocks that a text begins with, and how many tokens of each: all of them, except in the last block."""

@@ -65,7 +65,7 @@ class Planner:
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
         """See `Plan.choose`."""
         self._probe = None
-        if any(one.seed is not None and one.temperature > 0 for one in params):
+        if any(one.is_seeded for one in params):
             return self._pinned
         batch = len(params), sum(one.temperature == 0 for one in params)
         if batch != self._batch or self._steps % _SEARCH_INTERVAL == 0:
