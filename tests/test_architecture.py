@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": {"ops", "params"},
     "schemes": {"errors", "lazy", "ops", "rng", "sampling", "tree"},
     "config": {"errors", "schemes", "tree"},
-    "models": {"errors", "lazy", "tree"},
+    "models": {"errors", "kernels", "lazy", "tree"},
     "testing": {"models"},
     "cpu": {"errors", "kernels", "models"},
     "cuda": {"models"},
@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 ORDER: dict[str, tuple[str, ...]] = {
-    "kernels": ("library", "huge_pages", "gemm", "attention", "decoder", "distributions"),
+    "kernels": ("library", "huge_pages", "gemm", "attention", "decoder", "distributions", "bf16_linear"),
     "models": (
         *(
             "layout",
@@ -95,6 +95,7 @@ ORDER: dict[str, tuple[str, ...]] = {
             "kv_cache",
             "llama",
             "unmodified",
+            "unpacked_linear",
             "fusion",
             "draft_vocabulary",
         ),

@@ -13,6 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mcsd
 from mcsd.prompts import QUESTIONS
@@ -41,8 +42,9 @@ def load_tasks() -> list[tuple[str, str]]:
 
 def run(target: str, rounds: int, new: int) -> list[dict[str, str | float]]:
     """A row for each kind of prompt and temperature."""
-    look_up = mcsd.Engine.load(target, "ngram", tree="auto", max_batch=1, max_length=2048)
-    plain = mcsd.Engine(look_up.target, "ngram", look_up.tokenizer, tree="none", max_batch=1, max_length=2048)
+    options: dict[str, Any] = {"max_batch": 1, "max_length": 2048, "sampling_defaults": "mcsd"}
+    look_up = mcsd.Engine.load(target, "ngram", tree="auto", **options)
+    plain = mcsd.Engine(look_up.target, "ngram", look_up.tokenizer, tree="none", **options)
     tokens: dict[tuple[str, float], list[int]] = defaultdict(lambda: [0, 0])
     best: dict[tuple[str, float, str, int], float] = {}
     for turn in range(rounds):

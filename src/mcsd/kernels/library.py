@@ -29,7 +29,7 @@ _FLAGS = (
 )
 _ENTRIES = (
     *("pack_bfp16", "linear", "pre_attention", "post_attention", "decoder", "draft_head"),
-    *("softmax", "top_k"),
+    *("softmax", "top_k", "bf16_linear"),
 )
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -15,6 +15,7 @@ from mcsd.models.kv_cache import KVCache
 from mcsd.models.layout import TokenLayout
 from mcsd.models.masks import make_masks
 from mcsd.models.protocol import Cache, ModelOutput
+from mcsd.models.unpacked_linear import unpacked_linears
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _RECURRENT_LAYERS = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
@@ -80,6 +81,7 @@ class TransformersModel:
         self.generation_config: Any = model.generation_config
         self.reference = load_reference or (lambda: self.network)
         self._attention_backends = attention_backends(self.device)
+        self._linears = unpacked_linears(model, self.device, model.dtype)
         self._cache_argument = cache_argument(model)
         self._layer_types = sorted(set(getattr(config, "layer_types", None) or ()))
         only_full = self._layer_types == ["full_attention"]
@@ -127,7 +129,7 @@ class TransformersModel:
         if masks.sliding is not None:
             by_type = {"full_attention": masks.full, "sliding_attention": masks.sliding}
             mask = {kind: by_type[kind] for kind in self._layer_types} if self._layer_types else masks.sliding
-        with self._attention_backends():
+        with self._attention_backends(), self._linears:
             out = self.network(
                 # A draft with a smaller padded vocabulary may be given a padding id of the target; any token serves.
                 input_ids=tokens.clamp(max=self.vocab_size - 1),
