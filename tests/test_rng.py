@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams, _inverse_cdf, _inverse_cdf_chunked, philox
+from mcsd.rng import DRAW, SAMPLE, VERIFY, PhiloxStream, PhiloxStreams, _inverse_cdf, _inverse_cdf_chunked, philox
 
 ALARM = 1e-6
 WORD = st.integers(0, 2**32 - 1)
@@ -82,11 +82,20 @@ def test_prefetched_numbers_are_those_of_each_step(moves: list[tuple[int, int]])
     seeds, positions = [3, -8], [0, 5]
     streams = PhiloxStreams(torch.tensor(seeds))
     for move in moves:
-        for kind in (DRAW, VERIFY):
+        for kind in (DRAW, VERIFY, SAMPLE):
             prefetched, alone = streams.at(positions, kind), stream(seeds, positions, kind)
             for count in (3, 30):
                 assert torch.equal(prefetched.uniform(count), alone.uniform(count))
         positions = [p + m for p, m in zip(positions, move, strict=True)]
+
+
+def test_numbers_for_matching_belong_to_tokens() -> None:
+    """The i-th one of a step is the first one of `VERIFY` i positions later, whatever the steps."""
+    seeds, positions = [3, -8], [4, 9]
+    numbers = stream(seeds, positions, SAMPLE).uniform(100)
+    for i in (0, 1, 7, 63, 64, 99):
+        later = stream(seeds, [position + i for position in positions], VERIFY)
+        assert torch.equal(numbers[:, i], later.uniform(1)[:, 0])
 
 
 def test_a_sequence_has_the_same_numbers_in_any_batch() -> None:

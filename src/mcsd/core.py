@@ -21,9 +21,9 @@ from mcsd.models.prefix_cache import PrefixCache, TextsByBeginning, longest_comm
 from mcsd.params import SamplingParams
 from mcsd.planning.plan import Plan, StepOutcome
 from mcsd.request import Request, token_logprobs
-from mcsd.request_queue import RequestQueue
+from mcsd.request_queue import RequestQueue, request_length
 from mcsd.results import TokenLogprobs
-from mcsd.rng import DRAW, VERIFY, PhiloxStream, PhiloxStreams
+from mcsd.rng import DRAW, SAMPLE, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence
 from mcsd.schemes.registry import REGISTRY, check_tree
@@ -31,8 +31,6 @@ from mcsd.step_trace import StepTrace
 from mcsd.timing import StepClock
 from mcsd.tracing import trace_trees, with_path
 from mcsd.tree import TreeShape
-
-_UNLIMITED = 1 << 20
 
 
 class _StartedPrompt(NamedTuple):
@@ -47,11 +45,6 @@ class _StartedPrompt(NamedTuple):
     request: Request
     reused: int
     hidden: Tensor | None
-
-
-def request_length(max_length: int | None, target: LanguageModel) -> int:
-    """The most tokens of a request: ``max_length``, if given, and at most the target's context."""
-    return min(length or _UNLIMITED for length in (max_length, target.max_length))
 
 
 class EngineCore(RequestQueue):
@@ -102,8 +95,9 @@ class EngineCore(RequestQueue):
         self.cache = target.new_cache(max_batch, cache_slots(self.max_length, max_nodes))
         self.prefixes = PrefixCache(self.cache, max_texts)
         self.graphs = GraphCache(target.device, getattr(target, "captures", False))
+        self._matching: Scheme = SCHEMES["top-k"]()
         chosen = SCHEMES[scheme]
-        self._scheme: Scheme = SCHEMES["top-k"]() if chosen.needs_q and not drafter.is_sampled else chosen()
+        self._scheme = self._step_scheme = self._matching if chosen.needs_q and not drafter.is_sampled else chosen()
         self._running: list[Request] = []
         self._sampling: BatchSamplingParams | None = None
         self._streams = PhiloxStreams(torch.empty(0, dtype=torch.int64))
@@ -224,13 +218,16 @@ class EngineCore(RequestQueue):
         if shape != self.tree:
             self._check(shape)
             self.tree = shape
+        # Where trees adapt, matching keeps them out of the text of a seed: it is that of plain decoding.
+        matches = self.plan.adapts and self._sampling.any_seeded
+        self._step_scheme = self._matching if matches else self._scheme
         texts = [request.all_tokens for request in self._running]
         random = self._streams.at(self._positions, DRAW, self._positions_on_device)
         self.clock.lap("other")
         if len(shape):
             self.drafter.catch_up(texts)
             self.clock.lap("prefill")
-        tree = self.drafter.draft(texts, self.tree, self._scheme, self._sampling, random)
+        tree = self.drafter.draft(texts, self.tree, self._step_scheme, self._sampling, random)
         self.draft_levels += tree.shape.depth
         self.clock.lap("draft")
         return tree
@@ -263,6 +260,7 @@ class EngineCore(RequestQueue):
     def _verify(self, tree: CandidateTree, logits: Tensor) -> tuple[VerificationResult, Tensor]:
         """Verify the tree, and keep the accepted path in the target's cache. The table is what the host reads."""
         assert self._sampling is not None
+        scheme = self._step_scheme
 
         def verify(
             tree: CandidateTree,
@@ -271,21 +269,22 @@ class EngineCore(RequestQueue):
             history: TokenHistory,
             random: PhiloxStream,
         ) -> Outputs:
-            result = self._scheme.verify(tree, logits, sampling, history, random)
+            result = scheme.verify(tree, logits, sampling, history, random)
             self.cache.keep(result.columns, result.accepted + 1)
             return result.path, result.accepted, result.token, result.failed, result.table(tree)
 
-        random = self._streams.at(self._positions, VERIFY, self._positions_on_device)
+        stream = VERIFY if scheme.needs_q else SAMPLE
+        random = self._streams.at(self._positions, stream, self._positions_on_device)
         if self._sampling.any_processors and logits.device.type != "cpu":
             # Processors are called with each path, which only the host can follow.
             given = (on_host(each) for each in (tree, logits, self._sampling, self._history, random))
-            result = self._scheme.verify(*given).to(logits.device)
+            result = scheme.verify(*given).to(logits.device)
             self.cache.keep(result.columns, result.accepted + 1)
             return result, result.table(tree)
         if self._sampling.any_penalties and logits.device.type != "cpu":
             # The captured function reads them; it cannot make them.
             self._history.penalties(self._sampling, logits)
-        key = "verify", tree.key, self._sampling.kind
+        key = "verify", tree.key, scheme.name, self._sampling.kind
         arguments = tree, logits, self._sampling, self._history, random
         *parts, table = self.graphs.run(key, verify, *arguments, generation=self.cache.generation)
         result = VerificationResult(*parts)

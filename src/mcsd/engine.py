@@ -9,7 +9,7 @@ import torch
 
 from mcsd.calibration import calibrated_plan
 from mcsd.config import MAX_BATCH, EngineOptions, check_sampling_defaults, check_sizes, parse_tree, split_draft
-from mcsd.core import EngineCore, request_length
+from mcsd.core import EngineCore
 from mcsd.defaults import model_defaults, unused_defaults
 from mcsd.drafters import Drafter
 from mcsd.drafters.make import cache_slots, make_drafter
@@ -23,6 +23,7 @@ from mcsd.planning import FixedTree, LookUpPlan, Plan, Planner, ProfileStore, pr
 from mcsd.progress import progress_bar
 from mcsd.prompts import load_corpus
 from mcsd.request import Request
+from mcsd.request_queue import request_length
 from mcsd.results import Chunk, Completion
 from mcsd.tokenization import Message, Prompt
 from mcsd.tree import TreeShape

@@ -19,6 +19,13 @@ from mcsd.results import Completion
 from mcsd.step_lock import StepLock
 from mcsd.tokenization import Prompt, PromptEncoder
 
+_UNLIMITED = 1 << 20
+
+
+def request_length(max_length: int | None, target: LanguageModel) -> int:
+    """The most tokens of a request: ``max_length``, if given, and at most the target's context."""
+    return min(length or _UNLIMITED for length in (max_length, target.max_length))
+
 
 class RequestQueue(ABC):
     """The waiting requests of an engine, which a subclass steps.

@@ -31,8 +31,10 @@ _MAX_POSITIONS = 128
 _BESIDE = 2
 """From a stream to the one beside it."""
 
-DRAW, VERIFY = 0, 1
-"""The two streams of a request: the noise that drew a candidate must never verify it."""
+DRAW, VERIFY, SAMPLE = 0, 1, -1
+"""The streams of a request. The noise that drew a candidate must never verify it, so drawing and verification have one
+each. `SAMPLE` is for verification that takes one number a token, at most: the i-th number of a step is the first one of
+`VERIFY` i positions later. So a number belongs to a token of the text, whatever the steps in which it was generated."""
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
@@ -87,6 +89,14 @@ def uniforms(seeds: Tensor, positions: Tensor, stream: int, first: int, count: i
     return (bits.to(torch.float64).flatten(-2) + 0.5) * 2.0**-48
 
 
+def _numbers_of_step(seeds: Tensor, positions: Tensor, stream: int, first: int, count: int) -> Tensor:
+    """float64 ``[B, count]``: numbers ``first`` and further ones of a step at ``positions [B]``, of any stream."""
+    if stream != SAMPLE:
+        return uniforms(seeds, positions[:, None], stream, first, count)[:, 0, :count]
+    offsets = torch.arange(first, first + count, device=positions.device)
+    return uniforms(seeds, positions[:, None] + offsets, VERIFY, 0, 1)[..., 0]
+
+
 class Randomness(Protocol):
     """All random decisions of a scheme. ``sequences`` says whose numbers to use, ``None`` for all of the batch."""
 
@@ -126,7 +136,7 @@ class PhiloxStream:
     Args:
         seeds: int64 ``[B]``, the requests' seeds (64 bits).
         positions: int64 ``[B]``, tokens each request has emitted: different at each of its steps.
-        stream: `DRAW` or `VERIFY`.
+        stream: `DRAW`, `VERIFY` or `SAMPLE`.
         prefetched: gives the first numbers, float64 ``[B, n]``; called when they are first needed.
     """
 
@@ -162,8 +172,9 @@ class PhiloxStream:
         generated = self._numbers.shape[1]
         missing = self._used + count - generated
         if missing > 0:
-            more = uniforms(self._seeds, self._positions[:, None], self._stream, generated, max(missing, _PREFETCH))
-            self._numbers = torch.cat([self._numbers, more[:, 0]], dim=1)
+            count_more = max(missing, _PREFETCH)
+            more = _numbers_of_step(self._seeds, self._positions, self._stream, generated, count_more)
+            self._numbers = torch.cat([self._numbers, more], dim=1)
         drawn = self._numbers.narrow(1, self._used, count)
         self._used += count
         return drawn if sequences is None or len(sequences) == len(drawn) == 1 else drawn[sequences]
@@ -243,7 +254,7 @@ class PhiloxStreams:
 
         Args:
             positions: tokens that each request has emitted.
-            stream: `DRAW` or `VERIFY`.
+            stream: `DRAW`, `VERIFY` or `SAMPLE`.
             on_device: the same positions, int64 ``[B]``, if they are on the device already.
         """
         if on_device is None:
@@ -255,11 +266,18 @@ class PhiloxStreams:
                 self._first, self._first_on_device = list(positions), on_device
                 self._generated, offsets = {}, [0] * len(positions)
             if stream not in self._generated:
-                counters = self._first_on_device[:, None] + self._offsets
-                self._generated[stream] = uniforms(self._seeds, counters, stream, 0, _PREFETCH)
+                self._generated[stream] = self._generate(stream)
             generated = self._generated[stream]
             if len(offsets) == 1:
                 return generated[:, offsets[0]]
             return generated[self._sequences, on_device - self._first_on_device]
 
         return PhiloxStream(self._seeds, on_device, stream, prefetched)
+
+    def _generate(self, stream: int) -> Tensor:
+        """float64 ``[B, positions, numbers]``: the first numbers of steps at the next positions."""
+        if stream == SAMPLE:
+            count = len(self._offsets) + _PREFETCH - 1
+            numbers = _numbers_of_step(self._seeds, self._first_on_device, stream, 0, count)
+            return numbers.unfold(1, _PREFETCH, 1)
+        return uniforms(self._seeds, self._first_on_device[:, None] + self._offsets, stream, 0, _PREFETCH)

@@ -172,14 +172,14 @@ FAULTS = (
     Fault(
         "drawing and verification share their random numbers",
         _CORE,
-        "self._streams.at(self._positions, VERIFY, ",
-        "self._streams.at(self._positions, DRAW, ",
+        "stream = VERIFY if",
+        "stream = DRAW if",
     ),
     Fault(
         "every step verifies with the same random numbers",
         _CORE,
-        "self._positions, VERIFY, self._positions_on_device)",
-        "[0] * len(self._running), VERIFY, self._positions_on_device * 0)",
+        "self._positions, stream, self._positions_on_device)",
+        "[0] * len(self._running), stream, self._positions_on_device * 0)",
     ),
     Fault(
         "sequences share their random numbers",

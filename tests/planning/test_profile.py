@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mcsd
+from mcsd.drafters import NgramDrafter
 from mcsd.errors import McsdWarning, NonFiniteLogits
 from mcsd.loading.load import LoadedModel
 from mcsd.models import TransformersModel
@@ -17,6 +18,7 @@ from mcsd.planning import Profile, ProfileFile, StepCosts, measure_forwards, pro
 from mcsd.planning.acceptance import geometric_rates
 from mcsd.testing import TabularModel
 from mcsd.tree import TreeShape
+from support.ngrams import eager_ngram
 from support.tiny import tiny
 
 SCHEME = "mcss-wor"
@@ -188,18 +190,27 @@ def test_built_in_prompts_that_are_too_long_are_no_matter(smollm2: LoadedModel) 
     assert len(waiting.tokens) == 6
 
 
-def test_a_seed_goes_by_the_tree_that_was_kept(place: ProfileFile) -> None:
-    """Whatever else runs and has run, in any engine that reads the profile."""
+@pytest.mark.parametrize("draft", ["model", "ngram", "model+ngram"])
+def test_a_seed_has_the_text_of_plain_decoding(place: ProfileFile, draft: str) -> None:
+    """Whatever else runs and has run, and whatever trees and look-up are used."""
     place.write(PROFILE)
-    params = mcsd.SamplingParams(max_new_tokens=30, seed=4)
-    named = mcsd.Engine(tiny("llama"), tiny("llama", seed=1), tree="2x1", max_length=100)
-    expected = named.generate([[5, 9, 2]], params)[0].token_ids
-    subject = mcsd.Engine(tiny("llama"), tiny("llama", seed=1), tree="auto", max_length=100, profile=place)
-    assert subject.generate([[5, 9, 2]], params)[0].token_ids == expected
+    params = [mcsd.SamplingParams(temperature=0.1, max_new_tokens=90, seed=seed) for seed in range(6)]
+    prompts = [[5, 9, 2], [7], [1, 2, 3, 1, 2], [4, 4], [8], [6, 3]]
+    drafts: list[Any] = [tiny("llama")] * ("model" in draft) + ["ngram"] * ("ngram" in draft)
+    given = drafts if len(drafts) > 1 else drafts[0]
+    subject = mcsd.Engine(tiny("llama"), given, tree="auto", max_length=120, max_batch=4, profile=place)
+    plain = mcsd.Engine(tiny("llama"), tiny("llama", seed=1), tree="none", max_length=120)
+    expected = [done.token_ids for done in plain.generate(prompts, params)]
+    subject.calibrate()
+    if isinstance(subject.drafter, NgramDrafter):
+        subject.drafter.cost = eager_ngram().cost
+    first = subject.generate(prompts, params)
+    assert [done.token_ids for done in first] == expected
+    assert sum(done.stats.accepted_tokens for done in first) > 0
     subject.generate([[9]] * 8, mcsd.SamplingParams(max_new_tokens=80))
-    others = [[7], [5, 9, 2], [1, 2, 3]]
-    settings = [mcsd.SamplingParams(max_new_tokens=40), params, mcsd.SamplingParams(temperature=0, max_new_tokens=9)]
-    assert subject.generate(others, settings)[1].token_ids == expected
+    others = [mcsd.SamplingParams(max_new_tokens=40), params[0], mcsd.SamplingParams(temperature=0, max_new_tokens=9)]
+    assert subject.generate([[7], prompts[0], [1, 2, 3]], others)[1].token_ids == expected[0]
+    assert subject.generate([prompts[5]], params[5])[0].token_ids == expected[5]
 
 
 @pytest.mark.parametrize(("scheme", "tree"), [("block", [-1, -1, -1]), ("mcss-wor", [-1] * 200)])

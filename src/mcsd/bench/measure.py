@@ -18,12 +18,12 @@ from mcsd.bench.results import LEFT_OUT, Results, acceptance_rows, attention_row
 from mcsd.bench.runners import JobRunner
 from mcsd.bench.schedule import schedule_jobs
 from mcsd.config import parse_tree
-from mcsd.core import request_length
 from mcsd.engine import Engine
 from mcsd.errors import InvalidOption
 from mcsd.files import VERSION, JsonlLog, check_settings, exclusive_lock
 from mcsd.params import SamplingParams
 from mcsd.prompts import encode_prompt_sets
+from mcsd.request_queue import request_length
 from mcsd.tokenization import PromptEncoder
 from mcsd.tree import TreeShape
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
-from mcsd.sampling import BatchSamplingParams
-
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Lengths of chains: few, because a GPU captures the forward of each."""
 
@@ -34,18 +32,18 @@ def expected_tokens(rates: Sequence[float], otherwise: float = 1.0) -> list[floa
 
 
 def best_depths(
-    tokens: Sequence[Sequence[float]], nodes: Mapping[int, int], sampling: BatchSamplingParams, cost: StepCost
+    tokens: Sequence[Sequence[float]], nodes: Mapping[int, int], cost: StepCost, alone: bool = False
 ) -> list[int]:
     """How many looked-up tokens each sequence takes.
 
     Args:
         tokens: for each sequence, its `expected_tokens`.
         nodes: candidates of the tree by its depth, from 0.
-        sampling: of the sequences.
         cost: of a step.
+        alone: whether what a sequence takes must not depend on the others.
     """
     depths = [_fastest([each], nodes, cost) for each in tokens]
-    if len(tokens) > 1 and not sampling.any_seeded:
+    if len(tokens) > 1 and not alone:
         most = _fastest(tokens, nodes, cost)
         depths = [min(depth, most) for depth in depths]
     return depths

@@ -85,11 +85,13 @@ class MixedDrafter(Drafter):
             if sequence:
                 sequence.update(text)
         rates = [sequence.best(MAX_CHAIN)[1] if sequence else [] for sequence in self._sequences]
-        alone = bool(looking) and not sampling.any_seeded and min(map(sum, rates)) > shape.depth
+        # Where verification reads q, the text of a seed depends on the tree, which must not depend on other sequences.
+        pinned = scheme.needs_q and sampling.any_seeded
+        alone = bool(looking) and not pinned and min(map(sum, rates)) > shape.depth
         drawn, otherwise = (0, 1.0) if alone else (len(shape), _DRAWN)
         nodes = {depth: drawn + depth for depth in (0, *DEPTHS)}
         tokens = [expected_tokens(each, otherwise) for each in rates]
-        depths = best_depths(tokens, nodes, sampling, self.cost) if looking else [0] * len(rates)
+        depths = best_depths(tokens, nodes, self.cost, pinned) if looking else [0] * len(rates)
         longest = max(depths, default=0)
         chains = [
             sequence.continuations(text, depth, 1)[0] if sequence and depth else []

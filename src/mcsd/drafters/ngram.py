@@ -64,7 +64,7 @@ class NgramDrafter(Drafter):
         for text, sequence in zip(token_ids, sequences, strict=len(shape) > 0):
             sequence.update(text)
         rates = [sequence.best(shape.depth)[1] for sequence in sequences]
-        depths = best_depths([expected_tokens(each) for each in rates], _nodes_by_depth(shape), sampling, self.cost)
+        depths = best_depths([expected_tokens(each) for each in rates], _nodes_by_depth(shape), self.cost)
         shape = _cut(shape, max(depths, default=0))
         if not len(shape):
             return CandidateTree.none(len(token_ids), self._device)

@@ -17,6 +17,7 @@ class LookUpPlan:
 
     shape = TreeShape.parse("chain:16")
     max_nodes = len(shape)
+    adapts = True
 
     def __init__(self, costs: StepCosts) -> None:
         self._costs = costs

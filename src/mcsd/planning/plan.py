@@ -51,6 +51,8 @@ class Plan(Protocol):
 
     max_nodes: int
     """Nodes of the largest tree that it may name."""
+    adapts: bool
+    """Whether trees depend on earlier steps and other requests, on which the text of a seed must not depend."""
 
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
         """The tree of the next step, for sequences with these parameters.
@@ -72,6 +74,8 @@ class FixedTree:
         shape: the tree; it may be changed between steps.
         max_nodes: nodes of the largest tree that it will be; by default those of ``shape``.
     """
+
+    adapts = False
 
     def __init__(self, shape: TreeShape, max_nodes: int | None = None) -> None:
         self.shape = shape

@@ -30,8 +30,8 @@ class Planner:
 
     If no tree is faster than plain decoding, it decodes plainly and probes speculation from time to time.
 
-    Sampled requests with a seed are promised the same text in any batch and at any time. While one runs, every step
-    uses the tree that the profile alone makes the best for one such request.
+    Sampled requests with a seed are promised the same text in any batch and at any time. While one runs, the engine
+    verifies by matching: see `mcsd.core.EngineCore`. Acceptance is then estimated apart.
 
     Args:
         profile: of target, draft and machine.
@@ -39,19 +39,22 @@ class Planner:
     """
 
     max_nodes = MAX_NODES
+    adapts = True
 
     def __init__(self, profile: Profile, scheme: str) -> None:
         self._costs = profile.costs
         self._limits = REGISTRY[scheme]
         self._acceptance = {
-            True: AcceptanceEstimate(profile.greedy, _WEIGHT, _MEMORY),
-            False: AcceptanceEstimate(profile.sampled, _WEIGHT, _MEMORY),
+            "greedy": AcceptanceEstimate(profile.greedy, _WEIGHT, _MEMORY),
+            "sampled": AcceptanceEstimate(profile.sampled, _WEIGHT, _MEMORY),
+            "matched": AcceptanceEstimate(profile.sampled, _WEIGHT, _MEMORY),
         }
         limits = self._limits.max_width, self._limits.max_depth
-        self._pinned = profile.tree or best_tree(profile.sampled, profile.costs, 1, *limits).shape
-        self._shape = self._pinned
+        self._shape = profile.tree or best_tree(profile.sampled, profile.costs, 1, *limits).shape
         self._batch = (0, 0)
         """Sequences of the batch, and greedy ones among them."""
+        self._sampled = "sampled"
+        """How sampled sequences of the batch are verified."""
         self._steps = 0
         self._pause = self._pause_left = _PAUSE
         self._probe: TreeChoice | None = None
@@ -60,18 +63,18 @@ class Planner:
     @property
     def plain_seconds(self) -> float:
         """Expected seconds of a step without candidates, for one sequence."""
-        return expected_speed(PLAIN, self._acceptance[False].rates(), self._costs, 1).seconds
+        return expected_speed(PLAIN, self._acceptance["sampled"].rates(), self._costs, 1).seconds
 
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
         """See `Plan.choose`."""
         self._probe = None
-        if any(one.is_seeded for one in params):
-            return self._pinned
         batch = len(params), sum(one.temperature == 0 for one in params)
-        if batch != self._batch or self._steps % _SEARCH_INTERVAL == 0:
-            if batch != self._batch:
+        sampled = "matched" if any(one.is_seeded for one in params) else "sampled"
+        changed = (batch, sampled) != (self._batch, self._sampled)
+        if changed or self._steps % _SEARCH_INTERVAL == 0:
+            if changed:
                 self._probed.clear()
-            self._batch = batch
+            self._batch, self._sampled = batch, sampled
             self._search()
         self._steps += 1
         if len(self._shape):
@@ -89,7 +92,7 @@ class Planner:
             # N-gram look-up without a match is plain decoding: it costs nothing and says nothing about acceptance.
             return
         for one, path in zip(outcome.params, paths, strict=True):
-            self._acceptance[one.temperature == 0].observe(outcome.shape, path)
+            self._acceptance["greedy" if one.temperature == 0 else self._sampled].observe(outcome.shape, path)
         if self._probe is not None:
             self._probed.append((1 + sum(map(len, paths)) / len(paths), self._probe.seconds))
             self._probe = None
@@ -122,9 +125,9 @@ class Planner:
         """Acceptance rates of the batch: the mean over its sequences."""
         batch_size, greedy = self._batch
         if greedy in (0, batch_size):
-            return self._acceptance[greedy > 0].rates()
+            return self._acceptance["greedy" if greedy else self._sampled].rates()
         share = greedy / batch_size
-        both = zip(self._acceptance[True].rates(), self._acceptance[False].rates(), strict=True)
+        both = zip(self._acceptance["greedy"].rates(), self._acceptance[self._sampled].rates(), strict=True)
         return tuple(
             tuple(share * one + (1 - share) * other for one, other in zip(greedy_rates, sampled_rates, strict=True))
             for greedy_rates, sampled_rates in both

@@ -82,6 +82,8 @@ class TrialPlan:
         is_sampled: whether the drafter samples its candidates; if not, drafting costs nothing.
     """
 
+    adapts = False
+
     def __init__(self, scheme: str, is_sampled: bool) -> None:
         self.shapes = [shape for tree in _TREES[is_sampled] if supports(scheme, shape := TreeShape.parse(tree))]
         self.steps: list[TrialStep] = []

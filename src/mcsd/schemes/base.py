@@ -57,8 +57,9 @@ class Scheme(ABC):
             logits: ``[B, 1 + n, V]`` of the target, root first.
             sampling: of the B sequences.
             history: what penalties need.
-            random: the `mcsd.rng.VERIFY` stream. The same numbers are drawn whatever the outcome, so that the later
-                decisions of a sequence do not depend on the other sequences.
+            random: the `mcsd.rng.VERIFY` stream, or that of `mcsd.rng.SAMPLE` for a scheme that needs no q. The same
+                numbers are drawn whatever the outcome, so that the later decisions of a sequence do not depend on the
+                other sequences.
         """
         target = TargetDistributions(tree, logits, sampling, history)
         if sampling.all_greedy:
@@ -108,7 +109,7 @@ class NodeScheme(Scheme):
         def verify_sampled(node: Node) -> tuple[Tensor, Tensor]:
             if not node.tokens.shape[1]:
                 return sample_and_match(node, random)
-            if node.looked_up is None:
+            if node.looked_up is None or not self.needs_q:
                 return self.verify_node(node, random)
             width = drawn[node.level] if node.level < len(drawn) else 0
             return verify_mixed(node, random, width, partial(self.verify_node, random=random))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mcsd.core import EngineCore, request_length
+from mcsd.core import EngineCore
 from mcsd.drafters.make import cache_slots, make_drafter
 from mcsd.files import JsonlLog, exclusive_lock
 from mcsd.loading.load import load_pair
@@ -23,6 +23,7 @@ from mcsd.planning import (
 from mcsd.planning.search import MAX_NODES
 from mcsd.planning.trials import TrialStep
 from mcsd.prompts import default_prompts
+from mcsd.request_queue import request_length
 from mcsd.tree import TreeShape
 from mcsd.tune.configurations import Configuration, configurations
 from mcsd.tune.options import TuneOptions
