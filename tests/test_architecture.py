@@ -13,7 +13,7 @@ SOURCE = Path(mcsd.__file__).parent
 
 _BASE = {"errors", "params", "results", "tree"}
 _DRAWING = {*_BASE, "rng", "sampling", "schemes"}
-_ENGINE = {*_DRAWING, "models", "drafters", "tokenization", "request", "prompts", "planning", "core"}
+_ENGINE = {*_DRAWING, "models", "drafters", "tokenization", "request", "request_queue", "prompts", "planning", "core"}
 _TOOLS = {*_ENGINE, "config", "engine", "files", "lazy", "loading", "system"}
 
 MAY_IMPORT: dict[str, set[str]] = {

@@ -249,7 +249,8 @@ class Engines(RuleBasedStateMachine):
             expected = alone(self.kind, job)
             assert tuple(request.tokens) == expected.tokens[: len(request.tokens)]
             steps = tuple(len(chunk.token_ids) for chunk in request.chunks)
-            assert steps == expected.steps[: len(steps)]
+            # How many tokens are looked up in a step depends on the batch; the text does not.
+            assert steps == expected.steps[: len(steps)] or self.kind.startswith("ngram")
             if request in self.cancelled:
                 assert isinstance(request.error, RequestInterrupted)
                 assert request.completion is None

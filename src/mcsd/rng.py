@@ -31,7 +31,7 @@ _MAX_POSITIONS = 128
 _BESIDE = 2
 """From a stream to the one beside it."""
 
-DRAW, VERIFY, SAMPLE = 0, 1, -1
+DRAW, VERIFY, SAMPLE = 0, 1, 4
 """The streams of a request. The noise that drew a candidate must never verify it, so drawing and verification have one
 each. `SAMPLE` is for verification that takes one number a token, at most: the i-th number of a step is the first one of
 `VERIFY` i positions later. So a number belongs to a token of the text, whatever the steps in which it was generated."""
@@ -90,9 +90,9 @@ def uniforms(seeds: Tensor, positions: Tensor, stream: int, first: int, count: i
 
 
 def _numbers_of_step(seeds: Tensor, positions: Tensor, stream: int, first: int, count: int) -> Tensor:
-    """float64 ``[B, count]``: numbers ``first`` and further ones of a step at ``positions [B]``, of any stream."""
+    """float64 ``[B, count or more]``: `uniforms` of a step at ``positions [B]``, of any stream."""
     if stream != SAMPLE:
-        return uniforms(seeds, positions[:, None], stream, first, count)[:, 0, :count]
+        return uniforms(seeds, positions[:, None], stream, first, count)[:, 0]
     offsets = torch.arange(first, first + count, device=positions.device)
     return uniforms(seeds, positions[:, None] + offsets, VERIFY, 0, 1)[..., 0]
 

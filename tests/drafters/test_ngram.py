@@ -29,12 +29,10 @@ def drafter_for(texts: list[list[int]]) -> NgramDrafter:
     return drafter
 
 
-def draft(
-    drafter: NgramDrafter, texts: list[list[int]], tree: str | list[int], seed: int | None = None
-) -> CandidateTree:
+def draft(drafter: NgramDrafter, texts: list[list[int]], tree: str | list[int]) -> CandidateTree:
     batch = len(texts)
     random = PhiloxStream(torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64), DRAW)
-    sampling = BatchSamplingParams.of([SamplingParams(seed=seed)] * batch, CPU)
+    sampling = BatchSamplingParams.of([SamplingParams()] * batch, CPU)
     return drafter.draft([list(text) for text in texts], TreeShape.parse(tree), SCHEMES["top-k"](), sampling, random)
 
 
@@ -207,14 +205,12 @@ def test_a_sequence_of_a_batch_has_its_own_depth() -> None:
 
 def test_an_expensive_batch_is_not_made_larger_for_one_sequence() -> None:
     good, others = [*range(10, 40), *range(10, 22)], [[1, 2, 3]] * 15
-    for seed, expected in ((None, 0), (3, 8)):
+    for texts, expected in (([good, *others], False), ([good], True)):
         drafter = NgramDrafter(CPU)
         drafter.cost = lambda batch_size, nodes: batch_size * (1.0 + 0.05 * nodes)
-        for text in (good, *others):
+        for text in texts:
             drafter.add(text, None)
-        # The text of a seed must not depend on the other sequences, so there the sequence decides alone.
-        depth = draft(drafter, [good, *others], "chain:16", seed).shape.depth
-        assert depth == expected if seed is None else depth >= expected
+        assert bool(draft(drafter, texts, "chain:16").shape.depth) == expected
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,11 @@ def test_law_of_texts(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -
     shapes = shapes_of(eager(engine))
     params = mcsd.SamplingParams(temperature=0.8, max_new_tokens=length, prediction=(1, 0))
     check(engine_law(engine, params, monkeypatch), target_law(target, length, 0.8))
-    assert {shape.drawn for shape in shapes if shape} == {mcsd.TreeShape.parse(tree)}
+    drawn = {mcsd.TreeShape.parse(tree)}
+    # Where verification does not read q, the looked-up chain may take the place of the draft.
+    may_stand_alone = not mcsd.SCHEMES[scheme].needs_q
+    allowed = drawn | {mcsd.TreeShape.parse("none")} if may_stand_alone else drawn
+    assert drawn <= {shape.drawn for shape in shapes if shape} <= allowed
 
 
 @pytest.mark.parametrize("scheme", ["mcss-wor", "mcss"])

@@ -1,15 +1,15 @@
 // Linear layers for the few tokens of a draft tree whose bf16 weights stay where they are, [out_features, in_features]
 // in memory order: out = activations x weight^T + bias. Sums are in float32. A token's result does not depend on the
-// other tokens of the batch, to the last bit. `mcsd.cpu.bf16_linear` calls the entry.
+// other tokens of the batch, to the last bit. `mcsd.models.unpacked_linear` calls the entry.
 
 #include "simd.h"
 
 namespace mcsd {
 namespace {
 
-constexpr int64_t PAIR_LANES = 2 * LANES;  // bf16 of a vector
+constexpr int64_t PAIR_LANES = 2 * LANES;             // bf16 of a vector
 constexpr int64_t TILE_TOKENS = 6, TILE_OUTPUTS = 4;  // with these all sums are in registers
-constexpr int64_t PREFETCH_ROWS = 4;              // ahead: the weights of the next tile
+constexpr int64_t PREFETCH_ROWS = TILE_OUTPUTS;       // ahead: the weights of the next tile
 
 // Adds the products of 32 pairs of bf16 to 16 sums; `NATIVE`: by AVX-512 BF16.
 template <bool NATIVE>
@@ -24,7 +24,7 @@ template <bool NATIVE>
     return _mm512_fmadd_ps(upper_weights, upper, _mm512_fmadd_ps(lower_weights, lower, sum));
 }
 
-struct Bf16Linear {
+struct UnpackedLinear {
     const uint16_t *weight, *bias, *activations;  // bias may be null
     uint16_t* out;
     int64_t in_features, out_features;
@@ -41,7 +41,7 @@ inline __m128 add_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
 
 // T tokens times four outputs.
 template <bool NATIVE, int T>
-void tile(const Bf16Linear& linear, int64_t token, int64_t output) {
+void tile(const UnpackedLinear& linear, int64_t token, int64_t output) {
     const int64_t in_features = linear.in_features, last = linear.out_features - 1;
     const uint16_t *x = linear.activations + token * in_features, *w[TILE_OUTPUTS];
     for (int o = 0; o < TILE_OUTPUTS; o++) w[o] = linear.weight + std::min(output + o, last) * in_features;
@@ -78,7 +78,7 @@ void tile(const Bf16Linear& linear, int64_t token, int64_t output) {
     }
 }
 
-typedef void (*Tile)(const Bf16Linear&, int64_t token, int64_t output);
+typedef void (*Tile)(const UnpackedLinear&, int64_t token, int64_t output);
 
 template <bool NATIVE>
 const Tile TILES[] = {nullptr, tile<NATIVE, 1>, tile<NATIVE, 2>, tile<NATIVE, 3>, tile<NATIVE, 4>, tile<NATIVE, 5>,
@@ -95,7 +95,7 @@ extern "C" {
 void bf16_linear(
     void* weight, void* bias, void* activations, void* out, int64_t in_features, int64_t out_features, int64_t tokens,
     int threads) {
-    const Bf16Linear linear{
+    const UnpackedLinear linear{
         static_cast<uint16_t*>(weight), static_cast<uint16_t*>(bias), static_cast<uint16_t*>(activations),
         static_cast<uint16_t*>(out), in_features, out_features};
     const Tile* by_tokens = __builtin_cpu_supports("avx512bf16") ? TILES<true> : TILES<false>;
