@@ -34,7 +34,8 @@ _BESIDE = 2
 DRAW, VERIFY, SAMPLE = 0, 1, 4
 """The streams of a request. The noise that drew a candidate must never verify it, so drawing and verification have one
 each. `SAMPLE` is for verification that takes one number a token, at most: the i-th number of a step is the first one of
-`VERIFY` i positions later. So a number belongs to a token of the text, whatever the steps in which it was generated."""
+`VERIFY` i positions later. So a number belongs to a token of the text, whatever the steps in which it was generated.
+2 and 3 are the streams beside `DRAW` and `VERIFY`."""
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

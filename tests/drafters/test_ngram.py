@@ -205,12 +205,12 @@ def test_a_sequence_of_a_batch_has_its_own_depth() -> None:
 
 def test_an_expensive_batch_is_not_made_larger_for_one_sequence() -> None:
     good, others = [*range(10, 40), *range(10, 22)], [[1, 2, 3]] * 15
-    for texts, expected in (([good, *others], False), ([good], True)):
+    for texts, depths in (([good, *others], {0}), ([good], {8, 12, 16})):
         drafter = NgramDrafter(CPU)
         drafter.cost = lambda batch_size, nodes: batch_size * (1.0 + 0.05 * nodes)
         for text in texts:
             drafter.add(text, None)
-        assert bool(draft(drafter, texts, "chain:16").shape.depth) == expected
+        assert draft(drafter, texts, "chain:16").shape.depth in depths
 
 
 @pytest.mark.parametrize(

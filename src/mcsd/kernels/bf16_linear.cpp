@@ -1,6 +1,6 @@
 // Linear layers for the few tokens of a draft tree whose bf16 weights stay where they are, [out_features, in_features]
 // in memory order: out = activations x weight^T + bias. Sums are in float32. A token's result does not depend on the
-// other tokens of the batch, to the last bit. `mcsd.models.unpacked_linear` calls the entry.
+// other tokens of the batch, to the last bit. `mcsd.kernels.bf16_linear` calls the entry.
 
 #include "simd.h"
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from mcsd.kernels.library import call
 
 MAX_TOKENS = 16
-"""With more tokens PyTorch is as fast."""
+"""About one tree. More tokens are left to PyTorch, which is then little slower."""
 
 
-def bf16_linear_supported(activations: Any, weight: Any, bias: Any | None) -> bool:
+def bf16_linear_supported(activations: Any, weight: Any, bias: Any | None = None) -> bool:
     """Whether `bf16_linear` computes what ``torch.nn.functional.linear`` does of these tensors."""
     given = [activations, weight] if bias is None else [activations, weight, bias]
     return (
@@ -26,7 +26,7 @@ def bf16_linear_supported(activations: Any, weight: Any, bias: Any | None) -> bo
     )
 
 
-def bf16_linear(activations: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def bf16_linear(activations: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``[..., in]`` to ``[..., out]``, with sums in float32.
 
     Args:

@@ -31,7 +31,7 @@ class Planner:
     If no tree is faster than plain decoding, it decodes plainly and probes speculation from time to time.
 
     Sampled requests with a seed are promised the same text in any batch and at any time. While one runs, the engine
-    verifies by matching: see `mcsd.core.EngineCore`. Acceptance is then estimated apart.
+    verifies by matching (scheme "top-k"), so that no text depends on the trees. Acceptance is then estimated apart.
 
     Args:
         profile: of target, draft and machine.
