@@ -28,7 +28,7 @@ LAWS = (
 """From the fastest to the slowest."""
 
 SEEDS = (1, 2)
-_FAILED = re.compile(r"^FAILED tests/laws/(\S+)(?: - (.*))?$", re.MULTILINE)
+_FAILED = re.compile(r"^FAILED tests/laws/(.+?)(?: - (.*))?$", re.MULTILINE)
 
 
 def main() -> None:
