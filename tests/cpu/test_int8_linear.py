@@ -27,7 +27,7 @@ Made = Callable[[nn.Linear, bool], PackedLinear]
 
 
 def in_our_kernels(linear: nn.Linear, fine: bool) -> PackedLinear:
-    return NativeLinear(linear, WeightFormat.W8A16 if fine else WeightFormat.W8A8)
+    return NativeLinear.packed(linear, WeightFormat.W8A16 if fine else WeightFormat.W8A8)
 
 
 @pytest.fixture(

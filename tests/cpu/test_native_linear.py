@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not kernels.available(), reason="no kernels for 
 SHAPES = [(48, 40), (16, 32), (77, 33), (1, 1), (300, 1000)]
 """Inputs and outputs that fill the kernels' blocks and groups, and that do not."""
 
-BFP16 = partial(NativeLinear, format=WeightFormat.BFP16)
+BFP16 = partial(NativeLinear.packed, format=WeightFormat.BFP16)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
@@ -52,7 +52,7 @@ def test_int8_products_are_those_of_onednn(inputs: int, outputs: int, fine: bool
     """Quantized values are the same, but an activation halfway between two may be rounded either way."""
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs)
-    ours, theirs = NativeLinear(linear, WeightFormat.W8A16 if fine else WeightFormat.W8A8), Int8Linear(linear, fine)
+    ours, theirs = NativeLinear.packed(linear, WeightFormat.W8A16 if fine else WeightFormat.W8A8), Int8Linear(linear, fine)
     assert torch.equal(ours.dense(), theirs.dense())
     states = torch.randn(29, inputs)
     scale = states.abs().amax(-1, keepdim=True) / (127 * 254 if fine else 127)
@@ -68,7 +68,7 @@ def test_int4_weights_and_products_are_within_their_rounding_bounds(inputs: int,
     linear = nn.Linear(inputs, outputs, bias=bias)
     linear.weight.data[:, ::7] *= 30
     linear.weight.data[-1] = 0
-    ours = NativeLinear(linear, WeightFormat.W4A8)
+    ours = NativeLinear.packed(linear, WeightFormat.W4A8)
     filled = nn.functional.pad(linear.weight, (0, -inputs % GROUP)).view(outputs, -1, GROUP)
     scale = (filled.amax(-1).clamp(min=0) - filled.amin(-1).clamp(max=0)) / 15
     apart = nn.functional.pad(ours.dense() - linear.weight, (0, -inputs % GROUP)).view(filled.shape).abs()
@@ -95,7 +95,7 @@ def test_int4_of_any_weight() -> None:
     for each in (weight, weight.t()):
         linear = nn.Linear(64, 64, bias=False)
         linear.weight = nn.Parameter(each, requires_grad=False)
-        ours = NativeLinear(linear, WeightFormat.W4A8)
+        ours = NativeLinear.packed(linear, WeightFormat.W4A8)
         assert ours.dense().isfinite().all()
         assert ours(torch.ones(1, 64)).isfinite().all()
         untouched = (each.abs() < 1).all(1)
@@ -107,10 +107,10 @@ def test_selected_outputs_of_a_layer_are_a_layer(weight_format: WeightFormat) ->
     """As in drafts with a draft vocabulary."""
     whole, chosen = nn.Linear(48, 40), torch.tensor([3, 39, 7])
     states = torch.randn(5, 48)
-    few = NativeLinear(output_rows(whole, chosen), weight_format)
-    assert torch.equal(few(states), NativeLinear(whole, weight_format)(states)[:, chosen])
-    again = NativeLinear(output_rows(NativeLinear(whole, weight_format), torch.arange(40)), weight_format)
-    torch.testing.assert_close(again.dense(), NativeLinear(whole, weight_format).dense())
+    few = NativeLinear.packed(output_rows(whole, chosen), weight_format)
+    assert torch.equal(few(states), NativeLinear.packed(whole, weight_format)(states)[:, chosen])
+    again = NativeLinear.packed(output_rows(NativeLinear.packed(whole, weight_format), torch.arange(40)), weight_format)
+    torch.testing.assert_close(again.dense(), NativeLinear.packed(whole, weight_format).dense())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -134,7 +134,7 @@ def test_a_token_s_result_depends_on_no_other_token_and_nan_stays_in_its_row(dty
 def test_a_token_s_result_does_not_depend_on_the_batch_size(weight_format: WeightFormat) -> None:
     """One tile, several that share weights, and too many to share; and several slices of inputs."""
     torch.manual_seed(0)
-    ours = NativeLinear(nn.Linear(600, 40), weight_format)
+    ours = NativeLinear.packed(nn.Linear(600, 40), weight_format)
     states = torch.randn(100, 600)
     together = ours(states)
     for rows in (1, 7, 12, 13, 24, 25, 48, 49):

@@ -70,7 +70,7 @@ def test_tensors_do_not_overlap_and_outlive_each_other() -> None:
 @pytest.mark.skipif(not kernels.available(), reason="no kernels for this CPU")
 @pytest.mark.parametrize("weight_format", WeightFormat)
 def test_weights_may_have_huge_pages(weight_format: WeightFormat) -> None:
-    weight = NativeLinear(nn.Linear(256, 64), weight_format).weight
+    weight = NativeLinear.packed(nn.Linear(256, 64), weight_format).weight
     assert "hg" in flags(weight)
     # Memory of torch may be some that NumPy has used, which asks for huge pages too.
     assert "hg" not in flags(torch.frombuffer(mmap.mmap(-1, 1 << 22), dtype=torch.uint8))

@@ -36,18 +36,44 @@ class NativeLinear(PackedLinear):
     """A linear layer in our kernels.
 
     Args:
-        linear: the layer, in any dtype; its weight may be freed afterwards.
-        format: the format of its weight.
-        quantized: for W8A8 and W8A16, the result of `quantize_int8`; the layer's weight is then not read.
-
-    Raises:
-        UnsupportedModel: the layer has more than 2**16 inputs.
+        out_features, in_features: of the layer.
+        format: of its weight.
+        weight: in the layout of the format.
+        scale: float32 ``[out]``; of W8A8 and W8A16.
+        bias: ``[out]`` or None.
     """
 
     min_rows = 1
 
-    def __init__(self, linear: nn.Linear, format: WeightFormat, quantized: tuple[Tensor, Tensor] | None = None) -> None:
-        in_features = linear.weight.shape[1]
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        format: WeightFormat,
+        weight: Tensor,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__(out_features, weight, None if bias is None else bias.detach().float())
+        self.in_features = in_features
+        self.format = format
+        self.scale = scale
+
+    @classmethod
+    def packed(
+        cls, linear: nn.Linear, format: WeightFormat, quantized: tuple[Tensor, Tensor] | None = None
+    ) -> "NativeLinear":
+        """A linear layer of torch, packed.
+
+        Args:
+            linear: the layer, in any dtype; its weight may be freed afterwards.
+            format: any but `WeightFormat.GGUF`.
+            quantized: for W8A8 and W8A16, the result of `quantize_int8`; the layer's weight is then not read.
+
+        Raises:
+            UnsupportedModel: the layer has more than 2**16 inputs.
+        """
+        out_features, in_features = linear.weight.shape
         if in_features > _MAX_IN_FEATURES:
             raise UnsupportedModel(
                 f"a linear layer has {in_features} inputs, the maximum is {_MAX_IN_FEATURES}",
@@ -61,11 +87,7 @@ class NativeLinear(PackedLinear):
         else:
             values, scale = quantize_int8(linear.weight) if quantized is None else quantized
             weight = _pack_int8(values)
-        bias = None if linear.bias is None else linear.bias.detach().float()
-        super().__init__(len(linear.weight), weight, bias)
-        self.in_features = in_features
-        self.format = format
-        self.scale = scale
+        return cls(out_features, in_features, format, weight, scale, linear.bias)
 
     def forward(self, activations: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, in the dtype of the activations."""

@@ -33,6 +33,10 @@ class PackedLinear(nn.Module):
         """The weight ``[out, in]``; float32 if it is quantized."""
         raise NotImplementedError
 
+    def dense_rows(self, rows: Tensor) -> Tensor:
+        """Rows of `dense` by their numbers ``[n]``."""
+        return self.dense()[rows]
+
     def multiply_all(self, activations: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
         rows = activations.flatten(0, -2)

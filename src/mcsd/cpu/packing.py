@@ -29,7 +29,7 @@ def pack_linear(linear: nn.Linear, plan: WeightPlan, quantized: tuple[Tensor, Te
     """
     if plan.native:
         assert plan.format is not None
-        return NativeLinear(linear, plan.format, quantized)
+        return NativeLinear.packed(linear, plan.format, quantized)
     if plan.format is None:
         return Bf16Linear(linear)
     assert plan.format in (WeightFormat.W8A8, WeightFormat.W8A16), plan.format

@@ -44,8 +44,12 @@ class WeightPlan:
         return f"{weights}, {'native kernels' if self.native else 'oneDNN'}" if self.packed else weights
 
 
-def plan_weights(device: torch.device, dtype: torch.dtype, role: Role, quantize: str | None = None) -> WeightPlan:
+def plan_weights(
+    device: torch.device, dtype: torch.dtype, role: Role, quantize: str | None = None, gguf: bool = False
+) -> WeightPlan:
     """Decide the weight plan of a model.
+
+    The weights of a GGUF file stay as they are if the kernels can multiply with them and ``quantize`` is None.
 
     A draft in bfloat16 is quantized wherever int8 is fast, because that changes q only; a target if asked. Draft models
     are memory-bound, so in our kernels they get int4 weights; draft heads mostly fit into the CPU cache and get int8.
@@ -63,6 +67,8 @@ def plan_weights(device: torch.device, dtype: torch.dtype, role: Role, quantize:
             f"quantize {quantize!r} needs int8 matrix products (AVX-512 VNNI), which this CPU does not have",
             "leave it out on this machine",
         )
+    if gguf and quantize is None and device.type == "cpu" and dtype in kernels.DTYPES and kernels.has_kernels():
+        return WeightPlan(dtype, WeightFormat.GGUF, packed=True, native=True)
     native = device.type == "cpu" and kernels.available()
     if quantize is not None or (role is not Role.TARGET and dtype == torch.bfloat16 and has_int8_gemm(device)):
         if role is Role.TARGET:

@@ -9,7 +9,7 @@ from mcsd.distill.batches import Batch
 from mcsd.distill.corpus import Record
 from mcsd.errors import UnsupportedModel
 from mcsd.models import DecoderModel
-from mcsd.models.draft_vocabulary import dense_weight, output_rows
+from mcsd.models.draft_vocabulary import input_size, output_rows
 from mcsd.models.prefill import score_text
 
 
@@ -35,9 +35,9 @@ def check_teachable(target: DecoderModel) -> None:
         UnsupportedModel: the logits are scaled or capped, or the hidden states projected.
     """
     output = score_text(target, list(range(4)), hidden_layers=(0, -1))
-    matrix, width = target.lm_head, dense_weight(target.embed_tokens).shape[1]
+    matrix, width = target.lm_head, input_size(target.embed_tokens)
     assert output.hidden is not None
-    if output.hidden.shape[-1] == 2 * width == 2 * dense_weight(matrix).shape[1]:
+    if output.hidden.shape[-1] == 2 * width == 2 * input_size(matrix):
         logits = matrix(output.hidden[..., width:])
         if torch.allclose(logits, output.logits, atol=1e-3, rtol=1e-3):
             return

@@ -25,6 +25,9 @@ constexpr int64_t MAX_QUERIES = 24;     // that attend to the same keys together
 constexpr int64_t QUERY_TILE = 6;       // queries whose sums are all in registers
 constexpr float MASKED_BELOW = -1e30f;  // scores of masked columns are below this
 
+// Sums of a query in a tile: of scores, in which even and odd elements may be apart, and of values.
+constexpr int SCORE_SUMS = REGISTERS >= 32 ? 2 : 1, VALUE_SUMS = REGISTERS >= 32 ? 4 : 1;
+
 // The position of a token in flight, those of earlier forwards first.
 inline int64_t position_of(const AttentionMetadata& metadata, int64_t sequence, int64_t token) {
     return std::min(metadata.lengths[sequence] + metadata.offsets[token], metadata.positions - 1);
@@ -40,49 +43,26 @@ struct Query {
     float inverse_sum;  // of the weights
 };
 
-// Transposes 16 x 16 words.
-inline void transpose(__m512i (&rows)[LANES]) {
-    __m512i parts[LANES];
-    for (int i = 0; i < LANES; i += 2) {
-        parts[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-        parts[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
-    for (int i = 0; i < LANES; i += 4)
-        for (int j = 0; j < 2; j++) {
-            rows[i + 2 * j] = _mm512_unpacklo_epi64(parts[i + j], parts[i + 2 + j]);
-            rows[i + 2 * j + 1] = _mm512_unpackhi_epi64(parts[i + j], parts[i + 2 + j]);
-        }
-    for (int j = 0; j < 4; j++) {
-        const __m512i even[] = {
-            _mm512_shuffle_i32x4(rows[j], rows[j + 4], 0x88), _mm512_shuffle_i32x4(rows[j + 8], rows[j + 12], 0x88)};
-        const __m512i odd[] = {
-            _mm512_shuffle_i32x4(rows[j], rows[j + 4], 0xdd), _mm512_shuffle_i32x4(rows[j + 8], rows[j + 12], 0xdd)};
-        rows[j] = _mm512_shuffle_i32x4(even[0], even[1], 0x88);
-        rows[j + 4] = _mm512_shuffle_i32x4(odd[0], odd[1], 0x88);
-        rows[j + 8] = _mm512_shuffle_i32x4(even[0], even[1], 0xdd);
-        rows[j + 12] = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
-    }
-}
-
 // Up to 16 keys [count, head_size] as float [head_size][16].
 template <bool BF16>
 void transpose_keys(const void* keys, int64_t count, int64_t head_size, float* out) {
     const int64_t words = BF16 ? head_size / 2 : head_size;
     for (int64_t first = 0; first < words; first += LANES) {
-        __m512i rows[LANES];
-        for (int64_t i = 0; i < LANES; i++)
-            rows[i] = _mm512_maskz_loadu_epi32(
-                i < count ? lane_mask(words - first) : 0, static_cast<const int32_t*>(keys) + i * words + first);
+        Words rows[LANES];
+        for (int64_t i = 0; i < LANES; i++) {
+            const int32_t* row = static_cast<const int32_t*>(keys) + i * words + first;
+            rows[i] = load_words(row, i < count ? lane_mask(words - first) : 0);
+        }
         transpose(rows);
         for (int64_t i = 0; i < std::min(LANES, words - first); i++) {
             if (!BF16) {
-                _mm512_storeu_si512(out + (first + i) * LANES, rows[i]);
+                store(out + (first + i) * LANES, rows[i]);
                 continue;
             }
-            __m512 lower, upper;
+            Floats lower, upper;
             unpack_bf16(rows[i], lower, upper);
-            _mm512_storeu_ps(out + 2 * (first + i) * LANES, lower);
-            _mm512_storeu_ps(out + (2 * (first + i) + 1) * LANES, upper);
+            store(out + 2 * (first + i) * LANES, lower);
+            store(out + (2 * (first + i) + 1) * LANES, upper);
         }
     }
 }
@@ -90,95 +70,94 @@ void transpose_keys(const void* keys, int64_t count, int64_t head_size, float* o
 // Scores of Q queries, scaling * q k, in 16 columns from `column` on. Masked ones are the lowest float.
 template <int Q>
 void qk(const Query* queries, const float* keys, int64_t column, int64_t columns, int64_t head_size, float scaling) {
-    __m512 sums[Q][2];
+    Floats sums[Q][SCORE_SUMS];
 #pragma GCC unroll 6
-    for (int q = 0; q < Q; q++) sums[q][0] = sums[q][1] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < head_size; i += 2)
+    for (int q = 0; q < Q; q++) {
+        sums[q][SCORE_SUMS - 1] = set(0);
+        sums[q][0] = set(0);
+    }
+    for (int64_t i = 0; i < head_size; i += SCORE_SUMS)
 #pragma GCC unroll 2
-        for (int j = 0; j < 2; j++) {
-            const __m512 key = _mm512_loadu_ps(keys + (i + j) * LANES);
+        for (int j = 0; j < SCORE_SUMS; j++) {
+            const Floats key = load(keys + (i + j) * LANES);
 #pragma GCC unroll 6
-            for (int q = 0; q < Q; q++)
-                sums[q][j] = _mm512_fmadd_ps(_mm512_set1_ps(queries[q].vector[i + j]), key, sums[q][j]);
+            for (int q = 0; q < Q; q++) sums[q][j] = fmadd(set(queries[q].vector[i + j]), key, sums[q][j]);
         }
 #pragma GCC unroll 6
     for (int q = 0; q < Q; q++) {
         const Query& query = queries[q];
         const int64_t committed_left = query.committed - column;
-        const __mmask16 committed = ~lane_mask(query.begin - column) & lane_mask(committed_left);
-        const __mmask16 others = ~lane_mask(committed_left) & lane_mask(columns - column);
-        const __m128i mask = _mm_maskz_loadu_epi8(others, query.mask + column - query.committed);
-        const __mmask16 visible = committed | _mm_test_epi8_mask(mask, mask);
-        const __m512 scores = _mm512_mul_ps(_mm512_add_ps(sums[q][0], sums[q][1]), _mm512_set1_ps(scaling));
-        const __m512 lowest = _mm512_set1_ps(std::numeric_limits<float>::lowest());
-        _mm512_storeu_ps(query.weights + column, _mm512_mask_mov_ps(lowest, visible, scores));
+        const Mask committed = ~lane_mask(query.begin - column) & lane_mask(committed_left);
+        const Mask others = ~lane_mask(committed_left) & lane_mask(columns - column);
+        const Mask visible = committed | nonzero_bytes(query.mask + column - query.committed, others);
+        Floats sum = sums[q][0];
+        if constexpr (SCORE_SUMS == 2) sum = sum + sums[q][1];
+        const Floats scores = sum * set(scaling);
+        const Floats lowest = set(std::numeric_limits<float>::lowest());
+        store(query.weights + column, select(visible, scores, lowest));
     }
 }
 
 // In-place softmax numerators, in whole vectors; masked entries become 0. Returns 1 / sum, or NaN if a score is NaN or
 // +infinity.
 inline float softmax(float* weights, int64_t columns) {
-    const __m512 masked = _mm512_set1_ps(MASKED_BELOW);
-    const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
-    __m512 largest = masked, total = _mm512_setzero_ps();
-    __mmask16 not_finite = 0;
+    const Floats masked = set(MASKED_BELOW);
+    const Floats infinity = set(std::numeric_limits<float>::infinity());
+    Floats largest = masked, total = set(0);
+    Mask not_finite = 0;
     for (int64_t column = 0; column < columns; column += LANES) {
-        const __m512 score = _mm512_loadu_ps(weights + column);
-        not_finite |= _mm512_cmp_ps_mask(score, infinity, _CMP_NLT_UQ);
-        largest = _mm512_max_ps(largest, score);
+        const Floats score = load(weights + column);
+        not_finite |= at_least_or_nan(score, infinity);
+        largest = max(largest, score);
     }
-    const __m512 max = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    const Floats highest = set(reduce_max(largest));
     for (int64_t column = 0; column < columns; column += LANES) {
-        const __m512 score = _mm512_loadu_ps(weights + column);
-        const __mmask16 visible = _mm512_cmp_ps_mask(score, masked, _CMP_NLE_UQ);
-        const __m512 weight = _mm512_maskz_mov_ps(visible, exp_ps(_mm512_sub_ps(score, max)));
-        _mm512_storeu_ps(weights + column, weight);
-        total = _mm512_add_ps(total, weight);
+        const Floats score = load(weights + column);
+        const Mask visible = above_or_nan(score, masked);
+        const Floats weight = select(visible, exp_ps(score - highest), set(0));
+        store(weights + column, weight);
+        total = total + weight;
     }
-    return not_finite ? QUIET_NAN : 1 / _mm512_reduce_add_ps(total);
+    return not_finite ? QUIET_NAN : 1 / reduce_add(total);
 }
 
 // Softmax-weighted sums of the values [columns, head_size], for Q queries.
 template <bool BF16, int Q>
 void weighted_sum(const Query* queries, const void* values, int64_t columns, int64_t head_size) {
-    constexpr int PARTS = 4;
-    for (int64_t i = 0; i < head_size; i += PARTS * LANES) {
-        __mmask16 masks[PARTS];
-        __m512 sums[Q][PARTS];
+    for (int64_t i = 0; i < head_size; i += VALUE_SUMS * LANES) {
+        Mask masks[VALUE_SUMS];
+        Floats sums[Q][VALUE_SUMS];
 #pragma GCC unroll 4
-        for (int j = 0; j < PARTS; j++) masks[j] = lane_mask(head_size - i - j * LANES);
+        for (int j = 0; j < VALUE_SUMS; j++) masks[j] = lane_mask(head_size - i - j * LANES);
 #pragma GCC unroll 6
         for (int q = 0; q < Q; q++)
 #pragma GCC unroll 4
-            for (int j = 0; j < PARTS; j++) sums[q][j] = _mm512_setzero_ps();
+            for (int j = 0; j < VALUE_SUMS; j++) sums[q][j] = set(0);
         for (int64_t first = 0; first < columns; first += LANES) {
             // Columns that are masked for all queries may hold NaN.
             uint32_t visible = 0;
 #pragma GCC unroll 6
-            for (int q = 0; q < Q; q++) {
-                const __m512i weights = _mm512_loadu_si512(queries[q].weights + first);
-                visible |= _mm512_test_epi32_mask(weights, weights);
-            }
+            for (int q = 0; q < Q; q++) visible |= nonzero(as_words(load(queries[q].weights + first)));
             for (; visible; visible &= visible - 1) {
                 const int64_t column = first + __builtin_ctz(visible);
-                __m512 value[PARTS];
+                Floats value[VALUE_SUMS];
 #pragma GCC unroll 4
-                for (int j = 0; j < PARTS; j++)
+                for (int j = 0; j < VALUE_SUMS; j++)
                     value[j] = load<BF16>(values, column * head_size + i + j * LANES, masks[j]);
 #pragma GCC unroll 6
                 for (int q = 0; q < Q; q++) {
-                    const __m512 weight = _mm512_set1_ps(queries[q].weights[column]);
+                    const Floats weight = set(queries[q].weights[column]);
 #pragma GCC unroll 4
-                    for (int j = 0; j < PARTS; j++) sums[q][j] = _mm512_fmadd_ps(weight, value[j], sums[q][j]);
+                    for (int j = 0; j < VALUE_SUMS; j++) sums[q][j] = fmadd(weight, value[j], sums[q][j]);
                 }
             }
         }
 #pragma GCC unroll 6
         for (int q = 0; q < Q; q++) {
-            const __m512 inverse_sum = _mm512_set1_ps(queries[q].inverse_sum);
+            const Floats inverse_sum = set(queries[q].inverse_sum);
 #pragma GCC unroll 4
-            for (int j = 0; j < PARTS; j++)
-                _mm512_mask_storeu_ps(queries[q].out + i + j * LANES, masks[j], _mm512_mul_ps(sums[q][j], inverse_sum));
+            for (int j = 0; j < VALUE_SUMS; j++)
+                store(queries[q].out + i + j * LANES, masks[j], sums[q][j] * inverse_sum);
         }
     }
 }

@@ -10,18 +10,18 @@ constexpr int64_t CHUNK = 240;  // tokens that go through half a layer together
 
 // Root-mean-square norm (Zhang and Sennrich 2019).
 void rms_norm(const RMSNorm& norm, const float* x, int64_t size, float* out) {
-    __m512 squares = _mm512_setzero_ps();
+    Floats squares = set(0);
     for (int64_t i = 0; i < size; i += LANES) {
-        const __m512 part = _mm512_maskz_loadu_ps(lane_mask(size - i), x + i);
-        squares = _mm512_fmadd_ps(part, part, squares);
+        const Floats part = load(x + i, lane_mask(size - i));
+        squares = fmadd(part, part, squares);
     }
-    const float mean = _mm512_reduce_add_ps(squares) / size;
-    const __m512 factor = _mm512_set1_ps(1 / __builtin_sqrtf(mean + static_cast<float>(norm.eps)));
+    const float mean = reduce_add(squares) / size;
+    const Floats factor = set(1 / __builtin_sqrtf(mean + static_cast<float>(norm.eps)));
     for (int64_t i = 0; i < size; i += LANES) {
-        const __mmask16 mask = lane_mask(size - i);
-        __m512 part = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor);
-        if (norm.weight) part = _mm512_mul_ps(part, _mm512_maskz_loadu_ps(mask, norm.weight + i));
-        _mm512_mask_storeu_ps(out + i, mask, part);
+        const Mask mask = lane_mask(size - i);
+        Floats part = load(x + i, mask) * factor;
+        if (norm.weight) part = part * load(norm.weight + i, mask);
+        store(out + i, mask, part);
     }
 }
 
@@ -35,13 +35,13 @@ void rms_norm_parts(const RMSNorm& norm, FloatView x, int64_t parts, int64_t siz
 
 // SwiGLU (Shazeer 2020): silu(gate) * up of [gate, up], `size` each.
 void swiglu(const float* gate_up, int64_t size, float* out) {
-    const __m512 one = _mm512_set1_ps(1);
+    const Floats one = set(1);
     for (int64_t i = 0; i < size; i += LANES) {
-        const __mmask16 mask = lane_mask(size - i);
-        const __m512 gate = _mm512_maskz_loadu_ps(mask, gate_up + i);
-        const __m512 up = _mm512_maskz_loadu_ps(mask, gate_up + size + i);
-        const __m512 divisor = _mm512_add_ps(one, exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
-        _mm512_mask_storeu_ps(out + i, mask, _mm512_mul_ps(_mm512_div_ps(gate, divisor), up));
+        const Mask mask = lane_mask(size - i);
+        const Floats gate = load(gate_up + i, mask);
+        const Floats up = load(gate_up + size + i, mask);
+        const Floats divisor = one + exp_ps(set(0) - gate);
+        store(out + i, mask, gate / divisor * up);
     }
 }
 
@@ -50,11 +50,11 @@ void apply_rope(const float* x, int64_t head_size, FloatView cosines, FloatView 
     const int64_t half = head_size / 2;
     for (int64_t start : {int64_t{0}, half})
         for (int64_t i = 0; i < half; i += LANES) {
-            const __mmask16 mask = lane_mask(half - i);
-            const __m512 other = _mm512_maskz_loadu_ps(mask, x + half - start + i);
-            const __m512 own = _mm512_maskz_loadu_ps(mask, x + start + i);
-            const __m512 rotated = _mm512_mul_ps(other, sines.load(start + i, mask));
-            out.store(start + i, mask, _mm512_fmadd_ps(own, cosines.load(start + i, mask), rotated));
+            const Mask mask = lane_mask(half - i);
+            const Floats other = load(x + half - start + i, mask);
+            const Floats own = load(x + start + i, mask);
+            const Floats rotated = other * sines.load(start + i, mask);
+            out.store(start + i, mask, fmadd(own, cosines.load(start + i, mask), rotated));
         }
 }
 
@@ -210,7 +210,7 @@ void run_layers(
         for (int64_t token = 0; token < tokens; token++) {
             // bf16 hidden states are rounded after a layer, as they are when layers are called one by one.
             for (int64_t k = token * size; bf16 && k < (token + 1) * size; k += LANES) {
-                const __mmask16 mask = lane_mask((token + 1) * size - k);
+                const Mask mask = lane_mask((token + 1) * size - k);
                 hidden.store(k, mask, round_to_bf16(hidden.load(k, mask)));
             }
             if (all_hidden.data) copy(hidden.at(token * size), all_hidden.at((i * tokens + token) * size), size);

@@ -31,21 +31,21 @@ struct Span {
 // Calls function(index, mask) for each vector from `begin` to `end`.
 template <typename Function>
 void for_each_vector(int64_t begin, int64_t end, Function function) {
-    for (; begin + LANES <= end; begin += LANES) function(begin, __mmask16(0xffff));
+    for (; begin + LANES <= end; begin += LANES) function(begin, lane_mask(LANES));
     if (begin < end) function(begin, lane_mask(end - begin));
 }
 
 // The maximum, or NaN if any is NaN.
 template <bool BF16>
 float max_of(const void* logits, int64_t begin, int64_t end) {
-    __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    __mmask16 nan = 0;
-    for_each_vector(begin, end, [&](int64_t index, __mmask16 mask) {
-        const __m512 part = load<BF16>(logits, index, mask);
+    Floats largest = set(-std::numeric_limits<float>::infinity());
+    Mask nan = 0;
+    for_each_vector(begin, end, [&](int64_t index, Mask mask) {
+        const Floats part = load<BF16>(logits, index, mask);
         nan |= nan_mask(part);
-        largest = _mm512_mask_max_ps(largest, mask, largest, part);
+        largest = select(mask, max(largest, part), largest);
     });
-    return nan ? QUIET_NAN : _mm512_reduce_max_ps(largest);
+    return nan ? QUIET_NAN : reduce_max(largest);
 }
 
 float max_of(const Span& span, int64_t begin, int64_t end) {
@@ -62,23 +62,22 @@ float max_of_all(const float* maxima, int64_t count) {
 // Softmax numerators exp(factor * (x - max)), 0 below exp(-87). Returns their sum, or NaN if the maximum is not finite.
 template <bool BF16>
 float exponentials(const void* logits, int64_t begin, int64_t end, float max, float factor, float* out) {
-    const __m512 largest = _mm512_set1_ps(max), factors = _mm512_set1_ps(factor), smallest = _mm512_set1_ps(-87);
-    __m512 total = _mm512_setzero_ps();
-    for_each_vector(begin, end, [&](int64_t index, __mmask16 mask) {
-        const __m512 power = _mm512_mul_ps(_mm512_sub_ps(load<BF16>(logits, index, mask), largest), factors);
-        const __mmask16 nonzero = mask & _mm512_cmp_ps_mask(power, smallest, _CMP_GE_OQ);
-        const __m512 value = _mm512_maskz_mov_ps(nonzero, exp_ps(power));
-        total = _mm512_add_ps(total, value);
-        _mm512_mask_storeu_ps(out + index, mask, value);
+    const Floats largest = set(max), factors = set(factor), smallest = set(-87);
+    Floats total = set(0);
+    for_each_vector(begin, end, [&](int64_t index, Mask mask) {
+        const Floats power = (load<BF16>(logits, index, mask) - largest) * factors;
+        const Mask in_range = mask & at_least(power, smallest);
+        const Floats value = select(in_range, exp_ps(power), set(0));
+        total = total + value;
+        store(out + index, mask, value);
     });
-    return std::isfinite(max) ? _mm512_reduce_add_ps(total) : QUIET_NAN;
+    return std::isfinite(max) ? reduce_add(total) : QUIET_NAN;
 }
 
 void scale(float* values, int64_t begin, int64_t end, float factor) {
-    const __m512 factors = _mm512_set1_ps(factor);
-    for_each_vector(begin, end, [&](int64_t index, __mmask16 mask) {
-        const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, values + index), factors);
-        _mm512_mask_storeu_ps(values + index, mask, scaled);
+    const Floats factors = set(factor);
+    for_each_vector(begin, end, [&](int64_t index, Mask mask) {
+        store(values + index, mask, load(values + index, mask) * factors);
     });
 }
 
@@ -87,14 +86,15 @@ typedef std::pair<float, int64_t> Candidate;  // logit and token
 // Collects the logits of a row that are at least `threshold`. Only chunks whose maximum is have any, so only those are
 // searched.
 void collect(
-    const FloatView& row, int64_t size, const float* chunk_maxima, float threshold, std::vector<Candidate>& candidates) {
+    const FloatView& row, int64_t size, const float* chunk_maxima, float threshold,
+    std::vector<Candidate>& candidates) {
     for (int64_t chunk = 0; chunk * CHUNK < size; chunk++) {
         if (chunk_maxima[chunk] < threshold) continue;
-        for_each_vector(chunk * CHUNK, std::min((chunk + 1) * CHUNK, size), [&](int64_t index, __mmask16 mask) {
-            const __m512 part = row.load(index, mask);
+        for_each_vector(chunk * CHUNK, std::min((chunk + 1) * CHUNK, size), [&](int64_t index, Mask mask) {
+            const Floats part = row.load(index, mask);
             alignas(64) float values[LANES];
-            _mm512_store_ps(values, part);
-            unsigned found = _mm512_mask_cmp_ps_mask(mask, part, _mm512_set1_ps(threshold), _CMP_GE_OQ);
+            store(values, part);
+            unsigned found = mask & at_least(part, set(threshold));
             for (; found; found &= found - 1) {
                 const int lane = __builtin_ctz(found);
                 candidates.push_back({values[lane], index + lane});

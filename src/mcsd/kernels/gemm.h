@@ -7,6 +7,7 @@
 //     W8A16   as W8A8; the rounding error of the activations is a second int8, in 1/254 of the first one's scale
 //     BFP16   block floating point: weight and activations = scale * int16, a scale for each group of 128 inputs
 //     W4A8    weight = minimum + scale * uint4, both for each group of 32 inputs; activations as in W8A8
+//     GGUF    tensors of a GGUF file as they are; see gguf.h
 //
 // Layouts. A weight is split into blocks of 32 outputs, padded with zeros. A block holds all its inputs, in order:
 //     W8A8, W8A16   [inputs / 4][32][4] uint8, each the quantized value + 128; inputs padded to a multiple of 16
@@ -21,7 +22,7 @@
 
 namespace mcsd {
 
-enum WeightFormat : int64_t { W8A8, W8A16, BFP16, W4A8 };
+enum WeightFormat : int64_t { W8A8, W8A16, BFP16, W4A8, GGUF };
 
 struct Linear {
     const void* weight;
@@ -45,5 +46,11 @@ struct QuantizedActivations {
 void gemm(
     const Linear& linear, const float* x, int64_t tokens, QuantizedActivations& activations, FloatView out,
     bool accumulate);
+
+// The same with packed weights, in every format but GGUF. Only for AVX-512 VNNI.
+void packed_gemm(
+    const Linear& linear, const float* x, int64_t tokens, QuantizedActivations& activations, FloatView out,
+    bool accumulate);
+void reserve_packed(const Linear& linear, int64_t tokens, QuantizedActivations& activations);
 
 }  // namespace mcsd

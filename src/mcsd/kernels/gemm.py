@@ -15,10 +15,12 @@ class WeightFormat(IntEnum):
     """Block floating point: int16 with a scale for each group of 128 inputs, weights (of bfloat16) and activations."""
     W4A8 = 3
     """uint4 with a scale and a minimum for each group of 32 inputs; activations as in `W8A8`."""
+    GGUF = 4
+    """Tensors of a GGUF file as they are; activations int16 with a scale for each group of 256 inputs."""
 
 
 class Linear(Structure):
-    """A linear layer."""
+    """A linear layer; the weight of format `GGUF` is an array of structs, see ``gguf.h``."""
 
     _fields_ = (
         ("weight", c_void_p),

@@ -23,30 +23,35 @@ from mcsd.system import cache_folder
 
 _HERE = Path(__file__).parent
 _SOURCES, _HEADERS = sorted(_HERE.glob("*.cpp")), sorted(_HERE.glob("*.h"))
-_FLAGS = (
-    *("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
-    *("-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
-)
-_ENTRIES = (
-    *("pack_bfp16", "linear", "pre_attention", "post_attention", "decoder", "draft_head"),
-    *("softmax", "top_k", "bf16_linear"),
-)
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma", "-mf16c")
+_AVX2 = ("-mavx2",)
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
+_ONLY_AVX512 = ("packed_gemm.cpp", "bf16_linear.cpp")
+_ENTRIES = ("linear", "pre_attention", "post_attention", "decoder", "draft_head", "softmax", "top_k", "gguf_rows")
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes that the kernels read and write."""
 
 
-def available() -> bool:
-    """Whether the kernels run on this CPU. The first call compiles them.
+def has_kernels() -> bool:
+    """Whether kernels run on this CPU: those for GGUF files and logits, which need AVX2. The first call compiles them."""
+    return _instructions() is not None and library() is not None
 
-    They do not run on CPUs with AMX, on which PyTorch's kernels multiply many rows in the time of one.
+
+def available() -> bool:
+    """Whether all kernels run on this CPU, those for packed weights too, which need AVX-512 VNNI.
+
+    Packed weights are not used on CPUs with AMX, on which PyTorch's kernels multiply many rows in the time of one.
     """
-    return (
-        torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and torch.cpu._is_vnni_supported()
-        and not torch.cpu._is_amx_tile_supported()
-        and library() is not None
-    )
+    return _instructions() == _AVX512 and not torch.cpu._is_amx_tile_supported() and library() is not None
+
+
+def _instructions() -> tuple[str, ...] | None:
+    """The compiler's flags for the instructions that the kernels use on this CPU; None if it has too few."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512" and torch.cpu._is_vnni_supported():
+        return _AVX512
+    return _AVX2 if capability in ("AVX2", "AVX512") else None
 
 
 class _NotCompiledError(Exception):
@@ -114,19 +119,22 @@ def _loaded() -> ctypes.CDLL | None:
 
 def _load() -> ctypes.CDLL:
     """The cached library; compiled first, in some seconds, if there is none for these sources and this compiler."""
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    key = [*compiler, *_FLAGS, platform.machine(), *platform.libc_ver()]
+    instructions = _instructions()
+    assert instructions is not None
+    compiler = [*shlex.split(os.environ.get("CXX", "c++")), *_FLAGS, *instructions]
+    sources = [file for file in _SOURCES if instructions == _AVX512 or file.name not in _ONLY_AVX512]
+    key = [*compiler, platform.machine(), *platform.libc_ver()]
     key += [file.read_text() for file in (*_SOURCES, *_HEADERS)]
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()
     file = cache_folder("compiled") / f"kernels-{digest[:16]}.so"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not all(map(_is_trusted, filter(Path.exists, (file.parent, file)))):
         with tempfile.TemporaryDirectory() as folder:
-            return ctypes.CDLL(str(_compiled(compiler, Path(folder) / file.name)))
+            return ctypes.CDLL(str(_compiled(compiler, sources, Path(folder) / file.name)))
     try:
         return ctypes.CDLL(str(file))
     except OSError:
-        return ctypes.CDLL(str(_compiled(compiler, file)))
+        return ctypes.CDLL(str(_compiled(compiler, sources, file)))
 
 
 def _is_trusted(path: Path) -> bool:
@@ -135,9 +143,9 @@ def _is_trusted(path: Path) -> bool:
     return state.st_uid in (0, os.getuid()) and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _compiled(compiler: list[str], file: Path) -> Path:
+def _compiled(compiler: list[str], sources: list[Path], file: Path) -> Path:
     with atomic_path(file) as part:
-        command = [*compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(part)]
+        command = [*compiler, *map(str, sources), "-o", str(part)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         except OSError as error:

@@ -1,7 +1,8 @@
-"""The cache of dequantized GGUF models in safetensors: dequantizing takes up to a minute, mapping a file none.
+"""The cache of what transformers reads from a GGUF file: the tokenizer, and dequantized weights where these are needed.
 
-The first load of a GGUF file in a dtype writes a copy to the folder ``converted`` of the cache folder; later loads read
-it while the GGUF file stays the same. A copy may be deleted at any time.
+Reading a tokenizer takes seconds, dequantizing up to a minute, mapping a file none. The first load writes a copy to the
+folder ``converted`` of the cache folder; later loads read it while the GGUF file stays the same. A copy may be deleted
+at any time.
 """
 
 import hashlib
@@ -29,20 +30,20 @@ _FREE_COPIES = 2
 
 
 class GgufCache:
-    """The copy of a GGUF file in a dtype, which may or may not exist.
+    """The copy of a GGUF file, which may or may not exist.
 
     Args:
         file: the GGUF file.
-        dtype: of the weights.
+        dtype: of its dequantized weights; None: a copy without weights.
 
     Attributes:
         folder: of the copy, as transformers reads it.
     """
 
-    def __init__(self, file: Path, dtype: torch.dtype) -> None:
+    def __init__(self, file: Path, dtype: torch.dtype | None = None) -> None:
         file = file.resolve()
         digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
-        name = str(dtype).removeprefix("torch.")
+        name = "tokenizer" if dtype is None else str(dtype).removeprefix("torch.")
         self.folder = cache_folder("converted") / f"{file.stem}-{digest}-{name}"
         state = file.stat()
         self._source = {
@@ -63,8 +64,24 @@ class GgufCache:
         """Delete the copy, if it exists."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def write(self, network: Any, tokenizer: Any | None) -> None:
+    def write_files(self, save: Callable[[Path], None], size: int = 0) -> None:
         """Write the copy, as `write_whole` does.
+
+        Args:
+            save: writes its files into a folder.
+            size: of its weights, in bytes.
+        """
+
+        def save_all(part: Path) -> None:
+            part.mkdir()
+            save(part)
+            (part / _SOURCE_FILE).write_text(json.dumps(self._source, indent=1) + "\n")
+            self.delete()
+
+        write_whole(self.folder, size, save_all, self.is_current)
+
+    def write(self, network: Any, tokenizer: Any | None) -> None:
+        """Write a copy with weights.
 
         Args:
             network: a ``PreTrainedModel``, as it was read from the file.
@@ -75,11 +92,8 @@ class GgufCache:
             network.save_pretrained(part)
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
-            (part / _SOURCE_FILE).write_text(json.dumps(self._source, indent=1) + "\n")
-            self.delete()
 
-        size = sum(tensor.nbytes for tensor in network.state_dict().values())
-        write_whole(self.folder, size, save, self.is_current)
+        self.write_files(save, sum(tensor.nbytes for tensor in network.state_dict().values()))
 
 
 def write_whole(path: Path, size: int, write: Callable[[Path], None], exists: Callable[[], bool]) -> None:

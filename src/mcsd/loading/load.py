@@ -24,9 +24,10 @@ from mcsd.cuda.layers import fuse_for_cuda, fused_copy
 from mcsd.defaults import model_defaults
 from mcsd.errors import DownloadFailed, InvalidOption, McsdWarning, ModelError, UnknownModel, WeightsCorrupt
 from mcsd.kernels import WeightFormat
-from mcsd.loading.catalog import Location, default_draft, entry_of, locate
+from mcsd.loading.catalog import Location, default_draft, entry_of, is_gguf, locate
 from mcsd.loading.converted import read_converted
 from mcsd.loading.gguf_cache import GgufCache
+from mcsd.loading.gguf_network import read_gguf_network
 from mcsd.loading.int8_cache import pack_from_int8_cache
 from mcsd.loading.pretrained import read_location, weights_too_large
 from mcsd.models.compatibility import match_tokenizers
@@ -95,7 +96,7 @@ def load_pair(options: LoadOptions, with_draft: bool = True) -> LoadedPair:
     named, look_up = split_draft(options.draft)
     named = "ngram" if named is None and look_up else named
     draft = (default_draft(options.target) if named is None else named) if with_draft else "ngram"
-    plan = plan_weights(device, dtype, Role.TARGET, options.quantize)
+    plan = plan_weights(device, dtype, Role.TARGET, options.quantize, is_gguf(options.target))
     for model in (options.target, "ngram" if named is None else draft):
         if model != "ngram":
             locate(model)
@@ -129,9 +130,16 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
         OutOfMemory: the device does not have the memory for its weights.
     """
     location = locate(model)
-    cache = _gguf_cache(location, plan.dtype)
-    read = partial(_read, model, location, device, plan.dtype, role, cache)
-    loaded = _pack(read, str(model), plan, cache, partial(read_reference, model, plan))
+    reference = partial(read_reference, model, plan)
+    in_file = read_gguf_network(location, plan) if plan.format is WeightFormat.GGUF else None
+    if in_file is not None:
+        loaded = LoadedModel(as_decoder(in_file[0], str(model), None, str(plan), reference), in_file[1])
+    else:
+        if plan.format is WeightFormat.GGUF:
+            plan = plan_weights(device, plan.dtype, role)
+        cache = _gguf_cache(location, plan.dtype)
+        read = partial(_read, model, location, device, plan.dtype, role, cache)
+        loaded = _pack(read, str(model), plan, cache, reference)
     entry = entry_of(model)
     if entry and not model_defaults(loaded.model.generation_config):
         loaded.model.generation_config = GenerationConfig(**entry.sampling)
@@ -207,7 +215,7 @@ def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = No
     if draft == "ngram":
         return draft
     role = Role.HEAD if is_head(draft) else Role.DRAFT
-    plan = plan_weights(target.model.device, target.model.dtype, role, quantize)
+    plan = plan_weights(target.model.device, target.model.dtype, role, quantize, is_gguf(draft))
     if role is Role.HEAD:
         bound = bind_head(DraftHead.load(Path(locate(draft).source)), target.model, str(draft), plan)
         if bound.device.type == "cuda":

@@ -91,6 +91,20 @@ def read_location(
     return network, read_tokenizer(base, offline) if tokenizer is None and base else tokenizer
 
 
+def read_config(location: Location) -> Any:
+    """The configuration of a GGUF file as transformers has it.
+
+    Raises:
+        WeightsCorrupt, UnsupportedModel: see `mcsd.loading.load.load`.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(location.source, gguf_file=location.file)
+    except Exception as error:
+        raise _explained(location.file or "", location, error, offline=False) from error
+
+
 def _hub_answers() -> bool:
     """Whether the hub can be reached: transformers takes half a minute of retries to find out that it cannot."""
     from huggingface_hub import constants, get_session

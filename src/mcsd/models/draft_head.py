@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mcsd.errors import UnsupportedModel, VocabularyMismatch, WeightsCorrupt
-from mcsd.models.draft_vocabulary import check_vocabulary, dense_weight, output_rows
+from mcsd.models.draft_vocabulary import check_vocabulary, input_size, output_rows
 from mcsd.models.kv_cache import CacheView, KVCache
 from mcsd.models.layout import TokenLayout
 from mcsd.models.llama import LlamaConfig, LlamaModel
@@ -268,7 +268,7 @@ def _checked(config: HeadConfig, target: LanguageModel, name: str) -> DecoderMod
             f"{target.vocab_size}",
             belongs,
         )
-    width, embedding_width = (dense_weight(part).shape[1] for part in (target.lm_head, target.embed_tokens))
+    width, embedding_width = map(input_size, (target.lm_head, target.embed_tokens))
     if not config.hidden_size == width == embedding_width:
         raise UnsupportedModel(
             f"draft {name} reads hidden states of size {config.hidden_size}, target {target.name} has {width}", belongs

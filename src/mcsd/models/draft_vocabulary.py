@@ -50,16 +50,23 @@ def cut_vocabulary(network: Any, vocabulary: Tensor) -> None:
 
 def output_rows(linear: Any, chosen: Tensor) -> nn.Linear:
     """A linear layer of the rows ``chosen [K]`` of another one, packed or not; all rows are not copied."""
-    weight, bias = dense_weight(linear), linear.bias
+    all_rows, bias = len(chosen) == linear.out_features, linear.bias
     layer = nn.Linear(1, 1, bias=bias is not None)
-    all_rows = len(chosen) == len(weight)
-    layer.weight = nn.Parameter(weight if all_rows else weight[chosen.long()], requires_grad=False)
+    layer.weight = nn.Parameter(dense_weight(linear, None if all_rows else chosen.long()), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach() if all_rows else bias.detach()[chosen.long()], requires_grad=False)
     return layer
 
 
-def dense_weight(linear: Any) -> Tensor:
-    """The weight ``[out, in]`` of a linear layer; of a packed layer, what its method ``dense`` returns."""
-    weight: Tensor = linear.dense() if hasattr(linear, "dense") else linear.weight.detach()
-    return weight
+def dense_weight(module: Any, rows: Tensor | None = None) -> Tensor:
+    """The weight ``[out, in]`` of a linear layer or an embedding, packed or not; some rows of it, or all."""
+    if hasattr(module, "dense"):
+        weight: Tensor = module.dense() if rows is None else module.dense_rows(rows)
+        return weight
+    weight = module.weight.detach()
+    return weight if rows is None else weight[rows]
+
+
+def input_size(module: Any) -> int:
+    """The size of the hidden states that a linear layer reads, or that an embedding gives."""
+    return dense_weight(module, torch.zeros(1, dtype=torch.long)).shape[1]

@@ -1,0 +1,91 @@
+"""Linear layers and embeddings whose weights stay as they are in a GGUF file; ``kernels/gguf.h`` has the arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mcsd.cpu.native_linear import NativeLinear
+from mcsd.kernels import WeightFormat, call
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A quantized matrix of a GGUF file, mapped into memory.
+
+    Attributes:
+        data: uint8, the bytes of the matrix.
+        type: the number of its type in ggml, one of those in ``kernels/gguf_types.h``.
+        outputs, inputs: its shape; the inputs are whole blocks of the type.
+        rope_size: of the heads, if their rows are in the order of rotated pairs, as Llama files have them: 0, size / 2,
+            1, size / 2 + 1 and so on; else 0.
+    """
+
+    data: Tensor
+    type: int
+    outputs: int
+    inputs: int
+    rope_size: int = 0
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Rows of the file, float32 ``[*, inputs]``, by their numbers."""
+        numbers = numbers.contiguous()
+        out = torch.empty(*numbers.shape, self.inputs)
+        call("gguf_rows", self.data, self.type, self.inputs, numbers, numbers.numel(), out)
+        return out
+
+    def dense(self) -> Tensor:
+        """float32 ``[outputs, inputs]``, in the order of the network."""
+        numbers = torch.arange(self.outputs)
+        if self.rope_size:
+            numbers = numbers.view(-1, self.rope_size // 2, 2).transpose(1, 2).flatten()
+        return self.rows(numbers)
+
+
+class GgufLinear(NativeLinear):
+    """A linear layer of one or more matrices of a GGUF file, their outputs one after the other.
+
+    Args:
+        tensors: the matrices, with the same inputs.
+        bias: ``[out]`` or None.
+    """
+
+    def __init__(self, tensors: Sequence[GgufTensor], bias: Tensor | None) -> None:
+        structs = [[one.data.data_ptr(), one.outputs, one.type, one.rope_size] for one in tensors]
+        outputs = sum(one.outputs for one in tensors)
+        super().__init__(outputs, tensors[0].inputs, WeightFormat.GGUF, torch.tensor(structs), bias=bias)
+        self.tensors = tuple(tensors)
+
+    def dense(self) -> Tensor:
+        """See `PackedLinear.dense`."""
+        return torch.cat([one.dense() for one in self.tensors])
+
+    def dense_rows(self, rows: Tensor) -> Tensor:
+        """See `PackedLinear.dense_rows`."""
+        return self.tensors[0].rows(rows) if len(self.tensors) == 1 and not self.tensors[0].rope_size else super().dense_rows(rows)
+
+
+class GgufEmbedding(nn.Module):
+    """Token embeddings in a GGUF file.
+
+    Args:
+        tensor: ``[V, H]``.
+        dtype: of the embeddings.
+    """
+
+    def __init__(self, tensor: GgufTensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.tensor, self.dtype = tensor, dtype
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[*, H]`` of token ids."""
+        return self.tensor.rows(tokens).to(self.dtype)
+
+    def dense(self) -> Tensor:
+        """float32 ``[V, H]``."""
+        return self.tensor.dense()
+
+    def dense_rows(self, rows: Tensor) -> Tensor:
+        """Rows of `dense` by their numbers ``[n]``."""
+        return self.tensor.rows(rows)

@@ -1,0 +1,180 @@
+"""Networks whose linear layers and embeddings multiply with the weights of a GGUF file as they are.
+
+Nothing is dequantized or copied. The first load writes the configuration and the tokenizer, which transformers takes
+seconds to read from the file, to the cache folder.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from mcsd.cpu.gguf_linear import GgufEmbedding, GgufLinear, GgufTensor
+from mcsd.cpu.packing import pack
+from mcsd.cpu.weight_plan import WeightPlan
+from mcsd.errors import McsdWarning, WeightsCorrupt
+from mcsd.loading.catalog import Location
+from mcsd.loading.gguf_cache import GgufCache
+from mcsd.loading.gguf_file import GgufFile, TensorInfo
+from mcsd.loading.pretrained import read_config, read_tokenizer
+from mcsd.models.llama import LlamaConfig, LlamaForCausalLM
+
+_FLOAT32 = 0
+_FLOATS = {_FLOAT32, 1, 30}
+"""float32, float16 and bfloat16."""
+
+_BLOCKS = {
+    **{2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34)},
+    **{12: (256, 144), 13: (256, 176), 14: (256, 210)},
+}
+"""Weights and bytes of a block of the types that the kernels read: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K."""
+
+_TENSORS = {"embed_tokens": "token_embd", "lm_head": "output", "norm": "output_norm"}
+_LAYER_TENSORS = {
+    **{"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"},
+    **{"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"},
+    **{"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+}
+"""Tensors of the file by modules of the network."""
+
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_ROTATED = {"q_proj", "k_proj"}
+
+
+def read_gguf_network(location: Location, plan: WeightPlan) -> tuple[LlamaForCausalLM, Any | None] | None:
+    """Network and tokenizer of a GGUF file; None if the kernels cannot multiply with its weights as they are.
+
+    Args:
+        location: of the file.
+        plan: with the format GGUF.
+
+    Raises:
+        WeightsCorrupt: the file is broken.
+        UnsupportedModel: transformers does not know its architecture.
+    """
+    path = Path(location.source, location.file or "")
+    file = GgufFile(path)
+    unknown = {info.type for info in file.tensors.values()} - _BLOCKS.keys() - {_FLOAT32}
+    if unknown - _FLOATS:
+        types = ", ".join(map(str, sorted(unknown)))
+        warnings.warn(f"{path.name} is dequantized: no kernel reads ggml types {types}", McsdWarning, stacklevel=4)
+    if unknown:
+        return None
+    fields, generation_config, tokenizer = _describe(location, GgufCache(path))
+    try:
+        config = LlamaConfig.from_transformers(fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsCorrupt(f"{path}: its configuration is broken: {error!s:.200}", "fetch the file again") from error
+    if config is None:
+        return None
+    with torch.device("meta"):
+        network = LlamaForCausalLM(config, generation_config)
+    weights = _Weights(file, network, config, rotated=fields["model_type"] == "llama")
+    return (weights.load(plan), tokenizer) if weights.complete() else None
+
+
+def _describe(location: Location, cache: GgufCache) -> tuple[dict[str, Any], GenerationConfig, Any | None]:
+    """The fields of the configuration, the generation configuration and the tokenizer of a file."""
+    if cache.is_current():
+        try:
+            fields = json.loads((cache.folder / "config.json").read_text())
+            generation_config = GenerationConfig.from_pretrained(cache.folder, local_files_only=True)
+            return fields, generation_config, read_tokenizer(Location("folder", str(cache.folder)))
+        except (OSError, ValueError, WeightsCorrupt):
+            cache.delete()
+    config, tokenizer = read_config(location), read_tokenizer(location)
+    generation_config = GenerationConfig.from_model_config(config)
+
+    def save(part: Path) -> None:
+        config.save_pretrained(part)
+        generation_config.save_pretrained(part)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+
+    cache.write_files(save)
+    return json.loads(config.to_json_string()), generation_config, tokenizer
+
+
+class _Weights:
+    """The tensors of a file as the parameters of a network.
+
+    Args:
+        file: the file.
+        network: on the meta device.
+        config: of the network.
+        rotated: whether the file has the rows of query and key heads in the order of rotated pairs.
+    """
+
+    def __init__(self, file: GgufFile, network: LlamaForCausalLM, config: LlamaConfig, rotated: bool) -> None:
+        self._file, self._network, self._config, self._rotated = file, network, config, rotated
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        if config.tie_word_embeddings:
+            del self._shapes["lm_head.weight"]
+
+    def complete(self) -> bool:
+        """Whether the file has no tensors but those of the network, and none that only transformers can order.
+
+        Raises:
+            WeightsCorrupt: it lacks some, or they have another shape.
+        """
+        expected = {_tensor_name(name): shape for name, shape in self._shapes.items()}
+        for name, shape in expected.items():
+            found = self._file.tensors.get(name)
+            if found is None or found.shape != shape or not _is_readable(found):
+                raise self._corrupt(f"tensor {name} is missing or not of the shape {shape}")
+        biased = any(name.endswith("attn_q.bias") for name in expected)
+        return self._file.tensors.keys() == expected.keys() and not (self._rotated and biased)
+
+    def load(self, plan: WeightPlan) -> LlamaForCausalLM:
+        """The network with the weights of the file."""
+        meta = torch.device("meta")
+        tensors = {
+            name: self._vector(name).to(plan.dtype) if len(shape) == 1 else torch.empty(shape, device=meta)
+            for name, shape in self._shapes.items()
+        }
+        network = LlamaForCausalLM.from_tensors(self._config, self._network.generation_config, tensors)
+        pack(network, plan, self._linear)
+        network.model.embed_tokens = GgufEmbedding(self._matrix("model.embed_tokens"), plan.dtype)
+        return network
+
+    def _linear(self, path: str, linear: nn.Linear) -> GgufLinear:
+        parent, _, name = path.rpartition(".")
+        modules = [f"{parent}.{part}" for part in _FUSED[name]] if name in _FUSED else [path]
+        if path == "lm_head" and self._config.tie_word_embeddings:
+            modules = ["model.embed_tokens"]
+        return GgufLinear([self._matrix(module) for module in modules], linear.bias)
+
+    def _matrix(self, module: str) -> GgufTensor:
+        name = _tensor_name(f"{module}.weight")
+        info = self._file.tensors[name]
+        (outputs, inputs), (block, block_bytes) = info.shape, _BLOCKS[info.type]
+        data = self._file.bytes_of(name, outputs * inputs // block * block_bytes)
+        rotated = self._rotated and module.rpartition(".")[2] in _ROTATED
+        return GgufTensor(data, info.type, outputs, inputs, self._config.head_dim if rotated else 0)
+
+    def _vector(self, parameter: str) -> Tensor:
+        name = _tensor_name(parameter)
+        (size,) = self._file.tensors[name].shape
+        return self._file.bytes_of(name, 4 * size).clone().view(torch.float32)
+
+    def _corrupt(self, what: str) -> WeightsCorrupt:
+        return WeightsCorrupt(f"{self._file.path}: {what}", "fetch the file again")
+
+
+def _tensor_name(parameter: str) -> str:
+    """The name in the file of a parameter of the network."""
+    module, _, kind = parameter.rpartition(".")
+    parts = module.split(".")
+    layer = parts[2] if len(parts) > 3 else None
+    return f"{_TENSORS[parts[-1]]}.{kind}" if layer is None else f"blk.{layer}.{_LAYER_TENSORS[parts[-1]]}.{kind}"
+
+
+def _is_readable(info: TensorInfo) -> bool:
+    """Whether a tensor is a float32 vector, or a matrix of whole blocks of a known type."""
+    if len(info.shape) == 1:
+        return info.type == _FLOAT32
+    return info.type in _BLOCKS and info.shape[-1] % _BLOCKS[info.type][0] == 0

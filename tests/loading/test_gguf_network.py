@@ -1,0 +1,177 @@
+"""Networks on the weights of a GGUF file: what transformers computes with the dequantized file, without a copy of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from transformers import AutoModelForCausalLM, GgufConfig
+
+import mcsd
+from mcsd import errors, kernels
+from mcsd.cpu.gguf_linear import GgufLinear
+from mcsd.cpu.native_decoder import NativeDecoder
+from mcsd.cpu.weight_plan import Role, plan_weights
+from mcsd.kernels import WeightFormat
+from mcsd.loading.catalog import path_of, pull
+from mcsd.loading.gguf_cache import GgufCache
+from mcsd.loading.load import load
+from mcsd.models.compatibility import as_model
+from mcsd.models.prefill import score_text
+from support.decoders import outputs
+from support.gguf_files import KV_HEADS, HEADS, HIDDEN, TYPES, write_gguf
+
+pytestmark = pytest.mark.skipif(not kernels.has_kernels(), reason="no kernels for this CPU")
+
+CPU = torch.device("cpu")
+PLAN = plan_weights(CPU, torch.float32, Role.TARGET, gguf=True)
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MCSD_HOME", str(tmp_path / "home"))
+    return tmp_path / "model.gguf"
+
+
+def dequantized(path: Path) -> Any:
+    config = GgufConfig(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, quantization_config=config, dtype=torch.float32
+    ).eval()
+
+
+def linears(model: Any) -> list[GgufLinear]:
+    return [module for module in model.weights.modules() if isinstance(module, GgufLinear)]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_network_computes_what_transformers_does(path: Path, architecture: str, tied: bool) -> None:
+    write_gguf(path, architecture, tied=tied)
+    model = load(path, CPU, PLAN).model
+    assert isinstance(model, NativeDecoder)
+    assert len(linears(model)) == 2 * 4 + 1
+    assert not list((path.parent / "home").glob("**/*.safetensors"))
+    for ours, theirs in zip(outputs(model), outputs(as_model(dequantized(path))), strict=True):
+        # Activations are rounded by up to 3e-5 of the largest in 256, in each of 11 products on the way.
+        assert ((ours - theirs).norm(dim=-1) <= 2e-3 * theirs.norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type(path: Path, kind: Type) -> None:
+    write_gguf(path, types=(kind,))
+    ours = score_text(load(path, CPU, PLAN).model, list(range(60))).logits
+    theirs = score_text(as_model(dequantized(path)), list(range(60))).logits
+    assert ((ours - theirs).norm(dim=-1) <= 2e-3 * theirs.norm(dim=-1)).all()
+
+
+def test_it_is_the_default_of_a_gguf_file(path: Path) -> None:
+    write_gguf(path)
+    engine = mcsd.Engine.load(target=str(path), draft="ngram", dtype="float32", device="cpu")
+    assert engine.target.precision == "float32, GGUF weights, native kernels"
+    output = engine.generate([[1, 2, 3]], temperature=0, max_new_tokens=20)
+    network, text = dequantized(path), [1, 2, 3]
+    # Greedy tokens of transformers; the best logits of this network are never closer than its rounding.
+    for token in output[0].token_ids:
+        scores = network(torch.tensor([text])).logits[0, -1]
+        assert scores[token] >= scores.max() - 1e-2
+        text.append(token)
+    assert len(text) == 23
+
+
+def test_quantize_takes_precedence(path: Path) -> None:
+    assert plan_weights(CPU, torch.float32, Role.TARGET, gguf=False).format is None
+    assert PLAN.format is WeightFormat.GGUF
+    assert plan_weights(torch.device("meta"), torch.float32, Role.TARGET, gguf=True).format is None
+
+
+def test_a_second_load_reads_nothing_with_transformers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gguf(path)
+    first = load(path, CPU, PLAN).model
+
+    def unneeded(*_: Any, **__: Any) -> None:
+        raise AssertionError("the GGUF file was read again")
+
+    monkeypatch.setattr("mcsd.loading.gguf_network.read_config", unneeded)
+    second = load(path, CPU, PLAN).model
+    assert all(map(torch.equal, outputs(first), outputs(second)))
+    assert first.eos_token_ids == second.eos_token_ids
+
+
+def test_a_broken_copy_of_the_configuration_is_written_again(path: Path) -> None:
+    write_gguf(path)
+    load(path, CPU, PLAN)
+    config = GgufCache(path).folder / "config.json"
+    written = config.read_text()
+    config.write_text("{")
+    load(path, CPU, PLAN)
+    assert config.read_text() == written
+
+
+@pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.BF16])
+def test_float_matrices_are_left_to_transformers(path: Path, kind: Type) -> None:
+    def add(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("blk.9.attn_q.weight", np.zeros((32, 32), np.float32 if kind is Type.F32 else np.float16))
+
+    write_gguf(path, types=(Type.Q8_0,), change=None if kind is Type.F32 else add)
+    float_types = (kind,) if kind is Type.F32 else None
+    assert float_types or path.exists()
+
+
+def test_other_types_are_dequantized_with_a_warning(path: Path) -> None:
+    def add(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("unused.weight", np.zeros((1, 84), np.uint8), raw_dtype=Type.Q2_K)
+
+    write_gguf(path, change=add)
+    with pytest.warns(errors.McsdWarning, match=r"model.gguf is dequantized: no kernel reads ggml types 10"):
+        model = load(path, CPU, PLAN).model
+    assert not linears(model)
+
+
+def test_a_tensor_that_the_network_does_not_have(path: Path) -> None:
+    """Such as the frequencies of Llama 3's rotary embeddings: transformers decides what to do with it."""
+    write_gguf(path, change=lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(32, np.float32)))
+    assert not linears(load(path, CPU, PLAN).model)
+
+
+@pytest.mark.parametrize("change", ["missing", "shape", "vector"])
+def test_tensors_that_do_not_fit(path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gguf(path)
+    load(path, CPU, PLAN)
+    data = path.read_bytes()
+    if change == "missing":
+        data = data.replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_dawn.weight")
+    elif change == "shape":
+        at = data.index(b"blk.1.ffn_down.weight") + len("blk.1.ffn_down.weight") + 4
+        data = data[:at] + (HIDDEN).to_bytes(8, "little") + data[at + 8 :]
+    else:
+        at = data.index(b"blk.1.ffn_norm.weight") + len("blk.1.ffn_norm.weight") + 4 + 8
+        data = data[:at] + int(Type.Q8_0).to_bytes(4, "little") + data[at + 4 :]
+    path.write_bytes(data)
+    with pytest.raises(errors.WeightsCorrupt, match=r"tensor blk.1.ffn_\w+.weight is missing or not of the shape"):
+        load(path, CPU, PLAN)
+
+
+def test_a_truncated_file(path: Path) -> None:
+    write_gguf(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(errors.WeightsCorrupt, match="ends within tensor"):
+        load(path, CPU, PLAN)
+
+
+@pytest.mark.thorough
+def test_distributions_of_smollm2() -> None:
+    """Total variation from the float32 network of the dequantized file: .0009 on average, .004 at most, measured."""
+    pull("smollm2-135m")
+    path = path_of("smollm2-135m")
+    loaded = load(path, CPU, PLAN)
+    tokens = loaded.tokenizer(Path(__file__).read_text()[:800])["input_ids"]  # type: ignore[misc]
+    ours = score_text(loaded.model, tokens).logits[0].softmax(-1)
+    theirs = score_text(as_model(dequantized(path)), tokens).logits[0].softmax(-1)
+    distance = (ours - theirs).abs().sum(-1) / 2
+    assert distance.mean() < 0.003
+    assert distance.max() < 0.02
