@@ -102,11 +102,14 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("transformers", "self_check", "draft_head", "token_texts", "vocabulary_map", "compatibility"),
     ),
     "cpu": (
-        *("quantization", "packed_linear", "weight_plan", "native_linear", "onednn_linear"),
+        *("quantization", "packed_linear", "weight_plan", "native_linear", "gguf_linear", "onednn_linear"),
         *("packing", "fastest", "native_layers", "native_decoder", "native_draft_head", "draft_int4", "reference"),
     ),
     "cuda": ("triton_code", "triton_kernels", "layers"),
-    "loading": ("catalog", "disk_usage", "gguf_cache", "pretrained", "converted", "int8_cache", "load"),
+    "loading": (
+        *("catalog", "disk_usage", "gguf_cache", "gguf_file", "pretrained", "gguf_network", "converted", "int8_cache"),
+        "load",
+    ),
     "schemes": (
         *("registry", "mixed_shape", "types", "residual", "device_walk", "node_level", "tree_level", "mixed", "base"),
         *("optimum", "recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),

@@ -104,7 +104,7 @@ class EngineCore(RequestQueue):
         self.clock = StepClock(target.device)
         if target.device.type == "cpu" and target.vocab_size >= kernels.LARGE_VOCABULARY:
             # Kernels are compiled now, not in the first request.
-            kernels.available()
+            kernels.has_kernels()
 
     @property
     def scheme_name(self) -> str:

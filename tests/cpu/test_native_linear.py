@@ -52,7 +52,10 @@ def test_int8_products_are_those_of_onednn(inputs: int, outputs: int, fine: bool
     """Quantized values are the same, but an activation halfway between two may be rounded either way."""
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs)
-    ours, theirs = NativeLinear.packed(linear, WeightFormat.W8A16 if fine else WeightFormat.W8A8), Int8Linear(linear, fine)
+    ours, theirs = (
+        NativeLinear.packed(linear, WeightFormat.W8A16 if fine else WeightFormat.W8A8),
+        Int8Linear(linear, fine),
+    )
     assert torch.equal(ours.dense(), theirs.dense())
     states = torch.randn(29, inputs)
     scale = states.abs().amax(-1, keepdim=True) / (127 * 254 if fine else 127)

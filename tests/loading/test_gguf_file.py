@@ -104,7 +104,9 @@ def test_mutated_headers_are_read_or_refused(written: Path, tmp_path: Path) -> N
             if generator.random() < 0.5:
                 data[at] = generator.randrange(256)
             else:
-                number = generator.choice([0, 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1, generator.getrandbits(64)])
+                number = generator.choice(
+                    [0, 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1, generator.getrandbits(64)]
+                )
                 struct.pack_into("<Q", data, at, number)
         path.write_bytes(data)
         try:

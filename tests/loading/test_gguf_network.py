@@ -1,6 +1,5 @@
-"""Networks on the weights of a GGUF file: what transformers computes with the dequantized file, without a copy of it."""
+"""Networks on the weights of a GGUF file: what transformers computes with the dequantized file, without a copy."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from mcsd.loading.load import load
 from mcsd.models.compatibility import as_model
 from mcsd.models.prefill import score_text
 from support.decoders import outputs
-from support.gguf_files import KV_HEADS, HEADS, HIDDEN, TYPES, write_gguf
+from support.gguf_files import HIDDEN, TYPES, write_gguf
 
 pytestmark = pytest.mark.skipif(not kernels.has_kernels(), reason="no kernels for this CPU")
 
@@ -112,14 +111,10 @@ def test_a_broken_copy_of_the_configuration_is_written_again(path: Path) -> None
     assert config.read_text() == written
 
 
-@pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.BF16])
-def test_float_matrices_are_left_to_transformers(path: Path, kind: Type) -> None:
-    def add(writer: gguf.GGUFWriter) -> None:
-        writer.add_tensor("blk.9.attn_q.weight", np.zeros((32, 32), np.float32 if kind is Type.F32 else np.float16))
-
-    write_gguf(path, types=(Type.Q8_0,), change=None if kind is Type.F32 else add)
-    float_types = (kind,) if kind is Type.F32 else None
-    assert float_types or path.exists()
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_float_matrices_are_left_to_transformers(path: Path, dtype: Any) -> None:
+    write_gguf(path, change=lambda writer: writer.add_tensor("unused.weight", np.zeros((32, 32), dtype)))
+    assert not linears(load(path, CPU, PLAN).model)
 
 
 def test_other_types_are_dequantized_with_a_warning(path: Path) -> None:
@@ -138,19 +133,15 @@ def test_a_tensor_that_the_network_does_not_have(path: Path) -> None:
     assert not linears(load(path, CPU, PLAN).model)
 
 
-@pytest.mark.parametrize("change", ["missing", "shape", "vector"])
-def test_tensors_that_do_not_fit(path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", ["missing", "shape"])
+def test_tensors_that_do_not_fit(path: Path, change: str) -> None:
     write_gguf(path)
-    load(path, CPU, PLAN)
     data = path.read_bytes()
     if change == "missing":
         data = data.replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_dawn.weight")
-    elif change == "shape":
-        at = data.index(b"blk.1.ffn_down.weight") + len("blk.1.ffn_down.weight") + 4
-        data = data[:at] + (HIDDEN).to_bytes(8, "little") + data[at + 8 :]
     else:
-        at = data.index(b"blk.1.ffn_norm.weight") + len("blk.1.ffn_norm.weight") + 4 + 8
-        data = data[:at] + int(Type.Q8_0).to_bytes(4, "little") + data[at + 4 :]
+        at = data.index(b"blk.1.ffn_down.weight") + len("blk.1.ffn_down.weight") + 4
+        data = data[:at] + HIDDEN.to_bytes(8, "little") + data[at + 8 :]
     path.write_bytes(data)
     with pytest.raises(errors.WeightsCorrupt, match=r"tensor blk.1.ffn_\w+.weight is missing or not of the shape"):
         load(path, CPU, PLAN)
@@ -158,6 +149,7 @@ def test_tensors_that_do_not_fit(path: Path, change: str, monkeypatch: pytest.Mo
 
 def test_a_truncated_file(path: Path) -> None:
     write_gguf(path)
+    load(path, CPU, PLAN)
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(errors.WeightsCorrupt, match="ends within tensor"):
         load(path, CPU, PLAN)

@@ -63,7 +63,11 @@ class GgufLinear(NativeLinear):
 
     def dense_rows(self, rows: Tensor) -> Tensor:
         """See `PackedLinear.dense_rows`."""
-        return self.tensors[0].rows(rows) if len(self.tensors) == 1 and not self.tensors[0].rope_size else super().dense_rows(rows)
+        return (
+            self.tensors[0].rows(rows)
+            if len(self.tensors) == 1 and not self.tensors[0].rope_size
+            else super().dense_rows(rows)
+        )
 
 
 class GgufEmbedding(nn.Module):

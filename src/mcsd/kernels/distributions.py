@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mcsd.kernels.library import DTYPES, available, call, readable
+from mcsd.kernels.library import DTYPES, call, has_kernels, readable
 
 LARGE_VOCABULARY = 2**14
 """Tokens from which on a call of a kernel is faster than PyTorch."""
@@ -15,7 +15,7 @@ _CHUNK = 64
 def supported(logits: Tensor) -> bool:
     """Whether the kernels take these logits ``[A, V]``."""
     large = logits.shape[1] >= LARGE_VOCABULARY
-    return logits.device.type == "cpu" and logits.dtype in DTYPES and large and available()
+    return logits.device.type == "cpu" and logits.dtype in DTYPES and large and has_kernels()
 
 
 def softmax(logits: Tensor, factors: Tensor | None) -> Tensor:

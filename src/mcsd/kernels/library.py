@@ -9,7 +9,7 @@ import stat
 import subprocess
 import tempfile
 import warnings
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -27,14 +27,17 @@ _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma", "-mf16c"
 _AVX2 = ("-mavx2",)
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 _ONLY_AVX512 = ("packed_gemm.cpp", "bf16_linear.cpp")
-_ENTRIES = ("linear", "pre_attention", "post_attention", "decoder", "draft_head", "softmax", "top_k", "gguf_rows")
+_ENTRIES = (
+    *("linear", "pre_attention", "post_attention", "decoder", "draft_head", "softmax", "top_k", "gguf_rows"),
+    *("pack_bfp16", "bf16_linear"),
+)
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes that the kernels read and write."""
 
 
 def has_kernels() -> bool:
-    """Whether kernels run on this CPU: those for GGUF files and logits, which need AVX2. The first call compiles them."""
+    """Whether the kernels for GGUF files and logits run on this CPU. They need AVX2. The first call compiles them."""
     return _instructions() is not None and library() is not None
 
 
@@ -112,7 +115,7 @@ def _loaded() -> ctypes.CDLL | None:
             f"PyTorch's slower kernels are used, as ours cannot be compiled: {error!s:.200}", McsdWarning, stacklevel=4
         )
         return None
-    for name in _ENTRIES:
+    for name in filter(partial(hasattr, kernels), _ENTRIES):
         getattr(kernels, name).restype = None
     return kernels
 

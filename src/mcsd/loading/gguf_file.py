@@ -103,7 +103,9 @@ class _Header:
             raise ValueError(f"version {version} is not known; versions 2 and 3 are")
         tensor_count, entry_count = self._unpack("QQ")
         if max(tensor_count, entry_count) > _MAX_ENTRIES:
-            raise ValueError(f"{tensor_count} tensors and {entry_count} metadata entries: at most {_MAX_ENTRIES} of each")
+            raise ValueError(
+                f"{tensor_count} tensors and {entry_count} metadata entries: at most {_MAX_ENTRIES} of each"
+            )
         alignment: Any = _DEFAULT_ALIGNMENT
         for _ in range(entry_count):
             key, (kind,) = self._text(), self._unpack("I")

@@ -6,6 +6,7 @@ seconds to read from the file, to the cache folder.
 
 import json
 import warnings
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ from mcsd.loading.pretrained import read_config, read_tokenizer
 from mcsd.models.llama import LlamaConfig, LlamaForCausalLM
 
 _FLOAT32 = 0
-_FLOATS = {_FLOAT32, 1, 30}
-"""float32, float16 and bfloat16."""
+_OTHER_FLOATS = {1, 30}
+"""float16 and bfloat16."""
 
 _BLOCKS = {
-    **{2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34)},
+    **{_FLOAT32: (1, 4), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34)},
     **{12: (256, 144), 13: (256, 176), 14: (256, 210)},
 }
-"""Weights and bytes of a block of the types that the kernels read: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K."""
+"""Weights and bytes of a block: of float32, and of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K, which the kernels
+read."""
 
 _TENSORS = {"embed_tokens": "token_embd", "lm_head": "output", "norm": "output_norm"}
 _LAYER_TENSORS = {
@@ -58,12 +60,14 @@ def read_gguf_network(location: Location, plan: WeightPlan) -> tuple[LlamaForCau
     """
     path = Path(location.source, location.file or "")
     file = GgufFile(path)
-    unknown = {info.type for info in file.tensors.values()} - _BLOCKS.keys() - {_FLOAT32}
-    if unknown - _FLOATS:
+    unknown = {info.type for info in file.tensors.values()} - _BLOCKS.keys()
+    if unknown - _OTHER_FLOATS:
         types = ", ".join(map(str, sorted(unknown)))
         warnings.warn(f"{path.name} is dequantized: no kernel reads ggml types {types}", McsdWarning, stacklevel=4)
     if unknown:
         return None
+    for name in file.tensors:
+        _bytes_of(file, name)
     fields, generation_config, tokenizer = _describe(location, GgufCache(path))
     try:
         config = LlamaConfig.from_transformers(fields)
@@ -116,7 +120,7 @@ class _Weights:
             del self._shapes["lm_head.weight"]
 
     def complete(self) -> bool:
-        """Whether the file has no tensors but those of the network, and none that only transformers can order.
+        """Whether the file has the tensors of the network and no others, in types and an order that are known here.
 
         Raises:
             WeightsCorrupt: it lacks some, or they have another shape.
@@ -124,10 +128,13 @@ class _Weights:
         expected = {_tensor_name(name): shape for name, shape in self._shapes.items()}
         for name, shape in expected.items():
             found = self._file.tensors.get(name)
-            if found is None or found.shape != shape or not _is_readable(found):
-                raise self._corrupt(f"tensor {name} is missing or not of the shape {shape}")
+            if found is None or found.shape != shape:
+                raise WeightsCorrupt(
+                    f"{self._file.path}: tensor {name} is missing or not of the shape {shape}", "fetch the file again"
+                )
         biased = any(name.endswith("attn_q.bias") for name in expected)
-        return self._file.tensors.keys() == expected.keys() and not (self._rotated and biased)
+        readable = all(map(_is_readable, self._file.tensors.values()))
+        return readable and self._file.tensors.keys() == expected.keys() and not (self._rotated and biased)
 
     def load(self, plan: WeightPlan) -> LlamaForCausalLM:
         """The network with the weights of the file."""
@@ -151,18 +158,12 @@ class _Weights:
     def _matrix(self, module: str) -> GgufTensor:
         name = _tensor_name(f"{module}.weight")
         info = self._file.tensors[name]
-        (outputs, inputs), (block, block_bytes) = info.shape, _BLOCKS[info.type]
-        data = self._file.bytes_of(name, outputs * inputs // block * block_bytes)
         rotated = self._rotated and module.rpartition(".")[2] in _ROTATED
-        return GgufTensor(data, info.type, outputs, inputs, self._config.head_dim if rotated else 0)
+        size = self._config.head_dim if rotated else 0
+        return GgufTensor(_bytes_of(self._file, name), info.type, *info.shape, rope_size=size)
 
     def _vector(self, parameter: str) -> Tensor:
-        name = _tensor_name(parameter)
-        (size,) = self._file.tensors[name].shape
-        return self._file.bytes_of(name, 4 * size).clone().view(torch.float32)
-
-    def _corrupt(self, what: str) -> WeightsCorrupt:
-        return WeightsCorrupt(f"{self._file.path}: {what}", "fetch the file again")
+        return _bytes_of(self._file, _tensor_name(parameter)).clone().view(torch.float32)
 
 
 def _tensor_name(parameter: str) -> str:
@@ -174,7 +175,17 @@ def _tensor_name(parameter: str) -> str:
 
 
 def _is_readable(info: TensorInfo) -> bool:
-    """Whether a tensor is a float32 vector, or a matrix of whole blocks of a known type."""
-    if len(info.shape) == 1:
-        return info.type == _FLOAT32
-    return info.type in _BLOCKS and info.shape[-1] % _BLOCKS[info.type][0] == 0
+    """Whether a tensor is a vector of float32, or a matrix of whole blocks."""
+    is_vector = len(info.shape) == 1
+    return is_vector == (info.type == _FLOAT32) and info.shape[-1] % _BLOCKS[info.type][0] == 0
+
+
+def _bytes_of(file: GgufFile, name: str) -> Tensor:
+    """The bytes of a tensor, uint8.
+
+    Raises:
+        WeightsCorrupt: the file ends before.
+    """
+    info = file.tensors[name]
+    block, block_bytes = _BLOCKS[info.type]
+    return file.bytes_of(name, prod(info.shape) // block * block_bytes)

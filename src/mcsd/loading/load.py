@@ -130,13 +130,14 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
         OutOfMemory: the device does not have the memory for its weights.
     """
     location = locate(model)
-    reference = partial(read_reference, model, plan)
     in_file = read_gguf_network(location, plan) if plan.format is WeightFormat.GGUF else None
+    if in_file is None and plan.format is WeightFormat.GGUF:
+        plan = plan_weights(device, plan.dtype, role)
+    reference = partial(read_reference, model, plan)
     if in_file is not None:
-        loaded = LoadedModel(as_decoder(in_file[0], str(model), None, str(plan), reference), in_file[1])
+        network, tokenizer = in_file
+        loaded = LoadedModel(as_decoder(network, str(model), None, str(plan), reference), tokenizer)
     else:
-        if plan.format is WeightFormat.GGUF:
-            plan = plan_weights(device, plan.dtype, role)
         cache = _gguf_cache(location, plan.dtype)
         read = partial(_read, model, location, device, plan.dtype, role, cache)
         loaded = _pack(read, str(model), plan, cache, reference)
