@@ -145,7 +145,7 @@ class _Weights:
         }
         network = LlamaForCausalLM.from_tensors(self._config, self._network.generation_config, tensors)
         pack(network, plan, self._linear)
-        network.model.embed_tokens = GgufEmbedding(self._matrix("model.embed_tokens"), plan.dtype)
+        network.model.set_submodule("embed_tokens", GgufEmbedding(self._matrix("model.embed_tokens"), plan.dtype))
         return network
 
     def _linear(self, path: str, linear: nn.Linear) -> GgufLinear:
@@ -160,7 +160,8 @@ class _Weights:
         info = self._file.tensors[name]
         rotated = self._rotated and module.rpartition(".")[2] in _ROTATED
         size = self._config.head_dim if rotated else 0
-        return GgufTensor(_bytes_of(self._file, name), info.type, *info.shape, rope_size=size)
+        outputs, inputs = info.shape
+        return GgufTensor(_bytes_of(self._file, name), info.type, outputs, inputs, size)
 
     def _vector(self, parameter: str) -> Tensor:
         return _bytes_of(self._file, _tensor_name(parameter)).clone().view(torch.float32)
