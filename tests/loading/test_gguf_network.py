@@ -14,10 +14,12 @@ import mcsd
 from mcsd import errors, kernels
 from mcsd.cpu.gguf_linear import GgufLinear
 from mcsd.cpu.native_decoder import NativeDecoder
-from mcsd.cpu.weight_plan import Role, plan_weights
+from mcsd.cpu.native_draft_head import NativeBoundHead
+from mcsd.cpu.weight_plan import Role, has_int8_gemm, plan_weights
 from mcsd.kernels import WeightFormat
 from mcsd.loading.catalog import path_of, pull
 from mcsd.loading.gguf_cache import GgufCache
+from mcsd.loading.gguf_network import keeps_weights
 from mcsd.loading.load import load
 from mcsd.models.compatibility import as_model
 from mcsd.models.prefill import score_text
@@ -27,7 +29,7 @@ from support.gguf_files import HIDDEN, TYPES, write_gguf
 pytestmark = pytest.mark.skipif(not kernels.has_kernels(), reason="no kernels for this CPU")
 
 CPU = torch.device("cpu")
-PLAN = plan_weights(CPU, torch.float32, Role.TARGET, gguf=True)
+PLAN = plan_weights(CPU, torch.float32, Role.TARGET, in_file=True)
 
 
 @pytest.fixture
@@ -82,10 +84,19 @@ def test_it_is_the_default_of_a_gguf_file(path: Path) -> None:
     assert len(text) == 23
 
 
-def test_quantize_takes_precedence(path: Path) -> None:
-    assert plan_weights(CPU, torch.float32, Role.TARGET, gguf=False).format is None
+def test_the_plan_of_files_and_of_drafts_of_such_a_target() -> None:
     assert PLAN.format is WeightFormat.GGUF
-    assert plan_weights(torch.device("meta"), torch.float32, Role.TARGET, gguf=True).format is None
+    assert plan_weights(CPU, torch.float32, Role.TARGET, in_file=False).format is None
+    assert plan_weights(torch.device("meta"), torch.float32, Role.TARGET, in_file=True).format is None
+    for role, format in (Role.HEAD, WeightFormat.W8A8), (Role.DRAFT, WeightFormat.W4A8):
+        plan = plan_weights(CPU, torch.float32, role, target=WeightFormat.GGUF)
+        assert plan.format is (format if has_int8_gemm(CPU) and kernels.available() else plan.format)
+        assert plan.packed
+
+
+def test_a_head_of_such_a_target_has_quantized_weights() -> None:
+    engine = mcsd.Engine.load(target="smollm2-135m", device="cpu")
+    assert isinstance(engine.drafter.model, NativeBoundHead)
 
 
 def test_a_second_load_reads_nothing_with_transformers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,26 +122,48 @@ def test_a_broken_copy_of_the_configuration_is_written_again(path: Path) -> None
     assert config.read_text() == written
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_float_matrices_are_left_to_transformers(path: Path, dtype: Any) -> None:
-    write_gguf(path, change=lambda writer: writer.add_tensor("unused.weight", np.zeros((32, 32), dtype)))
-    assert not linears(load(path, CPU, PLAN).model)
+def unused(kind: Type) -> Any:
+    """Adds a matrix of a type to a file."""
+    data = {Type.F16: np.zeros((32, 32), np.float16), Type.Q2_K: np.zeros((1, 84), np.uint8)}[kind]
+    return lambda writer: writer.add_tensor("blk.0.ffn_gate_inp.weight", data, raw_dtype=kind)
+
+
+def test_float_matrices_are_left_to_transformers(path: Path) -> None:
+    write_gguf(path, change=unused(Type.F16))
+    assert not keeps_weights(path)
+    engine = mcsd.Engine.load(target=str(path), draft="ngram", device="cpu")
+    assert "GGUF" not in engine.target.precision
 
 
 def test_other_types_are_dequantized_with_a_warning(path: Path) -> None:
-    def add(writer: gguf.GGUFWriter) -> None:
-        writer.add_tensor("unused.weight", np.zeros((1, 84), np.uint8), raw_dtype=Type.Q2_K)
-
-    write_gguf(path, change=add)
+    write_gguf(path, change=unused(Type.Q2_K))
     with pytest.warns(errors.McsdWarning, match=r"model.gguf is dequantized: no kernel reads ggml types 10"):
-        model = load(path, CPU, PLAN).model
-    assert not linears(model)
+        assert not keeps_weights(path)
+
+
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.ffn_gate.lora"])
+def test_a_tensor_of_another_kind_of_network(path: Path, name: str) -> None:
+    """Such as the frequencies of Llama 3's rotary embeddings: transformers decides what to do with it."""
+    write_gguf(path, change=lambda writer: writer.add_tensor(name, np.ones(32, np.float32)))
+    assert not keeps_weights(path)
 
 
 def test_a_tensor_that_the_network_does_not_have(path: Path) -> None:
-    """Such as the frequencies of Llama 3's rotary embeddings: transformers decides what to do with it."""
-    write_gguf(path, change=lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(32, np.float32)))
+    write_gguf(path, change=lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.ones(HIDDEN, np.float32)))
+    assert keeps_weights(path)
     assert not linears(load(path, CPU, PLAN).model)
+
+
+def test_what_keeps_its_weights(path: Path) -> None:
+    assert not keeps_weights(path)
+    assert keeps_weights("smollm2-135m")
+    assert not keeps_weights("org/model")
+    path.write_bytes(b"GGUF")
+    assert keeps_weights(path)
+    with pytest.raises(errors.WeightsCorrupt, match="ends within the header"):
+        load(path, CPU, PLAN)
+    write_gguf(path, "qwen3")
+    assert not keeps_weights(path)
 
 
 @pytest.mark.parametrize("change", ["missing", "shape"])

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from mcsd.cpu.native_linear import NativeLinear
+from mcsd.errors import UnsupportedModel
 from mcsd.kernels import WeightFormat, call
+
+_GROUP = 32
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,26 @@ class GgufLinear(NativeLinear):
         outputs = sum(one.outputs for one in tensors)
         super().__init__(outputs, tensors[0].inputs, WeightFormat.GGUF, torch.tensor(structs), bias=bias)
         self.tensors = tuple(tensors)
+
+    @classmethod
+    def quantized(cls, linear: nn.Linear) -> "GgufLinear":
+        """A linear layer of torch with its weights rounded to Q8_0: int8 with a scale for each 32 inputs.
+
+        Raises:
+            UnsupportedModel: its inputs are not whole groups of 32.
+        """
+        from gguf import GGMLQuantizationType
+        from gguf.quants import quantize
+
+        outputs, inputs = linear.weight.shape
+        if inputs % _GROUP:
+            raise UnsupportedModel(
+                f"a linear layer of a draft has {inputs} inputs, which is no multiple of {_GROUP}",
+                "load the target with quantize='int8' or another draft",
+            )
+        kind = GGMLQuantizationType.Q8_0
+        blocks = torch.from_numpy(quantize(linear.weight.detach().float().numpy(), kind))
+        return cls([GgufTensor(blocks, int(kind), outputs, inputs)], linear.bias)
 
     def dense(self) -> Tensor:
         """See `PackedLinear.dense`."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
+from mcsd.cpu.gguf_linear import GgufLinear
 from mcsd.cpu.native_linear import NativeLinear
 from mcsd.cpu.onednn_linear import Bf16Linear, Int8Linear
 from mcsd.cpu.packed_linear import PackedLinear
@@ -27,6 +28,8 @@ def pack_linear(linear: nn.Linear, plan: WeightPlan, quantized: tuple[Tensor, Te
         plan: a plan that packs.
         quantized: `mcsd.cpu.quantization.quantize_int8` of its weight, if known; for formats with int8 weights.
     """
+    if plan.format is WeightFormat.GGUF:
+        return GgufLinear.quantized(linear)
     if plan.native:
         assert plan.format is not None
         return NativeLinear.packed(linear, plan.format, quantized)

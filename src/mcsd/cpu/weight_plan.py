@@ -45,14 +45,24 @@ class WeightPlan:
 
 
 def plan_weights(
-    device: torch.device, dtype: torch.dtype, role: Role, quantize: str | None = None, gguf: bool = False
+    device: torch.device,
+    dtype: torch.dtype,
+    role: Role,
+    quantize: str | None = None,
+    in_file: bool = False,
+    target: WeightFormat | None = None,
 ) -> WeightPlan:
     """Decide the weight plan of a model.
 
-    The weights of a GGUF file stay as they are if the kernels can multiply with them and ``quantize`` is None.
+    A draft in bfloat16, or of a target with quantized weights, is quantized wherever int8 is fast, because that changes
+    q only; a target if asked. Draft models are memory-bound, so in our kernels they get int4 weights; draft heads
+    mostly fit into the CPU cache and get int8.
 
-    A draft in bfloat16 is quantized wherever int8 is fast, because that changes q only; a target if asked. Draft models
-    are memory-bound, so in our kernels they get int4 weights; draft heads mostly fit into the CPU cache and get int8.
+    Args:
+        device, dtype, role: of the model.
+        quantize: as the user asked.
+        in_file: whether it is a GGUF file whose weights the kernels can multiply with as they are.
+        target: the format of the target, of a draft.
 
     Raises:
         InvalidOption: this device cannot run ``quantize``.
@@ -67,10 +77,14 @@ def plan_weights(
             f"quantize {quantize!r} needs int8 matrix products (AVX-512 VNNI), which this CPU does not have",
             "leave it out on this machine",
         )
-    if gguf and quantize is None and device.type == "cpu" and dtype in kernels.DTYPES and kernels.has_kernels():
+    on_cpu, fast_int8 = device.type == "cpu", has_int8_gemm(device)
+    native = on_cpu and kernels.available()
+    is_draft = role is not Role.TARGET
+    follows = is_draft and target is WeightFormat.GGUF
+    keeps = quantize is None and (in_file or (follows and not fast_int8))
+    if keeps and on_cpu and dtype in kernels.DTYPES and kernels.has_kernels():
         return WeightPlan(dtype, WeightFormat.GGUF, packed=True, native=True)
-    native = device.type == "cpu" and kernels.available()
-    if quantize is not None or (role is not Role.TARGET and dtype == torch.bfloat16 and has_int8_gemm(device)):
+    if quantize is not None or (is_draft and fast_int8 and (follows or dtype == torch.bfloat16)):
         if role is Role.TARGET:
             weights = WeightFormat.W8A16
         else:

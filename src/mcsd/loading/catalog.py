@@ -265,11 +265,6 @@ class Location:
     file: str | None = None
 
 
-def is_gguf(model: str | Path) -> bool:
-    """Whether a name is that of a GGUF file or of a catalog model, which is one. Nothing is read or fetched."""
-    return model in CATALOG or (str(model) not in DRAFTS and str(model).lower().endswith(".gguf"))
-
-
 def locate(model: str | Path, fetch: bool = True) -> Location:
     """Tell where a model is, by catalog name, path, or hub id, tried in this order.
 

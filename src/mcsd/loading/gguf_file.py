@@ -23,7 +23,7 @@ _VERSIONS = (2, 3)
 _MAX_ENTRIES = 2**16
 _MAX_TEXT = 2**16
 _MAX_DIMENSIONS = 4
-_ALIGNMENT = "general.alignment"
+_ALIGNMENT, _ARCHITECTURE = "general.alignment", "general.architecture"
 _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 2**16
 
@@ -55,6 +55,7 @@ class GgufFile:
 
     Attributes:
         data: uint8, the file.
+        architecture: of the network, as GGUF files name it; empty if the file does not say.
         tensors: by name.
 
     Raises:
@@ -66,7 +67,9 @@ class GgufFile:
         try:
             size = path.stat().st_size
             self.data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-            self.tensors = dict(_Header(path).tensors())
+            header = _Header(path)
+            self.tensors = dict(header.tensors())
+            self.architecture = header.architecture
         except (OSError, OverflowError, RuntimeError, ValueError, struct.error) as error:
             raise WeightsCorrupt(
                 f"{path} cannot be read: {error!s:.200}", "fetch the file again; it is not a whole GGUF file"
@@ -93,6 +96,7 @@ class _Header:
         with path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 0
+        self.architecture = ""
 
     def tensors(self) -> Iterator[tuple[str, TensorInfo]]:
         """Name and description of each tensor."""
@@ -109,6 +113,9 @@ class _Header:
         alignment: Any = _DEFAULT_ALIGNMENT
         for _ in range(entry_count):
             key, (kind,) = self._text(), self._unpack("I")
+            if key == _ARCHITECTURE and kind == _STRING:
+                self.architecture = self._text()
+                continue
             value = self._value(kind)
             alignment = value if key == _ALIGNMENT else alignment
         if not isinstance(alignment, int) or not 1 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):

@@ -5,6 +5,8 @@ seconds to read from the file, to the cache folder.
 """
 
 import json
+import os
+import re
 import warnings
 from math import prod
 from pathlib import Path
@@ -18,7 +20,8 @@ from mcsd.cpu.gguf_linear import GgufEmbedding, GgufLinear, GgufTensor
 from mcsd.cpu.packing import pack
 from mcsd.cpu.weight_plan import WeightPlan
 from mcsd.errors import McsdWarning, WeightsCorrupt
-from mcsd.loading.catalog import Location
+from mcsd.kernels import WeightFormat
+from mcsd.loading.catalog import CATALOG, Location
 from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.gguf_file import GgufFile, TensorInfo
 from mcsd.loading.pretrained import read_config, read_tokenizer
@@ -27,6 +30,8 @@ from mcsd.models.llama import LlamaConfig, LlamaForCausalLM
 _FLOAT32 = 0
 _OTHER_FLOATS = {1, 30}
 """float16 and bfloat16."""
+
+_ARCHITECTURES = {"llama", "qwen2"}
 
 _BLOCKS = {
     **{_FLOAT32: (1, 4), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34)},
@@ -43,16 +48,39 @@ _LAYER_TENSORS = {
 }
 """Tensors of the file by modules of the network."""
 
+_KNOWN_NAME = re.compile(r"(token_embd|output|output_norm|blk\.\d+\.[a-z_]+)\.(weight|bias)")
+
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _ROTATED = {"q_proj", "k_proj"}
 
 
-def read_gguf_network(location: Location, plan: WeightPlan) -> tuple[LlamaForCausalLM, Any | None] | None:
-    """Network and tokenizer of a GGUF file; None if the kernels cannot multiply with its weights as they are.
+def keeps_weights(model: str | Path) -> bool:
+    """Whether a model is a GGUF file whose weights the kernels can multiply with as they are. Nothing is fetched.
+
+    A broken file counts as one: reading it says what is wrong. A warning tells of types that no kernel reads.
+    """
+    if model in CATALOG:
+        return True
+    path = Path(os.path.expanduser(model))
+    if path.suffix.lower() != ".gguf" or not path.is_file():
+        return False
+    try:
+        file = GgufFile(path)
+    except WeightsCorrupt:
+        return True
+    unknown = {info.type for info in file.tensors.values()} - _BLOCKS.keys()
+    if unknown - _OTHER_FLOATS:
+        types = ", ".join(map(str, sorted(unknown)))
+        warnings.warn(f"{path.name} is dequantized: no kernel reads ggml types {types}", McsdWarning, stacklevel=4)
+    return not unknown and file.architecture in _ARCHITECTURES and all(map(_KNOWN_NAME.fullmatch, file.tensors))
+
+
+def read_gguf_network(location: Location, dtype: torch.dtype) -> tuple[LlamaForCausalLM, Any | None] | None:
+    """Network and tokenizer of a GGUF file that `keeps_weights`; None if only transformers can compute the network.
 
     Args:
         location: of the file.
-        plan: with the format GGUF.
+        dtype: of hidden states.
 
     Raises:
         WeightsCorrupt: the file is broken.
@@ -60,12 +88,6 @@ def read_gguf_network(location: Location, plan: WeightPlan) -> tuple[LlamaForCau
     """
     path = Path(location.source, location.file or "")
     file = GgufFile(path)
-    unknown = {info.type for info in file.tensors.values()} - _BLOCKS.keys()
-    if unknown - _OTHER_FLOATS:
-        types = ", ".join(map(str, sorted(unknown)))
-        warnings.warn(f"{path.name} is dequantized: no kernel reads ggml types {types}", McsdWarning, stacklevel=4)
-    if unknown:
-        return None
     for name in file.tensors:
         _bytes_of(file, name)
     fields, generation_config, tokenizer = _describe(location, GgufCache(path))
@@ -78,7 +100,7 @@ def read_gguf_network(location: Location, plan: WeightPlan) -> tuple[LlamaForCau
     with torch.device("meta"):
         network = LlamaForCausalLM(config, generation_config)
     weights = _Weights(file, network, config, rotated=fields["model_type"] == "llama")
-    return (weights.load(plan), tokenizer) if weights.complete() else None
+    return (weights.load(dtype), tokenizer) if weights.are_complete() else None
 
 
 def _describe(location: Location, cache: GgufCache) -> tuple[dict[str, Any], GenerationConfig, Any | None]:
@@ -119,7 +141,7 @@ class _Weights:
         if config.tie_word_embeddings:
             del self._shapes["lm_head.weight"]
 
-    def complete(self) -> bool:
+    def are_complete(self) -> bool:
         """Whether the file has the tensors of the network and no others, in types and an order that are known here.
 
         Raises:
@@ -136,16 +158,16 @@ class _Weights:
         readable = all(map(_is_readable, self._file.tensors.values()))
         return readable and self._file.tensors.keys() == expected.keys() and not (self._rotated and biased)
 
-    def load(self, plan: WeightPlan) -> LlamaForCausalLM:
+    def load(self, dtype: torch.dtype) -> LlamaForCausalLM:
         """The network with the weights of the file."""
         meta = torch.device("meta")
         tensors = {
-            name: self._vector(name).to(plan.dtype) if len(shape) == 1 else torch.empty(shape, device=meta)
+            name: self._vector(name).to(dtype) if len(shape) == 1 else torch.empty(shape, device=meta)
             for name, shape in self._shapes.items()
         }
         network = LlamaForCausalLM.from_tensors(self._config, self._network.generation_config, tensors)
-        pack(network, plan, self._linear)
-        network.model.set_submodule("embed_tokens", GgufEmbedding(self._matrix("model.embed_tokens"), plan.dtype))
+        pack(network, WeightPlan(dtype, WeightFormat.GGUF, packed=True, native=True), self._linear)
+        network.model.set_submodule("embed_tokens", GgufEmbedding(self._matrix("model.embed_tokens"), dtype))
         return network
 
     def _linear(self, path: str, linear: nn.Linear) -> GgufLinear:

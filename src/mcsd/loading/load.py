@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from mcsd import kernels
 from mcsd.config import LoadOptions, split_draft
 from mcsd.cpu.draft_int4 import pack_int4
 from mcsd.cpu.native_decoder import as_decoder
@@ -24,10 +25,10 @@ from mcsd.cuda.layers import fuse_for_cuda, fused_copy
 from mcsd.defaults import model_defaults
 from mcsd.errors import DownloadFailed, InvalidOption, McsdWarning, ModelError, UnknownModel, WeightsCorrupt
 from mcsd.kernels import WeightFormat
-from mcsd.loading.catalog import Location, default_draft, entry_of, is_gguf, locate
+from mcsd.loading.catalog import Location, default_draft, entry_of, locate
 from mcsd.loading.converted import read_converted
 from mcsd.loading.gguf_cache import GgufCache
-from mcsd.loading.gguf_network import read_gguf_network
+from mcsd.loading.gguf_network import keeps_weights, read_gguf_network
 from mcsd.loading.int8_cache import pack_from_int8_cache
 from mcsd.loading.pretrained import read_location, weights_too_large
 from mcsd.models.compatibility import match_tokenizers
@@ -43,10 +44,17 @@ _INT8_WEIGHTS = (WeightFormat.W8A8, WeightFormat.W8A16)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and its tokenizer; None if the weights have none."""
+    """A model and its tokenizer.
+
+    Attributes:
+        model: the model.
+        tokenizer: None if the weights have none.
+        format: of its linear layers; None: those of its dtype, or unknown.
+    """
 
     model: DecoderModel
     tokenizer: Any | None
+    format: WeightFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,14 @@ def resolve_device(device: str) -> torch.device:
         raise InvalidOption(f"device {device!r:.40} cannot be used here: {reason:.100}", "auto or cpu") from error
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """A dtype by its name in `mcsd.config.DTYPES`; ``auto``: see `auto_dtype`."""
+def resolve_dtype(dtype: str, device: torch.device, in_file: bool = False) -> torch.dtype:
+    """A dtype by its name in `mcsd.config.DTYPES`; ``auto``: see `auto_dtype`.
+
+    With weights that stay as they are in a GGUF file (``in_file``) auto is float32 on a CPU: other than the weights'
+    size, that of hidden states and of the KV cache takes little time, and the output follows the file most closely.
+    """
     if dtype == "auto":
-        return auto_dtype(device)
+        return torch.float32 if in_file and device.type == "cpu" and kernels.has_kernels() else auto_dtype(device)
     resolved: torch.dtype = getattr(torch, dtype)
     return resolved
 
@@ -92,11 +104,12 @@ def load_pair(options: LoadOptions, with_draft: bool = True) -> LoadedPair:
         UnknownModel, WeightsCorrupt, UnsupportedModel, VocabularyMismatch: see `load` and `load_draft`.
     """
     device = resolve_device(options.device)
-    dtype = resolve_dtype(options.dtype, device)
+    in_file = options.quantize is None and keeps_weights(options.target)
+    dtype = resolve_dtype(options.dtype, device, in_file)
     named, look_up = split_draft(options.draft)
     named = "ngram" if named is None and look_up else named
     draft = (default_draft(options.target) if named is None else named) if with_draft else "ngram"
-    plan = plan_weights(device, dtype, Role.TARGET, options.quantize, is_gguf(options.target))
+    plan = plan_weights(device, dtype, Role.TARGET, options.quantize, in_file)
     for model in (options.target, "ngram" if named is None else draft):
         if model != "ngram":
             locate(model)
@@ -130,13 +143,14 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
         OutOfMemory: the device does not have the memory for its weights.
     """
     location = locate(model)
-    in_file = read_gguf_network(location, plan) if plan.format is WeightFormat.GGUF else None
-    if in_file is None and plan.format is WeightFormat.GGUF:
-        plan = plan_weights(device, plan.dtype, role)
+    in_file = None
+    if location.kind == "gguf" and plan.format is WeightFormat.GGUF:
+        in_file = read_gguf_network(location, plan.dtype)
+        plan = plan if in_file else plan_weights(device, plan.dtype, role)
     reference = partial(read_reference, model, plan)
     if in_file is not None:
         network, tokenizer = in_file
-        loaded = LoadedModel(as_decoder(network, str(model), None, str(plan), reference), tokenizer)
+        loaded = LoadedModel(as_decoder(network, str(model), None, str(plan), reference), tokenizer, plan.format)
     else:
         cache = _gguf_cache(location, plan.dtype)
         read = partial(_read, model, location, device, plan.dtype, role, cache)
@@ -200,7 +214,7 @@ def _pack(
         pack(network, plan)
     elif network.device.type == "cuda":
         fuse_for_cuda(network)
-    return LoadedModel(as_decoder(network, name, vocabulary, str(plan), load_reference), tokenizer)
+    return LoadedModel(as_decoder(network, name, vocabulary, str(plan), load_reference), tokenizer, plan.format)
 
 
 def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = None) -> Any:
@@ -216,7 +230,8 @@ def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = No
     if draft == "ngram":
         return draft
     role = Role.HEAD if is_head(draft) else Role.DRAFT
-    plan = plan_weights(target.model.device, target.model.dtype, role, quantize, is_gguf(draft))
+    device, dtype, in_file = target.model.device, target.model.dtype, keeps_weights(draft)
+    plan = plan_weights(device, dtype, role, quantize, in_file, target.format)
     if role is Role.HEAD:
         bound = bind_head(DraftHead.load(Path(locate(draft).source)), target.model, str(draft), plan)
         if bound.device.type == "cuda":
