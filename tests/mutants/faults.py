@@ -23,6 +23,7 @@ _CACHE, _LAYOUT, _MASKS, _FUSION = "models/protocol.py", "models/layout.py", "mo
 _PREFIX_CACHE, _MIXED = "models/prefix_cache.py", "schemes/mixed.py"
 KERNELS = "kernels/"
 _DECODER, _DISTRIBUTIONS = f"{KERNELS}decoder.cpp", f"{KERNELS}distributions.cpp"
+_GGUF, _GGUF_TYPES = f"{KERNELS}gguf.cpp", f"{KERNELS}gguf_types.h"
 
 _Q_THEN_ALPHA = """            q = torch.where(valid[:, None], renormalised(q.scatter(1, choice[:, None], 0.0)), q)
             if column:
@@ -338,5 +339,77 @@ FAULTS = (
         _DISTRIBUTIONS,
         "factors ? factors[span.row] : 1",
         "1",
+    ),
+    Fault(
+        "GGUF kernels: the offset of Q4_0",
+        _GGUF_TYPES,
+        "TYPE == Q4_0 ? 8",
+        "TYPE == Q4_0 ? 7",
+    ),
+    Fault(
+        "GGUF kernels: the offset of Q5_0",
+        _GGUF_TYPES,
+        "TYPE == Q5_0 ? 16",
+        "TYPE == Q5_0 ? 15",
+    ),
+    Fault(
+        "GGUF kernels: the fifth bits of a block's second half are those of its first",
+        _GGUF_TYPES,
+        "add_bytes(first, set_bytes(2 * i))",
+        "add_bytes(first, set_bytes(0 * i))",
+    ),
+    Fault(
+        "GGUF kernels: Q8_0 without its sign",
+        _GGUF_TYPES,
+        "shift_signed_shorts_right<8>(bytes);",
+        "shift_shorts_right<8>(bytes);",
+    ),
+    Fault(
+        "GGUF kernels: the minimums of Q4_1 and Q5_1 subtracted",
+        _GGUF_TYPES,
+        "_mm256_sub_ps(_mm256_setzero_ps(), load_halves(w, 2))",
+        "load_halves(w, 2)",
+    ),
+    Fault(
+        "GGUF kernels: Q4_K and Q5_K: the upper bits of a group scale",
+        _GGUF_TYPES,
+        "(c & FOUR) | (a >> 2 & UPPER_TWO)",
+        "(c & FOUR) | (a >> 2 & 0)",
+    ),
+    Fault(
+        "GGUF kernels: Q4_K and Q5_K: minimums of the wrong groups",
+        _GGUF_TYPES,
+        "_mm_setr_epi32(b & SIX, (c >> 4",
+        "_mm_setr_epi32(a & SIX, (c >> 4",
+    ),
+    Fault(
+        "GGUF kernels: Q5_K: the fifth bit of the next group",
+        _GGUF_TYPES,
+        "0x01010101u << (group + lane)",
+        "0x01010101u << ((group + lane + 1) % 8)",
+    ),
+    Fault(
+        "GGUF kernels: Q6_K: upper bits of the first group",
+        _GGUF_TYPES,
+        "(group + lane) % 4 * 2",
+        "(group + lane) % 4 * 0",
+    ),
+    Fault(
+        "GGUF kernels: Q6_K: one group scale for 32 weights",
+        _GGUF_TYPES,
+        "(2 * (group + lane) + i) * 0x01000100",
+        "(2 * (group + lane) + 0 * i) * 0x01000100",
+    ),
+    Fault(
+        "GGUF kernels: a row of query heads in the order of the file",
+        _GGUF,
+        "if (!size) return output;",
+        "if (size >= 0) return output;",
+    ),
+    Fault(
+        "GGUF kernels: the first of several matrices for all outputs",
+        _GGUF,
+        "tensor->weight + row_of",
+        "static_cast<const GgufTensor*>(linear.weight)->weight + row_of",
     ),
 )

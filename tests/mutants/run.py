@@ -23,7 +23,7 @@ from mutants.faults import FAULTS, KERNELS, Fault
 ROOT = Path(__file__).parents[2]
 LAWS = (
     *("test_greedy", "test_exact_law", "test_translated_draft_law", "test_exact_engine", "test_engine_law"),
-    *("test_draft_vocabulary_law", "test_mixed_law"),
+    *("test_draft_vocabulary_law", "test_mixed_law", "test_gguf_law"),
 )
 """From the fastest to the slowest."""
 
@@ -42,7 +42,7 @@ def main() -> None:
         print(planted(fault, Path(tempfile.mkdtemp(prefix="fault-"))))
         return
     # Faults in our kernels can be caught only where the kernels run.
-    runnable = [fault for fault in FAULTS if not fault.file.startswith(KERNELS) or kernels.available()]
+    runnable = [fault for fault in FAULTS if not fault.file.startswith(KERNELS) or kernels.has_kernels()]
     faults = [fault for fault in runnable if not args.only or args.only in fault.name]
     runs = [(fault, seed) for fault in faults for seed in SEEDS]
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Type
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K)
 """The types that the kernels read."""
 
-HIDDEN, INNER, HEADS, KV_HEADS, VOCABULARY = 256, 512, 4, 2, 96
+HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCABULARY = 256, 512, 4, 2, 2, 96
 LAYER = {
     "attn_q": (HIDDEN, HIDDEN),
     "attn_k": (HIDDEN // HEADS * KV_HEADS, HIDDEN),
@@ -45,7 +45,8 @@ def write_gguf(
     architecture: str = "llama",
     types: tuple[Type, ...] = TYPES,
     tied: bool = True,
-    layers: int = 2,
+    vocabulary: int = VOCABULARY,
+    seed: int = 0,
     change: Any = None,
 ) -> None:
     """A network with random matrices, of these types in turn.
@@ -55,30 +56,31 @@ def write_gguf(
         architecture: "llama" or "qwen2".
         types: of its matrices.
         tied: whether it has no output matrix.
-        layers: how many.
+        vocabulary: its tokens.
+        seed: of the weights.
         change: called with the writer before it writes.
     """
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(layers)
+    writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(INNER)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(VOCABULARY)
-    shapes = {"token_embd": (VOCABULARY, HIDDEN)} | ({} if tied else {"output": (VOCABULARY, HIDDEN)})
-    shapes |= {f"blk.{layer}.{name}": shape for layer in range(layers) for name, shape in LAYER.items()}
+    writer.add_vocab_size(vocabulary)
+    shapes = {"token_embd": (vocabulary, HIDDEN)} | ({} if tied else {"output": (vocabulary, HIDDEN)})
+    shapes |= {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in LAYER.items()}
     for i, (name, shape) in enumerate(shapes.items()):
         kind = types[i % len(types)]
         writer.add_tensor(f"{name}.weight", random_blocks(kind, *shape, generator), raw_dtype=kind)
-    norms = ["output_norm", *(f"blk.{layer}.{norm}" for layer in range(layers) for norm in ("attn_norm", "ffn_norm"))]
+    norms = ["output_norm", *(f"blk.{layer}.{norm}" for layer in range(LAYERS) for norm in ("attn_norm", "ffn_norm"))]
     for name in norms:
         writer.add_tensor(f"{name}.weight", generator.uniform(0.5, 1.5, HIDDEN).astype(np.float32))
     if architecture == "qwen2":
-        for name in [f"blk.{layer}.{part}" for layer in range(layers) for part in ("attn_q", "attn_k", "attn_v")]:
+        for name in [f"blk.{layer}.{part}" for layer in range(LAYERS) for part in ("attn_q", "attn_k", "attn_v")]:
             size = LAYER[name.rpartition(".")[2]][0]
             writer.add_tensor(f"{name}.bias", generator.uniform(-0.5, 0.5, size).astype(np.float32))
     if change is not None:
