@@ -1,8 +1,9 @@
 """The time of one forward by the number of tokens, against the time to read the weights from memory.
 
     python benchmarks/forward.py --models smollm2-135m qwen2.5-coder-1.5b --nodes 1 4 11 16 --batch-sizes 1
-    python benchmarks/forward.py --models qwen2.5-coder-0.5b --draft --compile
+    python benchmarks/forward.py --models qwen2.5-coder-0.5b --draft --dtype bfloat16
 
+With the dtype auto a GGUF file keeps its weights where the kernels can read them; with another it is dequantized.
 Milliseconds are medians after 200 tokens of context; the bandwidth is that of a plain sum in the same run.
 """
 
@@ -14,6 +15,7 @@ import torch
 
 from mcsd.cli.profile import bandwidth, weight_bytes
 from mcsd.cpu.weight_plan import Role, plan_weights
+from mcsd.loading.gguf_network import keeps_weights
 from mcsd.loading.load import load, resolve_dtype
 from mcsd.models import LanguageModel, TokenLayout
 
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["smollm2-135m"])
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8, 11, 16, 32])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quantize")
     parser.add_argument("--draft", action="store_true", help="load them as drafts, which are quantized further")
     args = parser.parse_args()
@@ -38,7 +40,8 @@ def main() -> None:
     for name in args.models:
         start = time.perf_counter()
         role = Role.DRAFT if args.draft else Role.TARGET
-        plan = plan_weights(CPU, resolve_dtype(args.dtype, CPU), role, args.quantize)
+        in_file = args.quantize is None and args.dtype == "auto" and keeps_weights(name)
+        plan = plan_weights(CPU, resolve_dtype(args.dtype, CPU, in_file), role, args.quantize, in_file)
         model = load(name, CPU, plan, role).model
         memory_ms = 1e3 * weight_bytes(model) / speed
         print(

@@ -22,10 +22,12 @@ from mcsd.prompts import evenly_spaced, load_prompts
 
 CPU = torch.device("cpu")
 FORMATS = {
-    "bfloat16": (torch.bfloat16, None),
-    "bfloat16, int8": (torch.bfloat16, "int8"),
-    "float32, int8": (torch.float32, "int8"),
+    "GGUF as it is": (torch.float32, None, True),
+    "bfloat16": (torch.bfloat16, None, False),
+    "bfloat16, int8": (torch.bfloat16, "int8", False),
+    "float32, int8": (torch.float32, "int8", False),
 }
+"""dtype, ``quantize``, and whether the weights stay as they are in the file."""
 
 
 class Text(NamedTuple):
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--each", type=int, default=8, help="prompts of each file, evenly spaced")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     args = parser.parse_args()
 
     torch.set_grad_enabled(False)
@@ -56,8 +59,9 @@ def main() -> None:
         tokens = [*prompt, *done.token_ids]
         texts.append(Text(tokens, len(prompt), logprobs(engine.target, tokens, len(prompt))))
     del engine, loaded
-    for name, (dtype, quantize) in FORMATS.items():
-        target = load(args.target, CPU, plan_weights(CPU, dtype, Role.TARGET, quantize)).model
+    for name in args.formats:
+        dtype, quantize, in_file = FORMATS[name]
+        target = load(args.target, CPU, plan_weights(CPU, dtype, Role.TARGET, quantize, in_file)).model
         pairs = [(text.logprobs, logprobs(target, text.tokens, text.prompt)) for text in texts]
         tv = torch.cat([(p.exp() - q.exp()).abs().sum(-1) / 2 for p, q in pairs])
         kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs])

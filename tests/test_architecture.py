@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 ORDER: dict[str, tuple[str, ...]] = {
-    "kernels": ("library", "huge_pages", "gemm", "attention", "decoder", "distributions", "bf16_linear"),
+    "kernels": ("build", "library", "huge_pages", "gemm", "attention", "decoder", "distributions", "bf16_linear"),
     "models": (
         *(
             "layout",

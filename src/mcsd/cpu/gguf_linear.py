@@ -59,6 +59,9 @@ class GgufLinear(NativeLinear):
         outputs = sum(one.outputs for one in tensors)
         super().__init__(outputs, tensors[0].inputs, WeightFormat.GGUF, torch.tensor(structs), bias=bias)
         self.tensors = tuple(tensors)
+        for i, one in enumerate(tensors):
+            # Whoever counts a model's weights counts these.
+            self.register_buffer(f"data{i}", one.data, persistent=False)
 
     @classmethod
     def quantized(cls, linear: nn.Linear) -> "GgufLinear":

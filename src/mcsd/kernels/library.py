@@ -1,4 +1,4 @@
-"""The shared library of the kernels: compiled by the machine's C++ compiler on first use, cached, called by ctypes."""
+"""The shared library of the kernels, called by ctypes: a wheel brings it; from source it is compiled on first use."""
 
 import ctypes
 import hashlib
@@ -19,14 +19,9 @@ from torch import Tensor
 
 from mcsd.errors import McsdWarning, OutputFailed
 from mcsd.files import atomic_path
+from mcsd.kernels import build
 from mcsd.system import cache_folder
 
-_HERE = Path(__file__).parent
-_SOURCES, _HEADERS = sorted(_HERE.glob("*.cpp")), sorted(_HERE.glob("*.h"))
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma", "-mf16c")
-_AVX2 = ("-mavx2",)
-_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
-_ONLY_AVX512 = ("packed_gemm.cpp", "bf16_linear.cpp")
 _ENTRIES = (
     *("linear", "pre_attention", "post_attention", "decoder", "draft_head", "softmax", "top_k", "gguf_rows"),
     *("pack_bfp16", "bf16_linear"),
@@ -46,15 +41,15 @@ def available() -> bool:
 
     Packed weights are not used on CPUs with AMX, on which PyTorch's kernels multiply many rows in the time of one.
     """
-    return _instructions() == _AVX512 and not torch.cpu._is_amx_tile_supported() and library() is not None
+    return _instructions() == "avx512" and not torch.cpu._is_amx_tile_supported() and library() is not None
 
 
-def _instructions() -> tuple[str, ...] | None:
-    """The compiler's flags for the instructions that the kernels use on this CPU; None if it has too few."""
+def _instructions() -> str | None:
+    """The instruction set of `build.FLAGS` that the kernels use on this CPU; None if it has neither."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512" and torch.cpu._is_vnni_supported():
-        return _AVX512
-    return _AVX2 if capability in ("AVX2", "AVX512") else None
+        return "avx512"
+    return "avx2" if capability in ("AVX2", "AVX512") else None
 
 
 class _NotCompiledError(Exception):
@@ -121,23 +116,25 @@ def _loaded() -> ctypes.CDLL | None:
 
 
 def _load() -> ctypes.CDLL:
-    """The cached library; compiled first, in some seconds, if there is none for these sources and this compiler."""
+    """The library of the wheel, or the cached one for these sources; it is compiled first, in some seconds."""
     instructions = _instructions()
     assert instructions is not None
-    compiler = [*shlex.split(os.environ.get("CXX", "c++")), *_FLAGS, *instructions]
-    sources = [file for file in _SOURCES if instructions == _AVX512 or file.name not in _ONLY_AVX512]
-    key = [*compiler, platform.machine(), *platform.libc_ver()]
-    key += [file.read_text() for file in (*_SOURCES, *_HEADERS)]
+    bundled = build.bundled(instructions)
+    if bundled.exists():
+        return ctypes.CDLL(str(bundled))
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    key = [*compiler, *build.FLAGS[instructions], platform.machine(), *platform.libc_ver()]
+    key += [file.read_text() for file in (*build.sources(instructions), *build.headers())]
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()
     file = cache_folder("compiled") / f"kernels-{digest[:16]}.so"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not all(map(_is_trusted, filter(Path.exists, (file.parent, file)))):
         with tempfile.TemporaryDirectory() as folder:
-            return ctypes.CDLL(str(_compiled(compiler, sources, Path(folder) / file.name)))
+            return ctypes.CDLL(str(_compiled(compiler, instructions, Path(folder) / file.name)))
     try:
         return ctypes.CDLL(str(file))
     except OSError:
-        return ctypes.CDLL(str(_compiled(compiler, sources, file)))
+        return ctypes.CDLL(str(_compiled(compiler, instructions, file)))
 
 
 def _is_trusted(path: Path) -> bool:
@@ -146,9 +143,9 @@ def _is_trusted(path: Path) -> bool:
     return state.st_uid in (0, os.getuid()) and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _compiled(compiler: list[str], sources: list[Path], file: Path) -> Path:
+def _compiled(compiler: list[str], instructions: str, file: Path) -> Path:
     with atomic_path(file) as part:
-        command = [*compiler, *map(str, sources), "-o", str(part)]
+        command = build.command(compiler, instructions, part)
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         except OSError as error:
