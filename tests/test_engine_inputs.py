@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 import mcsd
+from mcsd.cpu.weight_plan import has_bf16_gemm
 from mcsd.errors import InvalidOption, InvalidParameter, McsdWarning, OutOfMemory, UnsupportedModel
 from mcsd.loading.load import LoadedModel
 from mcsd.models import TransformersModel
@@ -17,6 +18,8 @@ from mcsd.models.kv_cache import KVCache
 from mcsd.testing import TabularModel
 from support.memory import peak_growth
 from support.tiny import tiny
+
+needs_bf16 = pytest.mark.skipif(not has_bf16_gemm(torch.device("cpu")), reason="this CPU has no fast bfloat16")
 
 PROMPT = [5, 9, 2]
 
@@ -113,7 +116,7 @@ def test_the_context_is_the_default_length() -> None:
     assert mcsd.Engine(target, "ngram", max_length=40).max_length == 40
 
 
-@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("optimize", [False, pytest.param(True, marks=needs_bf16)])
 def test_without_a_draft_a_warning_says_what_to_do(optimize: bool) -> None:
     with pytest.warns(McsdWarning, match=r"mcsd distill"):
         mcsd.Engine(tiny("llama").bfloat16(), optimize=optimize)
@@ -150,6 +153,7 @@ def test_an_engine_shows_what_it_is_made_of() -> None:
     assert shown.startswith("Engine(target='LlamaForCausalLM', draft='ngram', tree='2x1', scheme='top-k', max_batch=2")
 
 
+@needs_bf16
 def test_optimized_copies_leave_the_models_as_they_are() -> None:
     target, draft = tiny("llama").bfloat16(), tiny("llama", seed=1).bfloat16()
     before = copy.deepcopy(target.state_dict())

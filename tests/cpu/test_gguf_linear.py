@@ -1,5 +1,6 @@
 """Linear layers on the matrices of GGUF files: the file's own weights, products nearly exact, every token by itself."""
 
+from copy import deepcopy
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 from torch import Tensor
 
-from mcsd import kernels
+from mcsd import errors, kernels
 from mcsd.cpu.gguf_linear import GgufEmbedding, GgufLinear, GgufTensor
 from mcsd.models.draft_vocabulary import output_rows
 from support.gguf_files import TYPES, random_blocks
@@ -32,9 +33,9 @@ def exact(tensor: GgufTensor) -> Tensor:
     return torch.from_numpy(dequantize(tensor.data.numpy(), Type(tensor.type))).double()
 
 
-def quantized_to_q8_k(states: Tensor) -> Tensor:
-    """Activations as llama.cpp rounds them for these types, at best: int8 with a scale for each 32 inputs."""
-    groups = states.double().unflatten(-1, (-1, 32))
+def rounded_to_int8(activations: Tensor) -> Tensor:
+    """Activations in int8 with a scale for each 32 inputs: Q8_0. The groups of llama.cpp's Q8_K are larger."""
+    groups = activations.double().unflatten(-1, (-1, 32))
     scale = groups.abs().amax(-1, keepdim=True) / 127
     return ((groups / scale).round() * scale).flatten(-2)
 
@@ -52,12 +53,12 @@ def test_products_are_within_the_rounding_of_activations(kind: Type, inputs: int
     torch.manual_seed(0)
     tensor = matrix(kind, outputs, inputs)
     shift = torch.randn(outputs) if bias else None
-    states = torch.randn(2, 29, inputs) * torch.logspace(-3, 3, 29)[:, None]
-    found, weight = GgufLinear([tensor], shift)(states).double(), exact(tensor)
-    expected = states.double() @ weight.t() + (0 if shift is None else shift.double())
+    activations = torch.randn(2, 29, inputs) * torch.logspace(-3, 3, 29)[:, None]
+    found, weight = GgufLinear([tensor], shift)(activations).double(), exact(tensor)
+    expected = activations.double() @ weight.t() + (0 if shift is None else shift.double())
     bound = torch.zeros_like(expected)
     for start in range(0, inputs, 256):
-        part, own = states[..., start : start + 256].double(), weight[:, start : start + 256]
+        part, own = activations[..., start : start + 256].double(), weight[:, start : start + 256]
         # Half a step of each activation, and the rounding of float32 sums of the weights' two parts.
         bound += part.abs().amax(-1, keepdim=True) / 16383 / 2 * own.abs().sum(1) * 1.001
         bound += 2**-20 * part.abs().sum(-1, keepdim=True) * own.abs().amax()
@@ -68,32 +69,32 @@ def test_products_are_within_the_rounding_of_activations(kind: Type, inputs: int
 def test_the_error_is_far_below_that_of_int8_activations(kind: Type) -> None:
     torch.manual_seed(0)
     tensor = matrix(kind, 64, 1536)
-    states, weight = torch.randn(29, 1536), exact(tensor)
-    expected = states.double() @ weight.t()
-    ours = (GgufLinear([tensor], None)(states).double() - expected).norm(dim=-1)
-    theirs = (quantized_to_q8_k(states) @ weight.t() - expected).norm(dim=-1)
+    activations, weight = torch.randn(29, 1536), exact(tensor)
+    expected = activations.double() @ weight.t()
+    ours = (GgufLinear([tensor], None)(activations).double() - expected).norm(dim=-1)
+    theirs = (rounded_to_int8(activations) @ weight.t() - expected).norm(dim=-1)
     assert (ours < theirs / 20).all()
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_token_does_not_depend_on_the_others(kind: Type) -> None:
     torch.manual_seed(0)
-    linear, states = GgufLinear([matrix(kind, 50, 768)], None), torch.randn(41, 768)
-    together = linear(states)
-    states[7] = torch.nan
-    states[8, 3] = torch.inf
-    assert torch.equal(linear(states)[9:], together[9:])
-    assert linear(states)[7].isnan().all()
+    linear, activations = GgufLinear([matrix(kind, 50, 768)], None), torch.randn(41, 768)
+    together = linear(activations)
+    activations[7] = torch.nan
+    activations[8, 3] = torch.inf
+    assert torch.equal(linear(activations)[9:], together[9:])
+    assert linear(activations)[7].isnan().all()
     for start, stop in pairwise([9, 10, 12, 15, 20, 41]):
-        assert torch.equal(linear(states[start:stop]), together[start:stop])
+        assert torch.equal(linear(activations[start:stop]), together[start:stop])
 
 
 def test_matrices_of_several_types_are_one_layer() -> None:
     torch.manual_seed(0)
     tensors = [matrix(kind, 19 + i, 512, seed=i) for i, kind in enumerate(TYPES)]
-    bias, states = torch.randn(sum(one.outputs for one in tensors)), torch.randn(5, 512)
-    expected = torch.cat([GgufLinear([one], None)(states) for one in tensors], dim=-1) + bias
-    torch.testing.assert_close(GgufLinear(tensors, bias)(states), expected)
+    bias, activations = torch.randn(sum(one.outputs for one in tensors)), torch.randn(5, 512)
+    expected = torch.cat([GgufLinear([one], None)(activations) for one in tensors], dim=-1) + bias
+    torch.testing.assert_close(GgufLinear(tensors, bias)(activations), expected)
 
 
 def test_rows_of_rotated_pairs_are_put_in_the_order_of_the_network() -> None:
@@ -103,8 +104,8 @@ def test_rows_of_rotated_pairs_are_put_in_the_order_of_the_network() -> None:
     expected = exact(tensor).view(3, 8, 2, 256).transpose(1, 2).flatten(0, 2)
     linear = GgufLinear([tensor], None)
     torch.testing.assert_close(linear.dense().double(), expected, rtol=1e-6, atol=1e-8)
-    states = torch.randn(4, 256)
-    torch.testing.assert_close(linear(states).double(), states.double() @ expected.t(), rtol=1e-3, atol=1e-3)
+    activations = torch.randn(4, 256)
+    torch.testing.assert_close(linear(activations).double(), activations.double() @ expected.t(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -117,5 +118,57 @@ def test_embeddings_and_rows_of_the_output_matrix(dtype: torch.dtype) -> None:
 
 def test_activations_in_bfloat16() -> None:
     torch.manual_seed(0)
-    linear, states = GgufLinear([matrix(Type.Q5_K, 30, 256)], torch.randn(30)), torch.randn(3, 256).bfloat16()
-    assert torch.equal(linear(states), linear(states.float()).bfloat16())
+    linear, activations = GgufLinear([matrix(Type.Q5_K, 30, 256)], torch.randn(30)), torch.randn(3, 256).bfloat16()
+    assert torch.equal(linear(activations), linear(activations.float()).bfloat16())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extreme_blocks_and_activations_do_not_overflow(sign: int) -> None:
+    """The largest sums: Q6_K with values of -32 and group scales of -128, and activations that are all the largest."""
+    tensor = matrix(Type.Q6_K, 3, 512)
+    tensor.data.view(3, 2, 210)[..., :192] = 0
+    tensor.data.view(3, 2, 210)[..., 192:208] = 128
+    activations = torch.full((2, 512), float(sign))
+    expected = activations.double() @ exact(tensor).t()
+    torch.testing.assert_close(GgufLinear([tensor], None)(activations).double(), expected, rtol=1e-5, atol=0)
+
+
+def test_rows_that_do_not_exist_and_other_integers() -> None:
+    tensor = matrix(Type.Q8_0, 8, 64)
+    for wrong in (-1, 8):
+        with pytest.raises(IndexError, match="of a matrix of 8"):
+            tensor.rows(torch.tensor([0, wrong]))
+    assert torch.equal(tensor.rows(torch.tensor([7, 2], dtype=torch.int32)), tensor.dense()[[7, 2]])
+    assert tensor.rows(torch.tensor([], dtype=torch.long)).shape == (0, 64)
+
+
+def test_another_default_dtype_changes_nothing() -> None:
+    tensor = matrix(Type.Q5_0, 8, 64)
+    expected, activations = tensor.dense(), torch.randn(2, 64)
+    product = GgufLinear([tensor], None)(activations)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(tensor.dense(), expected)
+        assert torch.equal(GgufLinear([tensor], None)(activations), product)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_copied_layer_has_matrices_of_its_own() -> None:
+    tensor, activations = matrix(Type.Q4_1, 20, 64), torch.randn(2, 64)
+    layer = GgufLinear([tensor], torch.randn(20))
+    copied, expected = deepcopy(layer), layer(activations)
+    tensor.data.zero_()
+    assert torch.equal(copied(activations), expected)
+
+
+def test_weights_of_torch_are_rounded_to_eight_bits() -> None:
+    torch.manual_seed(0)
+    linear, activations = torch.nn.Linear(96, 40), torch.randn(5, 96)
+    ours = GgufLinear.quantized(linear)
+    step = linear.weight.detach().view(40, 3, 32).abs().amax(-1) / 127
+    # Half a step, and the rounding of the scale to float16, which is up to 127 steps away.
+    assert ((ours.dense() - linear.weight).view(40, 3, 32).abs() <= (0.501 + 127 * 2**-11) * step[..., None]).all()
+    torch.testing.assert_close(ours(activations), activations @ ours.dense().t() + linear.bias, rtol=1e-3, atol=1e-3)
+    with pytest.raises(errors.UnsupportedModel, match="33 inputs"):
+        GgufLinear.quantized(torch.nn.Linear(33, 4))

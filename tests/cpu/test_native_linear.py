@@ -12,6 +12,7 @@ from mcsd.cpu.onednn_linear import Int8Linear
 from mcsd.cpu.quantization import GROUP
 from mcsd.kernels import WeightFormat
 from mcsd.models.draft_vocabulary import output_rows
+from support.decoders import PACKED_FORMATS
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no kernels for this CPU")
 
@@ -105,7 +106,7 @@ def test_int4_of_any_weight() -> None:
         torch.testing.assert_close(ours.dense()[untouched], each[untouched], rtol=0, atol=2**-20)
 
 
-@pytest.mark.parametrize("weight_format", list(WeightFormat))
+@pytest.mark.parametrize("weight_format", PACKED_FORMATS)
 def test_selected_outputs_of_a_layer_are_a_layer(weight_format: WeightFormat) -> None:
     """As in drafts with a draft vocabulary."""
     whole, chosen = nn.Linear(48, 40), torch.tensor([3, 39, 7])
@@ -133,7 +134,7 @@ def test_a_token_s_result_depends_on_no_other_token_and_nan_stays_in_its_row(dty
     assert torch.equal(broken[8:], together[8:])
 
 
-@pytest.mark.parametrize("weight_format", list(WeightFormat))
+@pytest.mark.parametrize("weight_format", PACKED_FORMATS)
 def test_a_token_s_result_does_not_depend_on_the_batch_size(weight_format: WeightFormat) -> None:
     """One tile, several that share weights, and too many to share; and several slices of inputs."""
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,8 @@ import pytest
 import torch
 
 from mcsd.cli import main
-from mcsd.cpu.weight_plan import WeightPlan
+from mcsd.cpu.weight_plan import WeightPlan, has_bf16_gemm
+from mcsd.errors import McsdWarning
 from mcsd.loading.catalog import locate
 from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.load import load
@@ -81,6 +83,8 @@ def hub_models() -> dict[str, str]:
 def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch, hub: dict[str, str], *lanes: str) -> None:
     patch.chdir(folder)
     patch.setattr(sys, "stdin", sys.stdin)
+    if not has_bf16_gemm(torch.device("cpu")):
+        warnings.filterwarnings("ignore", "optimize has no effect", McsdWarning)
     names: dict[str, object] = {"__name__": "example"}
     for block in blocks(page):
         if block.lane not in lanes:

@@ -17,7 +17,7 @@ def engine(smollm2: LoadedModel) -> mcsd.Engine:
 
 
 def test_loading_by_name_generates() -> None:
-    loaded = mcsd.Engine.load("smollm2-135m", max_batch=2)
+    loaded = mcsd.Engine.load("smollm2-135m", tree="2x1", max_batch=2)
     done = loaded.generate([PROMPT, "1, 2, 3, 4, 5, 6, 7, 8,"], mcsd.SamplingParams(temperature=0, max_new_tokens=24))
     assert done[1].text.startswith(" 9, 10, 11")
     assert done[1].stats.accepted_tokens > 0

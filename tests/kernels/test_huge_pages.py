@@ -12,6 +12,7 @@ from mcsd import kernels
 from mcsd.cpu.native_linear import NativeLinear
 from mcsd.kernels.gemm import WeightFormat
 from mcsd.kernels.huge_pages import zeros
+from support.decoders import PACKED_FORMATS
 
 
 def test_memory_is_unmapped() -> None:
@@ -68,7 +69,7 @@ def test_tensors_do_not_overlap_and_outlive_each_other() -> None:
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="no huge pages here")
 @pytest.mark.skipif(not kernels.available(), reason="no kernels for this CPU")
-@pytest.mark.parametrize("weight_format", WeightFormat)
+@pytest.mark.parametrize("weight_format", PACKED_FORMATS)
 def test_weights_may_have_huge_pages(weight_format: WeightFormat) -> None:
     weight = NativeLinear.packed(nn.Linear(256, 64), weight_format).weight
     assert "hg" in flags(weight)

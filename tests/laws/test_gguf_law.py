@@ -1,4 +1,4 @@
-"""Exact laws of networks on GGUF weights as they are: the law of the dequantized file, which the gguf package computes.
+"""Distributions of networks on GGUF weights as they are, against the file as the gguf package dequantizes it.
 
 Kernels round activations to 15 bits and add in float32, so probabilities agree to 1e-3, not to 1e-12.
 """

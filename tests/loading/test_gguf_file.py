@@ -27,6 +27,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_arrays_in_arrays_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, change=lambda writer: writer.add_array("nested", [[1, 2], [3, 4, 5]]))
+    assert len(GgufFile(path).tensors) == len(GGUFReader(path).tensors)
+
+
 def header_size(path: Path) -> int:
     return min(info.offset for info in GgufFile(path).tensors.values())
 

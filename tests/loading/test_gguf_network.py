@@ -18,7 +18,7 @@ from mcsd.cpu.weight_plan import Role, has_int8_gemm, plan_weights
 from mcsd.kernels import WeightFormat
 from mcsd.loading.catalog import path_of, pull
 from mcsd.loading.gguf_cache import GgufCache
-from mcsd.loading.gguf_network import keeps_weights
+from mcsd.loading.gguf_network import keeps_weights, warn_of_unread_types
 from mcsd.loading.load import load
 from mcsd.models.compatibility import as_model
 from mcsd.models.prefill import score_text
@@ -129,7 +129,33 @@ def test_float_matrices_are_left_to_transformers(path: Path) -> None:
 def test_other_types_are_dequantized_with_a_warning(path: Path) -> None:
     write_gguf(path, change=unused(Type.Q2_K))
     with pytest.warns(errors.McsdWarning, match=r"model.gguf is dequantized: no kernel reads ggml types 10"):
-        assert not keeps_weights(path)
+        warn_of_unread_types(path)
+    assert not keeps_weights(path)
+    for silent in ("smollm2-135m", "org/model", path.parent / "no.gguf", "x" * 5000 + ".gguf"):
+        warn_of_unread_types(silent)
+
+
+def test_a_float_draft_of_such_a_target(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is dequantized, and rounded to Q8_0 where no int8 or int4 kernel runs."""
+    monkeypatch.setattr("mcsd.cpu.weight_plan.has_int8_gemm", lambda device: False)
+    write_gguf(path)
+    draft = path.parent / "draft.gguf"
+    write_gguf(draft, change=unused(Type.F16))
+    engine = mcsd.Engine.load(target=str(path), draft=str(draft), tree="2x1", device="cpu")
+    assert {module.tensors[0].type for module in linears(engine.drafter.model)} == {int(Type.Q8_0)}  # type: ignore[attr-defined]
+    assert len(engine.generate([[1, 2, 3]], max_new_tokens=8)[0].token_ids) == 8
+
+
+def test_the_reference_of_verification_rounds_activations_too(path: Path) -> None:
+    torch.manual_seed(0)
+    write_gguf(path, "qwen2")
+    model: Any = load(path, CPU, PLAN).model
+    activations = torch.randn(40, HIDDEN)
+    ours = linears(model)[0](activations)[:, :HIDDEN]
+    rounded, exact = (
+        network.model.layers[0].self_attn.q_proj(activations) for network in (model.reference(), dequantized(path))
+    )
+    assert (ours - rounded).norm() < 0.2 * (ours - exact).norm()
 
 
 @pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.ffn_gate.lora"])
@@ -149,6 +175,7 @@ def test_what_keeps_its_weights(path: Path) -> None:
     assert not keeps_weights(path)
     assert keeps_weights("smollm2-135m")
     assert not keeps_weights("org/model")
+    assert not keeps_weights("x" * 5000 + ".gguf")
     path.write_bytes(b"GGUF")
     assert keeps_weights(path)
     with pytest.raises(errors.WeightsCorrupt, match="ends within the header"):
@@ -181,11 +208,11 @@ def test_a_truncated_file(path: Path) -> None:
 
 @pytest.mark.thorough
 def test_distributions_of_smollm2() -> None:
-    """Total variation from the float32 network of the dequantized file: .0009 on average, .004 at most, measured."""
+    """Total variation from the dequantized file in float32; of the whole README .0009 on average, .004 at most."""
     pull("smollm2-135m")
     path = path_of("smollm2-135m")
     loaded = load(path, CPU, PLAN)
-    tokens = loaded.tokenizer(Path(__file__).read_text()[:800])["input_ids"]  # type: ignore[misc]
+    tokens = loaded.tokenizer((Path(__file__).parents[2] / "README.md").read_text()[:800])["input_ids"]  # type: ignore[misc]
     ours = score_text(loaded.model, tokens).logits[0].softmax(-1)
     theirs = score_text(as_model(dequantized(path)), tokens).logits[0].softmax(-1)
     distance = (ours - theirs).abs().sum(-1) / 2

@@ -14,6 +14,7 @@ from mcsd.models import TokenLayout
 from mcsd.models.compatibility import as_model
 from support.tiny import tiny
 
+PACKED_FORMATS = [format for format in WeightFormat if format is not WeightFormat.GGUF]
 KNOWN = ["llama", "mistral-window", "qwen2", "qwen3"]
 TREE = mcsd.TreeShape.parse("3x2x1")
 SIBLINGS = TokenLayout(torch.tensor([0, 1, 2, 2]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 1]]).bool())

@@ -49,7 +49,7 @@ def write_gguf(
     seed: int = 0,
     change: Any = None,
 ) -> None:
-    """A network with random matrices, of these types in turn.
+    """A network with random matrices, whose types repeat in this order.
 
     Args:
         path: of the file.

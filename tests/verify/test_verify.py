@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor
 
 import mcsd
+from mcsd.cpu.weight_plan import has_bf16_gemm
 from mcsd.errors import EmptyPrompt, InvalidOption, InvalidParameter, PromptTooLong
 from mcsd.models import ModelOutput, TokenLayout, TransformersModel
 from mcsd.rng import Randomness
@@ -170,6 +171,7 @@ def test_a_stale_cache_fails_greedy_texts() -> None:
     assert worst > 100 * report.greedy.rounding
 
 
+@pytest.mark.skipif(not has_bf16_gemm(torch.device("cpu")), reason="this CPU computes bfloat16 by way of float32")
 def test_in_bfloat16_rounding_is_measured_and_allowed_for() -> None:
     options = VerifyOptions(contexts=2, samples=500)
     report = verify(engine(network(0).bfloat16()), [[1, 2, 3, 4, 5, 6, 7], [4, 8, 9, 1, 2]], GREEDY_LENGTH, options)

@@ -77,7 +77,7 @@ def load_engine(options: EngineOptions) -> "Engine":
     """
     fetch_pair(options.target, options.draft if options.tree != "none" else options.target)
     first = options.target in CATALOG and not has_copy(str(options.target))
-    stage = f"converting {options.target} and compiling kernels, once" if first else f"loading {options.target}"
+    stage = f"reading {options.target} and compiling kernels, once" if first else f"loading {options.target}"
     with spinner(stage, once=first), collector_paused():
         from mcsd.engine import Engine
 

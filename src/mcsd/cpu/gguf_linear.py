@@ -1,7 +1,9 @@
 """Linear layers and embeddings whose weights stay as they are in a GGUF file; ``kernels/gguf.h`` has the arithmetic."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +33,25 @@ class GgufTensor:
     inputs: int
     rope_size: int = 0
 
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Rows of the file, float32 ``[*, inputs]``, by their numbers."""
-        numbers = numbers.contiguous()
-        out = torch.empty(*numbers.shape, self.inputs)
-        call("gguf_rows", self.data, self.type, self.inputs, numbers, numbers.numel(), out)
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of the file, float32 ``[*, inputs]``, by their indices.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        indices = indices.long().contiguous()
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.outputs:
+            raise IndexError(f"rows {int(indices.min())} to {int(indices.max())} of a matrix of {self.outputs}")
+        out = torch.empty(*indices.shape, self.inputs, dtype=torch.float32, device=indices.device)
+        call("gguf_rows", self.data, self.type, self.inputs, indices, indices.numel(), out)
         return out
 
     def dense(self) -> Tensor:
         """float32 ``[outputs, inputs]``, in the order of the network."""
-        numbers = torch.arange(self.outputs)
+        indices = torch.arange(self.outputs, device=self.data.device)
         if self.rope_size:
-            numbers = numbers.view(-1, self.rope_size // 2, 2).transpose(1, 2).flatten()
-        return self.rows(numbers)
+            indices = indices.view(-1, self.rope_size // 2, 2).transpose(1, 2).flatten()
+        return self.rows(indices)
 
 
 class GgufLinear(NativeLinear):
@@ -56,12 +64,17 @@ class GgufLinear(NativeLinear):
 
     def __init__(self, tensors: Sequence[GgufTensor], bias: Tensor | None) -> None:
         structs = [[one.data.data_ptr(), one.outputs, one.type, one.rope_size] for one in tensors]
+        weight = torch.tensor(structs, dtype=torch.int64, device=tensors[0].data.device)
         outputs = sum(one.outputs for one in tensors)
-        super().__init__(outputs, tensors[0].inputs, WeightFormat.GGUF, torch.tensor(structs), bias=bias)
+        super().__init__(outputs, tensors[0].inputs, WeightFormat.GGUF, weight, bias=bias)
         self.tensors = tuple(tensors)
         for i, one in enumerate(tensors):
             # Whoever counts a model's weights counts these.
             self.register_buffer(f"data{i}", one.data, persistent=False)
+
+    def __deepcopy__(self, memo: Any) -> "GgufLinear":
+        # The structs of a copied weight would point to the matrices of this layer.
+        return GgufLinear([deepcopy(one, memo) for one in self.tensors], deepcopy(self.bias, memo))
 
     @classmethod
     def quantized(cls, linear: nn.Linear) -> "GgufLinear":
@@ -77,7 +90,7 @@ class GgufLinear(NativeLinear):
         if inputs % _GROUP:
             raise UnsupportedModel(
                 f"a linear layer of a draft has {inputs} inputs, which is no multiple of {_GROUP}",
-                "load the target with quantize='int8' or another draft",
+                "choose another draft, or give target and draft as objects",
             )
         kind = GGMLQuantizationType.Q8_0
         blocks = torch.from_numpy(quantize(linear.weight.detach().float().numpy(), kind))

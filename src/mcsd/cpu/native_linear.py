@@ -73,6 +73,7 @@ class NativeLinear(PackedLinear):
         Raises:
             UnsupportedModel: the layer has more than 2**16 inputs.
         """
+        assert format is not WeightFormat.GGUF
         out_features, in_features = linear.weight.shape
         if in_features > _MAX_IN_FEATURES:
             raise UnsupportedModel(

@@ -5,6 +5,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mcsd.cpu.packing import packable_linears
@@ -12,33 +13,50 @@ from mcsd.cpu.quantization import MIN_ROW_MAXIMUM, quantize_int8
 from mcsd.cpu.weight_plan import WeightPlan
 from mcsd.kernels import WeightFormat
 
-_STEPS = 127 * 254
-"""Quantization steps of a two-byte activation from zero to the maximum of its token."""
+_INT8_STEPS, _GGUF_STEPS = 127 * 254, 16383
+"""Quantization steps of a two-byte activation from zero to the maximum: of its token, or of its group in `GGUF`."""
+
+_GGUF_GROUP = 256
+"""Inputs that share a scale of activations."""
 
 
 def quantize_reference(network: Any, plan: WeightPlan) -> Any:
-    """Round the weights and activations of a ``PreTrainedModel`` in place, as a target's plan does (W8A16).
+    """Round the weights and activations of a ``PreTrainedModel`` in place, as a target's plan does (W8A16, GGUF).
 
-    Block floating point rounds less than bfloat16, so such a plan changes nothing.
+    Block floating point rounds less than bfloat16, so such a plan changes nothing. The weights of a GGUF file are as
+    they are.
     """
-    if plan.format is WeightFormat.W8A16:
-        for _, parent, name, linear in list(packable_linears(network)):
-            setattr(parent, name, _RoundedLinear(linear))
+    for _, parent, name, linear in list(packable_linears(network)):
+        if plan.format is WeightFormat.W8A16:
+            values, scale = quantize_int8(linear.weight)
+            setattr(parent, name, _RoundedLinear(linear, values.float().mul_(scale[:, None]), _INT8_STEPS, None))
+        elif plan.format is WeightFormat.GGUF:
+            setattr(parent, name, _RoundedLinear(linear, linear.weight.detach().float(), _GGUF_STEPS, _GGUF_GROUP))
     return network
 
 
 class _RoundedLinear(nn.Module):
-    """A linear layer with int8 weights and two-byte activations, computed in float32."""
+    """A linear layer with two-byte activations, computed in float32.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    Args:
+        linear: the layer.
+        weight: rounded, float32.
+        steps: from zero to the maximum.
+        group: inputs that share a scale; None: all.
+    """
+
+    def __init__(self, linear: nn.Linear, weight: Tensor, steps: int, group: int | None) -> None:
         super().__init__()
-        values, scale = quantize_int8(linear.weight)
-        self.weight = nn.Parameter(values.float().mul_(scale[:, None]), requires_grad=False)
+        self._steps, self._group = steps, group
+        self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
 
     def forward(self, activations: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, in the activations' dtype."""
-        exact = activations.float()
-        scale = exact.abs().amax(-1, keepdim=True).clamp(min=MIN_ROW_MAXIMUM) / _STEPS
-        rounded = (exact / scale).round_().mul_(scale)
+        groups = torch.split(activations.float(), self._group or activations.shape[-1], dim=-1)
+        rounded = torch.cat([self._round(group) for group in groups], dim=-1)
         return nn.functional.linear(rounded, self.weight, self.bias).to(activations.dtype)
+
+    def _round(self, exact: Tensor) -> Tensor:
+        scale = exact.abs().amax(-1, keepdim=True).clamp(min=MIN_ROW_MAXIMUM) / self._steps
+        return (exact / scale).round_().mul_(scale)

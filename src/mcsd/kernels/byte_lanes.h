@@ -40,12 +40,8 @@ inline Bytes where_bit(Bytes bits, Bytes tested, int value) {
 // Adds the products of pairs of 16-bit integers to 32-bit sums. In assembler, because GCC 12 computes the products of
 // several calls first and stores them for want of registers.
 inline Bytes dot_shorts(Bytes sums, Bytes shorts, const char* others) {
-#ifdef __AVX512VNNI__
     asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(shorts), "m"(*reinterpret_cast<const __m512i*>(others)));
     return sums;
-#else
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(shorts, _mm512_load_si512(others)));
-#endif
 }
 
 inline Bytes no_sums() { return _mm512_setzero_si512(); }

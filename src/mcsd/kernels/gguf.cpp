@@ -176,7 +176,7 @@ void dequantize_row(const uint8_t* w, const Rows& rows, int64_t in_features, flo
     }
 }
 
-// What the kernels do with a tensor of one type.
+// The kernels for tensors of one type.
 struct TypeKernels {
     int64_t block, block_bytes;
     void (*dequantize)(const uint8_t*, const Rows&, int64_t, float*);
@@ -264,14 +264,14 @@ using namespace mcsd;
 
 extern "C" {
 
-// Rows of a tensor by their numbers, in float32 [count, in_features].
+// Rows of a tensor by their indices, in float32 [count, in_features].
 void gguf_rows(
-    void* weight, int64_t type, int64_t in_features, int64_t* numbers, int64_t count, float* out, int threads) {
+    void* weight, int64_t type, int64_t in_features, int64_t* indices, int64_t count, float* out, int threads) {
     const TypeKernels& kernels = kernels_of_type(type);
     const Rows rows = kernels.rows(in_features);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < count; i++)
         kernels.dequantize(
-            static_cast<uint8_t*>(weight) + numbers[i] * rows.row_bytes, rows, in_features, out + i * in_features);
+            static_cast<uint8_t*>(weight) + indices[i] * rows.row_bytes, rows, in_features, out + i * in_features);
 }
 }

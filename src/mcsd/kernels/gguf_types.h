@@ -29,7 +29,7 @@ constexpr int64_t SLICE_BYTES = SLICE_VECTORS * sizeof(Bytes);
 // a lane's products are of one group, and even and odd inputs are the lower and upper bytes of 16 bits.
 typedef Bytes SliceValues[SLICE_VECTORS];
 
-// What the slices of a chunk share. The weights are scale * value - minimum.
+// Scales and minimums of a chunk: a weight is scale * value - minimum.
 struct ChunkHeader {
     __m256 scales, minimums;     // of the groups
     Bytes multipliers;           // of Q4_K and Q5_K int16, of Q6_K int8: the group scales, in each lane

@@ -20,7 +20,8 @@ class CachedFile:
 
     Attributes:
         model: the catalog name, or the path of the GGUF file; empty for what belongs to no model.
-        kind: `WEIGHTS` (downloaded), or what is made again when it is missing: `COPY` of a GGUF file, dequantized;
+        kind: `WEIGHTS` (downloaded), or what is made again when it is missing: `COPY` of a GGUF file's tokenizer, or of
+            the dequantized file;
             `PROFILE` of the speed of a pair; compiled `KERNELS`.
         path: of the file or folder.
         size: in bytes.
@@ -44,7 +45,7 @@ def cached_files() -> list[CachedFile]:
 
 
 def has_copy(name: str) -> bool:
-    """Whether a model of the catalog has a converted copy."""
+    """Whether a model of the catalog has been loaded before, which leaves a copy."""
     weights = str(path_of(name).resolve())
     return any(source == weights for source, _ in _copies())
 

@@ -1,8 +1,8 @@
-"""The cache of what transformers reads from a GGUF file: the tokenizer, and dequantized weights where these are needed.
+"""The cache of a GGUF file's configuration and tokenizer, with dequantized weights where these are needed.
 
-Reading a tokenizer takes seconds, dequantizing up to a minute, mapping a file none. The first load writes a copy to the
-folder ``converted`` of the cache folder; later loads read it while the GGUF file stays the same. A copy may be deleted
-at any time.
+Reading a tokenizer takes seconds and dequantizing up to a minute; a copy is read at once. The first load writes it to
+the folder ``converted`` of the cache folder; later loads read it while the GGUF file stays the same. A copy may be
+deleted at any time.
 """
 
 import hashlib

@@ -28,7 +28,10 @@ _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 2**16
 
 _STRING, _ARRAY = 8, 9
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_MAX_DEPTH = 4
+"""Of arrays in arrays."""
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Types of metadata values with a fixed size, as `struct` formats."""
 
 
@@ -156,20 +159,23 @@ class _Header:
         kind, offset = self._unpack("IQ")
         return kind, shape[::-1], offset
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, depth: int = 0) -> Any:
         """The next metadata value; of texts and arrays, which are skipped, None."""
-        if kind in _NUMBERS:
-            return self._unpack(_NUMBERS[kind])[0]
+        if kind in _SCALARS:
+            return self._unpack(_SCALARS[kind])[0]
         if kind == _STRING:
             self._skip_texts(1)
         elif kind == _ARRAY:
             inner, count = self._unpack("IQ")
-            if inner in _NUMBERS:
-                self._skip(count * struct.calcsize(_NUMBERS[inner]))
+            if inner in _SCALARS:
+                self._skip(count * struct.calcsize(_SCALARS[inner]))
             elif inner == _STRING:
                 self._skip_texts(count)
+            elif depth < _MAX_DEPTH and count * 12 <= len(self._data):
+                for _ in range(count):
+                    self._value(inner, depth + 1)
             else:
-                raise ValueError(f"an array of type {inner}")
+                raise ValueError(f"an array of {count} values of type {inner}")
         else:
             raise ValueError(f"a metadata value of type {kind}")
         return None

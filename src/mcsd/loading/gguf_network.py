@@ -57,22 +57,38 @@ _ROTATED = {"q_proj", "k_proj"}
 def keeps_weights(model: str | Path) -> bool:
     """Whether a model is a GGUF file whose weights the kernels can multiply with as they are. Nothing is fetched.
 
-    A broken file counts as one: reading it says what is wrong. A warning tells of types that no kernel reads.
+    A broken file counts as one: reading it says what is wrong.
     """
     if model in CATALOG:
         return True
-    path = Path(os.path.expanduser(model))
-    if path.suffix.lower() != ".gguf" or not path.is_file():
-        return False
+    path = _path_of(model)
     try:
-        file = GgufFile(path)
+        return path is not None and _is_known(GgufFile(path))
     except WeightsCorrupt:
         return True
-    unknown = {info.type for info in file.tensors.values()} - _BLOCKS.keys()
-    if unknown - _OTHER_FLOATS:
-        types = ", ".join(map(str, sorted(unknown)))
-        warnings.warn(f"{path.name} is dequantized: no kernel reads ggml types {types}", McsdWarning, stacklevel=4)
-    return not unknown and file.architecture in _ARCHITECTURES and all(map(_KNOWN_NAME.fullmatch, file.tensors))
+
+
+def warn_of_unread_types(model: str | Path) -> None:
+    """Warn if a GGUF file, which is not of the catalog, has quantized types that no kernel reads."""
+    path = _path_of(model)
+    types = set() if path is None else {info.type for info in GgufFile(path).tensors.values()}
+    if unread := types - _BLOCKS.keys() - _OTHER_FLOATS:
+        names = ", ".join(map(str, sorted(unread)))
+        warnings.warn(f"{model} is dequantized: no kernel reads ggml types {names}", McsdWarning, stacklevel=4)
+
+
+def _path_of(model: str | Path) -> Path | None:
+    """The path of a GGUF file; None if there is no such file."""
+    # os.path, because it answers False, rather than raise, for names that no file can have.
+    path = os.path.expanduser(model)
+    return Path(path) if path.lower().endswith(".gguf") and os.path.isfile(path) else None
+
+
+def _is_known(file: GgufFile) -> bool:
+    """Whether architecture, names and types of the tensors are known here."""
+    types = {info.type for info in file.tensors.values()}
+    names = all(map(_KNOWN_NAME.fullmatch, file.tensors))
+    return types <= _BLOCKS.keys() and names and file.architecture in _ARCHITECTURES
 
 
 def read_gguf_network(location: Location, dtype: torch.dtype) -> tuple[LlamaForCausalLM, Any | None] | None:
@@ -88,12 +104,16 @@ def read_gguf_network(location: Location, dtype: torch.dtype) -> tuple[LlamaForC
     """
     path = Path(location.source, location.file or "")
     file = GgufFile(path)
+    if not _is_known(file):
+        return None
     for name in file.tensors:
         _bytes_of(file, name)
-    fields, generation_config, tokenizer = _describe(location, GgufCache(path))
+    cache = GgufCache(path)
+    fields, generation_config, tokenizer = _describe(location, cache)
     try:
         config = LlamaConfig.from_transformers(fields)
     except (KeyError, TypeError, ValueError) as error:
+        cache.delete()
         raise WeightsCorrupt(f"{path}: its configuration is broken: {error!s:.200}", "fetch the file again") from error
     if config is None:
         return None
@@ -113,7 +133,10 @@ def _describe(location: Location, cache: GgufCache) -> tuple[dict[str, Any], Gen
         except (OSError, ValueError, WeightsCorrupt):
             cache.delete()
     config, tokenizer = read_config(location), read_tokenizer(location)
-    generation_config = GenerationConfig.from_model_config(config)
+    try:
+        generation_config = GenerationConfig.from_pretrained(location.source, local_files_only=True)
+    except OSError:
+        generation_config = GenerationConfig.from_model_config(config)
 
     def save(part: Path) -> None:
         config.save_pretrained(part)

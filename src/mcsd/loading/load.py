@@ -28,7 +28,7 @@ from mcsd.kernels import WeightFormat
 from mcsd.loading.catalog import Location, default_draft, entry_of, locate
 from mcsd.loading.converted import read_converted
 from mcsd.loading.gguf_cache import GgufCache
-from mcsd.loading.gguf_network import keeps_weights, read_gguf_network
+from mcsd.loading.gguf_network import keeps_weights, read_gguf_network, warn_of_unread_types
 from mcsd.loading.int8_cache import pack_from_int8_cache
 from mcsd.loading.pretrained import read_location, weights_too_large
 from mcsd.models.compatibility import match_tokenizers
@@ -105,6 +105,8 @@ def load_pair(options: LoadOptions, with_draft: bool = True) -> LoadedPair:
     """
     device = resolve_device(options.device)
     in_file = options.quantize is None and keeps_weights(options.target)
+    if not in_file and options.quantize is None and device.type == "cpu" and kernels.has_kernels():
+        warn_of_unread_types(options.target)
     dtype = resolve_dtype(options.dtype, device, in_file)
     named, look_up = split_draft(options.draft)
     named = "ngram" if named is None and look_up else named
@@ -146,7 +148,8 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
     in_file = None
     if location.kind == "gguf" and plan.format is WeightFormat.GGUF:
         in_file = read_gguf_network(location, plan.dtype)
-        plan = plan if in_file else plan_weights(device, plan.dtype, role)
+        # A draft that only transformers can read is quantized as other drafts are.
+        plan = plan if in_file or role is Role.DRAFT else plan_weights(device, plan.dtype, role)
     reference = partial(read_reference, model, plan)
     if in_file is not None:
         network, tokenizer = in_file
@@ -230,7 +233,8 @@ def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = No
     if draft == "ngram":
         return draft
     role = Role.HEAD if is_head(draft) else Role.DRAFT
-    device, dtype, in_file = target.model.device, target.model.dtype, keeps_weights(draft)
+    device, dtype = target.model.device, target.model.dtype
+    in_file = quantize is None and keeps_weights(draft)
     plan = plan_weights(device, dtype, role, quantize, in_file, target.format)
     if role is Role.HEAD:
         bound = bind_head(DraftHead.load(Path(locate(draft).source)), target.model, str(draft), plan)

@@ -176,7 +176,10 @@ class FusedAttention(nn.Module):
 
 def _concatenated(*linears: nn.Linear) -> nn.Linear:
     """One linear layer whose outputs are those of several, concatenated. Their weights become parts of its weight."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])
+    weights = [linear.weight.detach() for linear in linears]
+    # Concatenating on the meta device would import torch's compiler.
+    outputs = sum(map(len, weights))
+    weight = weights[0].new_empty(outputs, weights[0].shape[1]) if weights[0].is_meta else torch.cat(weights)
     parts = torch.split(weight, [linear.out_features for linear in linears])
     for linear, part in zip(linears, parts, strict=True):
         linear.weight.data = part
