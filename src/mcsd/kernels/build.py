@@ -10,6 +10,7 @@ _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma", "-mf16c"
 
 FLAGS = {
     "avx2": (*_FLAGS, "-mavx2"),
+    "avxvnni": (*_FLAGS, "-mavx2", "-mavxvnni"),
     "avx512": (*_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
 }
 """The compiler's flags for each instruction set; ``avx512`` includes VNNI."""

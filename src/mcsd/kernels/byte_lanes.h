@@ -108,10 +108,14 @@ inline Bytes where_bit(Bytes bits, Bytes tested, int value) {
 }
 
 inline Bytes dot_shorts(Bytes sums, Bytes shorts, const char* others) {
+#ifdef __AVXVNNI__
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(shorts), "m"(*reinterpret_cast<const __m256i*>(others)));
+#else
     Bytes products;
     asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
         : "+x"(sums), "=&x"(products)
         : "x"(shorts), "m"(*reinterpret_cast<const __m256i*>(others)));
+#endif
     return sums;
 }
 

@@ -45,11 +45,15 @@ def available() -> bool:
 
 
 def _instructions() -> str | None:
-    """The instruction set of `build.FLAGS` that the kernels use on this CPU; None if it has neither."""
+    """The instruction set of `build.FLAGS` that the kernels use on this CPU; None if it has none of them."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512" and torch.cpu._is_vnni_supported():
         return "avx512"
-    return "avx2" if capability in ("AVX2", "AVX512") else None
+    if capability not in ("AVX2", "AVX512"):
+        return None
+    # Older versions of torch do not tell.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "avxvnni" if capabilities.get("avx_vnni") else "avx2"
 
 
 class _NotCompiledError(Exception):
