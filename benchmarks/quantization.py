@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mcsd
 from mcsd.cpu.weight_plan import Role, WeightPlan, plan_weights
-from mcsd.loading.load import load
+from mcsd.loading.load import load, read_transformers
 from mcsd.models.prefill import score_text
+from mcsd.models.transformers import TransformersModel
 from mcsd.prompts import evenly_spaced, load_prompts
 
 CPU = torch.device("cpu")
@@ -28,6 +29,9 @@ FORMATS = {
     "float32, int8": (torch.float32, "int8", False),
 }
 """dtype, ``quantize``, and whether the weights stay as they are in the file."""
+
+INT8_ACTIVATIONS = {"int8 activations per 256": 256, "int8 activations per 32": 32}
+"""What it would be with activations in int8 and a scale for so many inputs, as ggml's Q8_K and Q8_0 have."""
 
 
 class Text(NamedTuple):
@@ -45,7 +49,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--each", type=int, default=8, help="prompts of each file, evenly spaced")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--formats", nargs="+", choices=[*FORMATS, *INT8_ACTIVATIONS], default=list(FORMATS))
     args = parser.parse_args()
 
     torch.set_grad_enabled(False)
@@ -59,9 +63,13 @@ def main() -> None:
         tokens = [*prompt, *done.token_ids]
         texts.append(Text(tokens, len(prompt), logprobs(engine.target, tokens, len(prompt))))
     del engine, loaded
+    target: mcsd.models.LanguageModel
     for name in args.formats:
-        dtype, quantize, in_file = FORMATS[name]
-        target = load(args.target, CPU, plan_weights(CPU, dtype, Role.TARGET, quantize, in_file)).model
+        if name in FORMATS:
+            dtype, quantize, in_file = FORMATS[name]
+            target = load(args.target, CPU, plan_weights(CPU, dtype, Role.TARGET, quantize, in_file)).model
+        else:
+            target = with_int8_activations(args.target, INT8_ACTIVATIONS[name])
         pairs = [(text.logprobs, logprobs(target, text.tokens, text.prompt)) for text in texts]
         tv = torch.cat([(p.exp() - q.exp()).abs().sum(-1) / 2 for p, q in pairs])
         kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs])
@@ -71,6 +79,21 @@ def main() -> None:
             f"KL {kl.mean():.5f}  same argmax {same.mean():.1%}",
             flush=True,
         )
+
+
+def with_int8_activations(name: str, group: int) -> mcsd.models.LanguageModel:
+    """The float32 network whose linear layers read rounded activations."""
+
+    def rounded(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        parts = torch.split(inputs[0], group, dim=-1)
+        scales = [part.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127 for part in parts]
+        return torch.cat([(part / scale).round() * scale for part, scale in zip(parts, scales, strict=True)], dim=-1)
+
+    network, _ = read_transformers(name, torch.float32)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(rounded)
+    return TransformersModel(network.eval())
 
 
 def logprobs(model: mcsd.models.LanguageModel, tokens: list[int], prompt: int) -> Tensor:
