@@ -1,5 +1,6 @@
 """Networks on the weights of a GGUF file: what transformers computes with the dequantized file, without a copy."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import mcsd
 from mcsd import errors, kernels
 from mcsd.cpu.gguf_linear import GgufLinear
 from mcsd.cpu.native_decoder import NativeDecoder
-from mcsd.cpu.native_draft_head import NativeBoundHead
 from mcsd.cpu.weight_plan import Role, has_int8_gemm, plan_weights
 from mcsd.kernels import WeightFormat
 from mcsd.loading.catalog import path_of, pull
@@ -86,8 +86,9 @@ def test_the_plan_of_files_and_of_drafts_of_such_a_target() -> None:
 
 
 def test_a_head_of_such_a_target_has_quantized_weights() -> None:
-    engine = mcsd.Engine.load(target="smollm2-135m", device="cpu")
-    assert isinstance(engine.drafter.model, NativeBoundHead)
+    engine: Any = mcsd.Engine.load(target="smollm2-135m", device="cpu")
+    assert engine.target.precision == "float32, GGUF weights, native kernels"
+    assert re.fullmatch(r"float32, (GGUF|W8A8) weights, (native kernels|oneDNN)", engine.drafter.model.precision)
 
 
 def test_a_second_load_reads_nothing_with_transformers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
