@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import mcsd
+from mcsd.cpu.reference import round_activations
 from mcsd.cpu.weight_plan import Role, WeightPlan, plan_weights
 from mcsd.loading.load import load, read_transformers
 from mcsd.models.prefill import score_text
@@ -32,6 +33,8 @@ FORMATS = {
 
 INT8_ACTIVATIONS = {"int8 activations per 256": 256, "int8 activations per 32": 32}
 """What it would be with activations in int8 and a scale for so many inputs, as ggml's Q8_K and Q8_0 have."""
+
+_INT8_STEPS = 127
 
 
 class Text(NamedTuple):
@@ -85,9 +88,7 @@ def with_int8_activations(name: str, group: int) -> mcsd.models.LanguageModel:
     """The float32 network whose linear layers read rounded activations."""
 
     def rounded(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        parts = torch.split(inputs[0], group, dim=-1)
-        scales = [part.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127 for part in parts]
-        return torch.cat([(part / scale).round() * scale for part, scale in zip(parts, scales, strict=True)], dim=-1)
+        return round_activations(inputs[0], _INT8_STEPS, group)
 
     network, _ = read_transformers(name, torch.float32)
     for module in network.modules():

@@ -116,6 +116,12 @@ def test_embeddings_and_rows_of_the_output_matrix(dtype: torch.dtype) -> None:
     assert torch.equal(output_rows(GgufLinear([tensor], None), chosen[0]).weight, tensor.dense()[chosen[0]])
 
 
+def test_rows_of_a_layer_that_was_cut_to_rows() -> None:
+    cut = output_rows(GgufLinear([matrix(Type.Q8_0, 20, 64)], None), torch.tensor([3, 7, 19]))
+    assert (cut.in_features, cut.out_features) == (64, 3)
+    assert torch.equal(output_rows(cut, torch.tensor([2])).weight, cut.weight[2:])
+
+
 def test_activations_in_bfloat16() -> None:
     torch.manual_seed(0)
     linear, activations = GgufLinear([matrix(Type.Q5_K, 30, 256)], torch.randn(30)), torch.randn(3, 256).bfloat16()

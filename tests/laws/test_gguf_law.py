@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import AutoModelForCausalLM, GgufConfig
 
 import mcsd
 from laws.test_exact_engine import check, engine_law, target_law
@@ -19,7 +18,7 @@ from mcsd.loading.load import load
 from mcsd.models.compatibility import as_model
 from mcsd.models.prefill import score_text
 from support.chisquare import SEED
-from support.gguf_files import TYPES, VOCABULARY, write_gguf
+from support.gguf_files import TYPES, VOCABULARY, dequantized, write_gguf
 
 pytestmark = pytest.mark.skipif(not kernels.has_kernels(), reason="no kernels for this CPU")
 
@@ -28,13 +27,6 @@ CPU = torch.device("cpu")
 
 def native(path: Path) -> Any:
     return load(path, CPU, plan_weights(CPU, torch.float32, Role.TARGET, in_file=True)).model
-
-
-def dequantized(path: Path) -> Any:
-    """The network as transformers reads it, in float64."""
-    config = GgufConfig(dequantize=True)
-    options = {"gguf_file": path.name, "quantization_config": config, "dtype": torch.float64}
-    return AutoModelForCausalLM.from_pretrained(path.parent, **options).eval()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
@@ -46,7 +38,7 @@ def test_distributions_of_every_type(
     write_gguf(tmp_path / "model.gguf", architecture, types=(kind,), seed=SEED)
     tokens = torch.randint(VOCABULARY, (60,)).tolist()
     ours = score_text(native(tmp_path / "model.gguf"), tokens).logits[0].double()
-    theirs = score_text(as_model(dequantized(tmp_path / "model.gguf")), tokens).logits[0]
+    theirs = score_text(as_model(dequantized(tmp_path / "model.gguf", torch.float64)), tokens).logits[0]
     assert ((ours - theirs).norm(dim=-1) <= 2e-3 * theirs.norm(dim=-1)).all()
 
 
@@ -61,4 +53,4 @@ def test_law_of_texts(scheme: str, tree: str, tmp_path: Path, monkeypatch: pytes
         write_gguf(path, vocabulary=2, seed=2 * SEED + i)
     engine = mcsd.Engine(*map(native, paths), tree=tree, scheme=scheme, max_batch=512, max_length=16)
     found = engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch)
-    check(found, target_law(dequantized(paths[0]), 3, 0.8), 1e-3, 1e-6)
+    check(found, target_law(dequantized(paths[0], torch.float64), 3, 0.8), 1e-3, 1e-6)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import AutoModelForCausalLM, GgufConfig
 
 import mcsd
 from mcsd import errors, kernels
@@ -23,7 +22,7 @@ from mcsd.loading.load import load
 from mcsd.models.compatibility import as_model
 from mcsd.models.prefill import score_text
 from support.decoders import outputs
-from support.gguf_files import HIDDEN, write_gguf
+from support.gguf_files import HIDDEN, dequantized, write_gguf
 
 pytestmark = pytest.mark.skipif(not kernels.has_kernels(), reason="no kernels for this CPU")
 
@@ -35,13 +34,6 @@ PLAN = plan_weights(CPU, torch.float32, Role.TARGET, in_file=True)
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MCSD_HOME", str(tmp_path / "home"))
     return tmp_path / "model.gguf"
-
-
-def dequantized(path: Path) -> Any:
-    config = GgufConfig(dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, quantization_config=config, dtype=torch.float32
-    ).eval()
 
 
 def linears(model: Any) -> list[GgufLinear]:
@@ -56,7 +48,7 @@ def test_a_network_computes_what_transformers_does(path: Path, architecture: str
     assert isinstance(model, NativeDecoder)
     assert len(linears(model)) == 2 * 4 + 1
     assert not list((path.parent / "home").glob("**/*.safetensors"))
-    for ours, theirs in zip(outputs(model), outputs(as_model(dequantized(path))), strict=True):
+    for ours, theirs in zip(outputs(model), outputs(as_model(dequantized(path, torch.float32))), strict=True):
         # Activations are rounded by up to 3e-5 of the largest in 256, in each of 11 products on the way.
         assert ((ours - theirs).norm(dim=-1) <= 2e-3 * theirs.norm(dim=-1)).all()
 
@@ -66,7 +58,7 @@ def test_it_is_the_default_of_a_gguf_file(path: Path) -> None:
     engine = mcsd.Engine.load(target=str(path), draft="ngram", dtype="float32", device="cpu")
     assert engine.target.precision == "float32, GGUF weights, native kernels"
     output = engine.generate([[1, 2, 3]], temperature=0, max_new_tokens=20)
-    network, text = dequantized(path), [1, 2, 3]
+    network, text = dequantized(path, torch.float32), [1, 2, 3]
     # Greedy tokens of transformers; the best logits of this network are never closer than its rounding.
     for token in output[0].token_ids:
         scores = network(torch.tensor([text])).logits[0, -1]
@@ -154,7 +146,8 @@ def test_the_reference_of_verification_rounds_activations_too(path: Path) -> Non
     activations = torch.randn(40, HIDDEN)
     ours = linears(model)[0](activations)[:, :HIDDEN]
     rounded, exact = (
-        network.model.layers[0].self_attn.q_proj(activations) for network in (model.reference(), dequantized(path))
+        network.model.layers[0].self_attn.q_proj(activations)
+        for network in (model.reference(), dequantized(path, torch.float32))
     )
     assert (ours - rounded).norm() < 0.2 * (ours - exact).norm()
 
@@ -215,7 +208,7 @@ def test_distributions_of_smollm2() -> None:
     loaded = load(path, CPU, PLAN)
     tokens = loaded.tokenizer((Path(__file__).parents[2] / "README.md").read_text()[:800])["input_ids"]  # type: ignore[misc]
     ours = score_text(loaded.model, tokens).logits[0].softmax(-1)
-    theirs = score_text(as_model(dequantized(path)), tokens).logits[0].softmax(-1)
+    theirs = score_text(as_model(dequantized(path, torch.float32)), tokens).logits[0].softmax(-1)
     distance = (ours - theirs).abs().sum(-1) / 2
     assert distance.mean() < 0.003
     assert distance.max() < 0.02

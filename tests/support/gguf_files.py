@@ -5,8 +5,10 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
+from transformers import AutoModelForCausalLM, GgufConfig
 
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K)
 """The types that the kernels read."""
@@ -89,3 +91,9 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def dequantized(path: Path, dtype: torch.dtype) -> Any:
+    """The network of a file as transformers dequantizes it."""
+    options = {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True), "dtype": dtype}
+    return AutoModelForCausalLM.from_pretrained(path.parent, **options).eval()

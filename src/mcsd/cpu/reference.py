@@ -53,10 +53,22 @@ class _RoundedLinear(nn.Module):
 
     def forward(self, activations: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, in the activations' dtype."""
-        groups = torch.split(activations.float(), self._group or activations.shape[-1], dim=-1)
-        rounded = torch.cat([self._round(group) for group in groups], dim=-1)
+        rounded = round_activations(activations.float(), self._steps, self._group)
         return nn.functional.linear(rounded, self.weight, self.bias).to(activations.dtype)
 
-    def _round(self, exact: Tensor) -> Tensor:
-        scale = exact.abs().amax(-1, keepdim=True).clamp(min=MIN_ROW_MAXIMUM) / self._steps
+
+def round_activations(activations: Tensor, steps: int, group: int | None) -> Tensor:
+    """Activations ``[..., in]`` as multiples of a scale.
+
+    Args:
+        activations: float32.
+        steps: from zero to the maximum.
+        group: inputs that share a scale; None: all.
+    """
+
+    def rounded(exact: Tensor) -> Tensor:
+        scale = exact.abs().amax(-1, keepdim=True).clamp(min=MIN_ROW_MAXIMUM) / steps
         return (exact / scale).round_().mul_(scale)
+
+    groups = torch.split(activations, group or activations.shape[-1], dim=-1)
+    return torch.cat(list(map(rounded, groups)), dim=-1)

@@ -15,7 +15,6 @@ constexpr float MIN_ABSMAX = 1e-30f;   // of a smaller one the inverse of the sc
 constexpr int64_t TASK = LANES;        // outputs that a thread takes at once
 constexpr int MAX_TOKENS = 8;          // of a tile: sums and weights are in registers
 constexpr int64_t PREFETCH = 1024;     // bytes ahead
-constexpr int64_t MAX_CHUNK_BYTES = GGUF_CHUNK / 32 * 34;
 
 // A token's quantized activations: int16 values, slice by slice in the order of `SliceValues`, then the scales of the
 // chunks and the sums of the groups, in float32.
@@ -84,7 +83,7 @@ void quantize_token(const ActivationLayout& layout, const float* x, int64_t in_f
 
 // The rows of a tensor. A row is its whole chunks and, of types with small blocks, the rest of its blocks.
 struct Rows {
-    int64_t row_bytes, whole_chunks, chunk_bytes;
+    int64_t row_bytes, whole_chunks;
 };
 
 // Products of a row of weights and T tokens, to out[t * TASK].
@@ -124,9 +123,8 @@ void multiply_row(
                 for (int v = 0; v < SLICE_VECTORS; v++)
                     sums[t] = dot_shorts(sums[t], values[v], own + v * sizeof(Bytes));
                 if (Blocks::ONE_SCALE) continue;
-                const LaneSums scaled = multiply(to_float(sums[t]), scales);
-                chunk_totals[t] =
-                    slice ? multiply_add(to_float(sums[t]), scales, chunk_totals[t]) : scaled;
+                const LaneSums sum = to_float(sums[t]);
+                chunk_totals[t] = slice ? multiply_add(sum, scales, chunk_totals[t]) : multiply(sum, scales);
             }
         }
 #pragma GCC unroll 8
@@ -183,8 +181,7 @@ struct TypeKernels {
     void (*multiply[MAX_TOKENS + 1])(const uint8_t*, const Rows&, const ActivationLayout&, const char*, float*);
 
     Rows rows(int64_t in_features) const {
-        return {
-            in_features / block * block_bytes, in_features / GGUF_CHUNK, GGUF_CHUNK / block * block_bytes};
+        return {in_features / block * block_bytes, in_features / GGUF_CHUNK};
     }
 };
 

@@ -51,9 +51,11 @@ def cut_vocabulary(network: Any, vocabulary: Tensor) -> None:
 
 def output_rows(linear: Any, chosen: Tensor) -> nn.Linear:
     """A linear layer of the rows ``chosen [K]`` of another one, packed or not; all rows are not copied."""
-    all_rows, bias = len(chosen) == linear.out_features, linear.bias
-    layer = nn.Linear(1, 1, bias=bias is not None)
-    layer.weight = nn.Parameter(dense_weight(linear, None if all_rows else chosen.long()), requires_grad=False)
+    size = linear.out_features if hasattr(linear, "dense") else len(linear.weight)
+    all_rows, bias = len(chosen) == size, linear.bias
+    weight = dense_weight(linear, None if all_rows else chosen.long())
+    layer = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach() if all_rows else bias.detach()[chosen.long()], requires_grad=False)
     return layer
