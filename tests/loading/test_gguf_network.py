@@ -202,7 +202,7 @@ def test_a_truncated_file(path: Path) -> None:
 
 @pytest.mark.thorough
 def test_distributions_of_smollm2() -> None:
-    """Total variation from the dequantized file in float32; of the whole README .0009 on average, .004 at most."""
+    """Total variation from the dequantized file in float32; ``docs/precision.md`` has measurements."""
     pull("smollm2-135m")
     path = path_of("smollm2-135m")
     loaded = load(path, CPU, PLAN)
