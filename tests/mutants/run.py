@@ -49,7 +49,11 @@ def main() -> None:
         # A law that fails without a fault would catch everything.
         if any(pool.map(lambda seed: caught(None, seed, home), SEEDS)):
             sys.exit("the laws fail without a fault; run make test")
-        found = list(tqdm(pool.map(lambda one: caught(*one, home), runs), total=len(runs)))
+        found = []
+        results = tqdm(pool.map(lambda one: caught(*one, home), runs), total=len(runs))
+        for (fault, seed), law in zip(runs, results, strict=True):
+            tqdm.write(f"{fault.name}, seed {seed}: {law or 'not caught'}")
+            found.append(law)
     seeds = len(SEEDS)
     table = [(fault, found[seeds * i : seeds * (i + 1)]) for i, fault in enumerate(faults)]
     if not args.only:
