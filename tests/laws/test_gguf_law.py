@@ -1,6 +1,7 @@
 """Distributions of networks on GGUF weights as they are, against the file as the gguf package dequantizes it.
 
-Kernels round activations to 15 bits and add in float32, so probabilities agree to 1e-3, not to 1e-12.
+The reference rounds activations to int8 in torch. Most texts agree to 1e-6. In one of twenty the kernels round an
+activation that is halfway between two integers the other way: it agrees to some hundredths.
 """
 
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from torch import Tensor
 
 import mcsd
-from laws.test_exact_engine import check, engine_law, target_law
+from laws.test_exact_engine import as_network, check, engine_law, target_law
 from mcsd import kernels
+from mcsd.cpu.reference import quantize_reference
 from mcsd.cpu.weight_plan import Role, plan_weights
 from mcsd.loading.load import load
 from mcsd.models.compatibility import as_model
@@ -25,8 +28,11 @@ pytestmark = pytest.mark.skipif(not kernels.has_kernels(), reason="no kernels fo
 CPU = torch.device("cpu")
 
 
+PLAN = plan_weights(CPU, torch.float32, Role.TARGET, in_file=True)
+
+
 def native(path: Path) -> Any:
-    return load(path, CPU, plan_weights(CPU, torch.float32, Role.TARGET, in_file=True)).model
+    return load(path, CPU, PLAN).model
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
@@ -36,10 +42,18 @@ def test_distributions_of_every_type(
 ) -> None:
     monkeypatch.setenv("MCSD_HOME", str(tmp_path))
     write_gguf(tmp_path / "model.gguf", architecture, types=(kind,), seed=SEED)
-    tokens = torch.randint(VOCABULARY, (60,)).tolist()
-    ours = score_text(native(tmp_path / "model.gguf"), tokens).logits[0].double()
-    theirs = score_text(as_model(dequantized(tmp_path / "model.gguf", torch.float64)), tokens).logits[0]
-    assert ((ours - theirs).norm(dim=-1) <= 2e-3 * theirs.norm(dim=-1)).all()
+    ours = native(tmp_path / "model.gguf")
+    reference = quantize_reference(dequantized(tmp_path / "model.gguf", torch.float32), PLAN)
+    apart = torch.stack([difference(ours, as_model(reference), text) for text in torch.randint(VOCABULARY, (20, 3))])
+    # A wrong weight shows in every text; 15 of 20 with such an activation have odds below 1e-12.
+    assert apart.quantile(0.25) <= 1e-4
+    assert apart.max() <= 0.05
+
+
+def difference(ours: Any, theirs: Any, text: Tensor) -> Tensor:
+    """The relative difference of the logits after a text."""
+    found, expected = (score_text(model, text.tolist()).logits[0, -1].double() for model in (ours, theirs))
+    return (found - expected).norm() / expected.norm()
 
 
 @pytest.mark.parametrize(("scheme", "tree"), [("mcss-wor", "2x1"), ("block", "chain:2")])
@@ -51,6 +65,7 @@ def test_law_of_texts(scheme: str, tree: str, tmp_path: Path, monkeypatch: pytes
     paths = tmp_path / "target.gguf", tmp_path / "draft.gguf"
     for i, path in enumerate(paths):
         write_gguf(path, vocabulary=2, seed=2 * SEED + i)
-    engine = mcsd.Engine(*map(native, paths), tree=tree, scheme=scheme, max_batch=512, max_length=16)
+    target, draft = map(native, paths)
+    engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=512, max_length=16)
     found = engine_law(engine, mcsd.SamplingParams(temperature=0.8, max_new_tokens=3), monkeypatch)
-    check(found, target_law(dequantized(paths[0], torch.float64), 3, 0.8), 1e-3, 1e-6)
+    check(found, target_law(as_network(target), 3, 0.8), 1e-6, 1e-6)

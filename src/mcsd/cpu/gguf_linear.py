@@ -1,4 +1,4 @@
-"""Linear layers and embeddings whose weights stay as they are in a GGUF file; ``kernels/gguf.h`` has the arithmetic."""
+"""Linear layers and embeddings whose weights are those of a GGUF file; ``kernels/gguf.h`` has the arithmetic."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from mcsd.cpu.native_linear import NativeLinear
 from mcsd.errors import UnsupportedModel
 from mcsd.kernels import WeightFormat, call
+from mcsd.kernels.huge_pages import zeros
 
 _GROUP = 32
 
 
+_ROWS = 16
+"""Rows of a packed block."""
+
+
 @dataclass(frozen=True)
 class GgufTensor:
-    """A quantized matrix of a GGUF file, mapped into memory.
+    """A quantized matrix as a GGUF file has it.
 
     Attributes:
         data: uint8, the bytes of the matrix.
@@ -33,25 +38,60 @@ class GgufTensor:
     inputs: int
     rope_size: int = 0
 
+    def packed(self) -> "PackedTensor":
+        """A copy in the order in which the kernels read it, with the rows in the order of the network."""
+        words = torch.empty(1, dtype=torch.int64)
+        call("gguf_block_words", self.type, self.inputs, words)
+        blocks = zeros(-(-self.outputs // _ROWS), int(words))
+        call("gguf_pack", self.data, self.type, self.outputs, self.inputs, self.rope_size, blocks)
+        return PackedTensor(blocks, self.type, self.outputs, self.inputs)
+
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the file, float32 ``[*, inputs]``, by their indices.
 
         Raises:
             IndexError: there is no such row.
         """
+        _check_rows(indices, self.outputs)
+        chosen = self.data.view(self.outputs, -1)[indices.flatten().long()]
+        tensor = GgufTensor(chosen, self.type, len(chosen), self.inputs)
+        return tensor.packed().dense().view(*indices.shape, self.inputs)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A quantized matrix for the kernels.
+
+    Attributes:
+        blocks: int32 ``[blocks, words]``, in the layout of ``kernels/gguf_types.h``.
+        type, outputs, inputs: see `GgufTensor`.
+    """
+
+    blocks: Tensor
+    type: int
+    outputs: int
+    inputs: int
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows in float32, ``[n, inputs]``, by their indices ``[n]``.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        _check_rows(indices, self.outputs)
         indices = indices.long().contiguous()
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.outputs:
-            raise IndexError(f"rows {int(indices.min())} to {int(indices.max())} of a matrix of {self.outputs}")
-        out = torch.empty(*indices.shape, self.inputs, dtype=torch.float32, device=indices.device)
-        call("gguf_rows", self.data, self.type, self.inputs, indices, indices.numel(), out)
+        out = torch.empty(len(indices), self.inputs, dtype=torch.float32, device=indices.device)
+        call("gguf_rows", self.blocks, self.type, self.inputs, indices, len(indices), out)
         return out
 
     def dense(self) -> Tensor:
-        """float32 ``[outputs, inputs]``, in the order of the network."""
-        indices = torch.arange(self.outputs, device=self.data.device)
-        if self.rope_size:
-            indices = indices.view(-1, self.rope_size // 2, 2).transpose(1, 2).flatten()
-        return self.rows(indices)
+        """float32 ``[outputs, inputs]``."""
+        return self.rows(torch.arange(self.outputs, device=self.blocks.device))
+
+
+def _check_rows(indices: Tensor, outputs: int) -> None:
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < outputs:
+        raise IndexError(f"rows {int(indices.min())} to {int(indices.max())} of a matrix of {outputs}")
 
 
 class GgufLinear(NativeLinear):
@@ -62,15 +102,15 @@ class GgufLinear(NativeLinear):
         bias: ``[out]`` or None.
     """
 
-    def __init__(self, tensors: Sequence[GgufTensor], bias: Tensor | None) -> None:
-        structs = [[one.data.data_ptr(), one.outputs, one.type, one.rope_size] for one in tensors]
-        weight = torch.tensor(structs, dtype=torch.int64, device=tensors[0].data.device)
+    def __init__(self, tensors: Sequence[PackedTensor], bias: Tensor | None) -> None:
+        structs = [[one.blocks.data_ptr(), one.outputs, one.type] for one in tensors]
+        weight = torch.tensor(structs, dtype=torch.int64, device=tensors[0].blocks.device)
         outputs = sum(one.outputs for one in tensors)
         super().__init__(outputs, tensors[0].inputs, WeightFormat.GGUF, weight, bias=bias)
         self.tensors = tuple(tensors)
         for i, one in enumerate(tensors):
             # Whoever counts a model's weights counts these.
-            self.register_buffer(f"data{i}", one.data, persistent=False)
+            self.register_buffer(f"blocks{i}", one.blocks, persistent=False)
 
     def __deepcopy__(self, memo: Any) -> "GgufLinear":
         # The structs of a copied weight would point to the matrices of this layer.
@@ -94,7 +134,7 @@ class GgufLinear(NativeLinear):
             )
         kind = GGMLQuantizationType.Q8_0
         blocks = torch.from_numpy(quantize(linear.weight.detach().float().numpy(), kind))
-        return cls([GgufTensor(blocks, int(kind), outputs, inputs)], linear.bias)
+        return cls([GgufTensor(blocks, int(kind), outputs, inputs).packed()], linear.bias)
 
     def dense(self) -> Tensor:
         """See `PackedLinear.dense`."""
@@ -102,11 +142,7 @@ class GgufLinear(NativeLinear):
 
     def dense_rows(self, rows: Tensor) -> Tensor:
         """See `PackedLinear.dense_rows`."""
-        return (
-            self.tensors[0].rows(rows)
-            if len(self.tensors) == 1 and not self.tensors[0].rope_size
-            else super().dense_rows(rows)
-        )
+        return self.tensors[0].rows(rows) if len(self.tensors) == 1 else super().dense_rows(rows)
 
 
 class GgufEmbedding(nn.Module):
@@ -127,7 +163,7 @@ class GgufEmbedding(nn.Module):
 
     def dense(self) -> Tensor:
         """float32 ``[V, H]``."""
-        return self.tensor.dense()
+        return self.tensor.packed().dense()
 
     def dense_rows(self, rows: Tensor) -> Tensor:
         """Rows of `dense` by their numbers ``[n]``."""

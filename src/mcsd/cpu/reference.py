@@ -13,10 +13,10 @@ from mcsd.cpu.quantization import MIN_ROW_MAXIMUM, quantize_int8
 from mcsd.cpu.weight_plan import WeightPlan
 from mcsd.kernels import WeightFormat
 
-_INT8_STEPS, _GGUF_STEPS = 127 * 254, 16383
-"""Quantization steps of a two-byte activation from zero to the maximum: of its token, or of its group in `GGUF`."""
+_INT8_STEPS, _GGUF_STEPS = 127 * 254, 127
+"""Quantization steps of an activation from zero to the maximum: of its token, or of its group in `GGUF`."""
 
-_GGUF_GROUP = 256
+_GGUF_GROUP = 32
 """Inputs that share a scale of activations."""
 
 
@@ -36,7 +36,7 @@ def quantize_reference(network: Any, plan: WeightPlan) -> Any:
 
 
 class _RoundedLinear(nn.Module):
-    """A linear layer with two-byte activations, computed in float32.
+    """A linear layer with quantized activations, computed in float32.
 
     Args:
         linear: the layer.

@@ -3,36 +3,36 @@
 
 #include "gguf.h"
 
+#include <cmath>
 #include <utility>
 
 #include "gguf_types.h"
+#include "simd.h"
 
 namespace mcsd {
 namespace {
 
-constexpr int MAX_ACTIVATION = 16383;  // of a quantized activation: a chunk's sums of products fit into 32 bits
-constexpr float MIN_ABSMAX = 1e-30f;   // of a smaller one the inverse of the scale would be infinite
-constexpr int64_t TASK = LANES;        // outputs that a thread takes at once
-constexpr int MAX_TOKENS = 8;          // of a tile: sums and weights are in registers
-constexpr int64_t PREFETCH = 1024;     // bytes ahead
+constexpr int MAX_ACTIVATION = 127;   // of a quantized activation
+constexpr float MIN_ABSMAX = 1e-30f;  // of a smaller one the inverse of the scale would be infinite
+constexpr int64_t PANEL = 64;         // tokens that are multiplied with a block of rows before the next block
+constexpr int64_t PREFETCH = 2048;    // words ahead
+constexpr int MAX_TOKENS = VECTOR_ROWS / 2;  // of a tile: their sums are in registers
 
-// A token's quantized activations: int16 values, slice by slice in the order of `SliceValues`, then the scales of the
-// chunks and the sums of the groups, in float32.
-struct ActivationLayout {
-    int64_t chunks, scales, sums, bytes;
-
-    explicit ActivationLayout(int64_t in_features)
-        : chunks(ceil_div(in_features, GGUF_CHUNK)),
-          scales(chunks * GGUF_CHUNK * 2),
-          sums(scales + chunks * 4),
-          bytes(round_up(sums + chunks * GGUF_GROUPS * 4, 64)) {}
+// A chunk of a token's activations. `sums` are those of groups, scaled; `zero_sums` are those of half groups times the
+// zero point of Q6_K, which its products have too much.
+struct ActivationChunk {
+    int8_t values[CHUNK];
+    float scales[CHUNK / GROUP], sums[CHUNK / GROUP];
+    int32_t zero_sums[2 * CHUNK / GROUP];
 };
 
-// The largest magnitude of a chunk, at least `MIN_ABSMAX`; NaN if any of x is NaN.
-float chunk_absmax(const float* x) {
+int64_t chunks_of(int64_t in_features) { return ceil_div(in_features, CHUNK); }
+
+// The largest magnitude of a group, at least `MIN_ABSMAX`; NaN if any of x is NaN.
+float group_absmax(const float* x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 largest = _mm256_set1_ps(MIN_ABSMAX), nan = _mm256_setzero_ps();
-    for (int64_t k = 0; k < GGUF_CHUNK; k += 8) {
+    for (int64_t k = 0; k < GROUP; k += 8) {
         const __m256 part = _mm256_loadu_ps(x + k);
         largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, part));
         nan = _mm256_or_ps(nan, _mm256_cmp_ps(part, part, _CMP_UNORD_Q));
@@ -42,156 +42,181 @@ float chunk_absmax(const float* x) {
     return _mm256_movemask_ps(nan) ? QUIET_NAN : *std::max_element(values, values + 8);
 }
 
-// Quantizes a chunk of activations.
-void quantize_chunk(const float* x, char* values, float& scale, float* sums) {
-    const float absmax = chunk_absmax(x);
-    scale = absmax * (1.0f / MAX_ACTIVATION);
-    const __m256 factor = _mm256_set1_ps(MAX_ACTIVATION / absmax);
-    const __m256i even_then_odd = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-    for (int64_t group = 0; group < GGUF_GROUPS; group++) {
-        __m256i total = _mm256_setzero_si256();
-        for (int64_t i = 0; i < 2; i++, x += 16) {
-            const __m256i first = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor));
-            const __m256i second = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), factor));
-            total = _mm256_add_epi32(total, _mm256_add_epi32(first, second));
-            const __m256i in_order = _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xd8);
-            const __m256i sorted = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(in_order, even_then_odd), 0xd8);
-            char* lane = values + group / BYTE_LANES * SLICE_BYTES + group % BYTE_LANES * 16;
-            char* even = lane + 2 * i * sizeof(Bytes);
-            _mm_store_si128(reinterpret_cast<__m128i*>(even), _mm256_castsi256_si128(sorted));
-            _mm_store_si128(reinterpret_cast<__m128i*>(even + sizeof(Bytes)), _mm256_extracti128_si256(sorted, 1));
-        }
-        alignas(32) int32_t totals[8];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(totals), total);
-        sums[group] = 0;
-        for (const int32_t part : totals) sums[group] += part;
-        sums[group] *= scale;
+void quantize_chunk(const float* x, ActivationChunk& out) {
+    for (int64_t group = 0; group < CHUNK / GROUP; group++, x += GROUP) {
+        const float absmax = group_absmax(x), scale = absmax * (1.0f / MAX_ACTIVATION);
+        const __m256 factor = _mm256_set1_ps(MAX_ACTIVATION / absmax);
+        __m256i parts[4];
+        for (int i = 0; i < 4; i++) parts[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), factor));
+        const __m256i first = _mm256_packs_epi32(parts[0], parts[1]), second = _mm256_packs_epi32(parts[2], parts[3]);
+        const __m256i in_order = _mm256_permutevar8x32_epi32(
+            _mm256_packs_epi16(first, second), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        int8_t* values = out.values + group * GROUP;
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(values), in_order);
+        int32_t halves[2] = {};
+        for (int64_t k = 0; k < GROUP; k++) halves[2 * k / GROUP] += values[k];
+        out.scales[group] = scale;
+        out.sums[group] = scale * (halves[0] + halves[1]);
+        for (int64_t half = 0; half < 2; half++) out.zero_sums[2 * group + half] = -Q6KBlocks::ZERO_POINT * halves[half];
     }
 }
 
-void quantize_token(const ActivationLayout& layout, const float* x, int64_t in_features, char* row) {
-    for (int64_t c = 0; c < layout.chunks; c++, x += GGUF_CHUNK, in_features -= GGUF_CHUNK) {
-        float last[GGUF_CHUNK] = {};
-        if (in_features < GGUF_CHUNK) std::memcpy(last, x, in_features * sizeof(float));
-        quantize_chunk(
-            in_features < GGUF_CHUNK ? last : x, row + c * GGUF_CHUNK * 2,
-            reinterpret_cast<float*>(row + layout.scales)[c],
-            reinterpret_cast<float*>(row + layout.sums) + c * GGUF_GROUPS);
+void quantize_token(const float* x, int64_t in_features, ActivationChunk* out) {
+    for (; in_features > 0; in_features -= CHUNK, x += CHUNK, out++) {
+        float last[CHUNK] = {};
+        if (in_features < CHUNK) std::memcpy(last, x, in_features * sizeof(float));
+        quantize_chunk(in_features < CHUNK ? last : x, *out);
     }
 }
 
-// The rows of a tensor. A row is its whole chunks and, of types with small blocks, the rest of its blocks.
-struct Rows {
-    int64_t row_bytes, whole_chunks;
-};
-
-// Products of a row of weights and T tokens, to out[t * TASK].
+// Adds the products of a chunk and T tokens, whose chunks are `stride` apart, to their totals.
 template <class Blocks, int T>
-void multiply_row(
-    const uint8_t* w, const Rows& rows, const ActivationLayout& layout, const char* activations, float* out) {
-    constexpr int64_t CHUNK_BYTES = GGUF_CHUNK / Blocks::BLOCK * Blocks::BLOCK_BYTES;
-    const uint8_t* end = w + rows.row_bytes;
-    LaneSums totals[T];
+void multiply_chunk(
+    PackedChunk w, int64_t groups, const GroupScales& scales, const ActivationChunk* chunks, int64_t stride,
+    float (*totals)[ROWS]) {
+    constexpr int PARTS = GROUP / Blocks::SCALED, WORDS = Blocks::SCALED / 4, ADDED = ADDED_WORDS<Blocks::MAX_VALUE>;
+    RowFloats own[T];
 #pragma GCC unroll 8
-    for (int t = 0; t < T; t++) totals[t] = zero_lanes();
-    for (int64_t c = 0; c < layout.chunks; c++, w += CHUNK_BYTES) {
-        alignas(64) uint8_t rest[CHUNK_BYTES];
-        const uint8_t* chunk = w;
-        if (Blocks::BLOCK < GGUF_CHUNK && c == rows.whole_chunks) {
-            std::memset(rest, 0, CHUNK_BYTES);
-            std::memcpy(rest, w, end - w);
-            chunk = rest;
-        }
-#pragma GCC unroll 5
-        for (int64_t line = 0; line < CHUNK_BYTES; line += 64)
-            _mm_prefetch(reinterpret_cast<const char*>(w) + PREFETCH + line, _MM_HINT_T0);
-        ChunkHeader header;
-        Blocks::read_header(chunk, header);
-        Bytes sums[T];
-        LaneSums chunk_totals[T];
+    for (int t = 0; t < T; t++) own[t] = load_row_floats(totals[t]);
+    for (int64_t four = 0; 4 * four < groups; four++)
 #pragma GCC unroll 4
-        for (int slice = 0; slice < GGUF_SLICES; slice++) {
-            SliceValues values;
-            Blocks::unpack(chunk, header, slice, values);
-            const LaneSums scales = spread(header.scales, slice * BYTE_LANES);
+        for (int i = 0; i < 4; i++) {
+            const int64_t group = 4 * four + i;
+            if (group >= groups) break;
+            RowFloats scaled[T];
+#pragma GCC unroll 2
+            for (int part = 0; part < PARTS; part++) {
+                RowWords sums[T];
 #pragma GCC unroll 8
-            for (int t = 0; t < T; t++) {
-                const char* own = activations + t * layout.bytes + c * GGUF_CHUNK * 2 + slice * SLICE_BYTES;
-                if (slice == 0 || !Blocks::ONE_SCALE) sums[t] = no_sums();
-#pragma GCC unroll 4
-                for (int v = 0; v < SLICE_VECTORS; v++)
-                    sums[t] = dot_shorts(sums[t], values[v], own + v * sizeof(Bytes));
-                if (Blocks::ONE_SCALE) continue;
-                const LaneSums sum = to_float(sums[t]);
-                chunk_totals[t] = slice ? multiply_add(sum, scales, chunk_totals[t]) : multiply(sum, scales);
-            }
-        }
+                for (int t = 0; t < T; t++)
+                    sums[t] = set_row_words(Blocks::ZERO_POINT ? chunks[t * stride].zero_sums[2 * group + part] : 0);
 #pragma GCC unroll 8
-        for (int t = 0; t < T; t++) {
-            const char* row = activations + t * layout.bytes;
-            float scale;
-            std::memcpy(&scale, row + layout.scales + 4 * c, 4);
-            if (Blocks::ONE_SCALE) chunk_totals[t] = multiply(to_float(sums[t]), spread(header.scales, 0));
-            totals[t] = multiply_add(chunk_totals[t], set_lanes(scale), totals[t]);
-            if (Blocks::HAS_MINIMUM) {
-                auto group_sums = reinterpret_cast<const float*>(row + layout.sums) + GGUF_GROUPS * c;
-                totals[t] = subtract_products(header.minimums, _mm256_loadu_ps(group_sums), totals[t]);
-            }
-        }
-    }
+                for (int word = 0; word < WORDS; word += ADDED) {
+                    RowWords values[ADDED];
 #pragma GCC unroll 8
-    for (int t = 0; t < T; t++) out[t * TASK] = total(totals[t]);
-}
-
-// Weights of a row in float32.
-template <class Blocks>
-void dequantize_row(const uint8_t* w, const Rows& rows, int64_t in_features, float* out) {
-    constexpr int64_t CHUNK_BYTES = GGUF_CHUNK / Blocks::BLOCK * Blocks::BLOCK_BYTES;
-    const uint8_t* end = w + rows.row_bytes;
-    for (int64_t first = 0; first < in_features; first += GGUF_CHUNK, w += CHUNK_BYTES) {
-        alignas(64) uint8_t chunk[CHUNK_BYTES] = {};
-        std::memcpy(chunk, w, std::min<int64_t>(CHUNK_BYTES, end - w));
-        ChunkHeader header;
-        header.minimums = _mm256_setzero_ps();
-        Blocks::read_header(chunk, header);
-        float scales[GGUF_GROUPS], minimums[GGUF_GROUPS];
-        _mm256_storeu_ps(scales, header.scales);
-        _mm256_storeu_ps(minimums, header.minimums);
-        for (int slice = 0; slice < GGUF_SLICES; slice++) {
-            SliceValues vectors;
-            Blocks::unpack(chunk, header, slice, vectors);
-            int16_t values[SLICE_VECTORS][BYTE_LANES][8];
-            std::memcpy(values, vectors, sizeof values);
-            for (int64_t lane = 0; lane < BYTE_LANES; lane++) {
-                const int64_t group = slice * BYTE_LANES + lane, begin = first + group * GGUF_GROUP;
-                for (int64_t k = 0; k < std::min(GGUF_GROUP, in_features - begin); k++) {
-                    const int16_t value = values[k / 16 * 2 + k % 2][lane][k % 16 / 2];
-                    out[begin + k] = scales[group] * value - minimums[group];
+                    for (int k = 0; k < ADDED; k++)
+                        values[k] = Blocks::unpack(w, groups, four, i, part * WORDS + word + k);
+#pragma GCC unroll 8
+                    for (int t = 0; t < T; t++)
+                        add_products<Blocks::MAX_VALUE>(
+                            sums[t], values, chunks[t * stride].values + group * GROUP + part * Blocks::SCALED + 4 * word);
+                }
+                const RowFloats scale = load_row_floats(scales.scales[group * PARTS + part]);
+#pragma GCC unroll 8
+                for (int t = 0; t < T; t++) {
+                    const RowFloats sum = to_floats(sums[t]);
+                    scaled[t] = part ? multiply_add(sum, scale, scaled[t]) : multiply(sum, scale);
                 }
             }
+#pragma GCC unroll 8
+            for (int t = 0; t < T; t++) {
+                const ActivationChunk& chunk = chunks[t * stride];
+                own[t] = multiply_add(scaled[t], set_row_floats(chunk.scales[group]), own[t]);
+                if (!Blocks::ZERO_POINT)
+                    own[t] = subtract_product(
+                        own[t], load_row_floats(scales.minimums[group]), set_row_floats(chunk.sums[group]));
+            }
         }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) store(totals[t], own[t]);
+}
+
+// Groups of 32 inputs in a chunk.
+int64_t groups_of(int64_t in_features, int64_t chunk) { return std::min(CHUNK, in_features - chunk * CHUNK) / GROUP; }
+
+// Words of a row.
+template <class Blocks>
+int64_t row_words(int64_t in_features) {
+    const int64_t whole = in_features / CHUNK, rest = in_features % CHUNK / GROUP;
+    return whole * Blocks::words(CHUNK / GROUP) + (rest ? Blocks::words(rest) : 0);
+}
+
+// Packs up to `ROWS` rows of a file.
+template <class Blocks>
+void pack_rows(const uint8_t* (&rows)[ROWS], int64_t in_features, uint32_t* out) {
+    for (int64_t chunk = 0; chunk < chunks_of(in_features); chunk++) {
+        const int64_t groups = groups_of(in_features, chunk), words = Blocks::words(groups);
+        for (int64_t row = 0; row < ROWS && rows[row]; row++) {
+            uint32_t own[MAX_WORDS] = {};
+            Blocks::pack(rows[row] + chunk * (CHUNK / Blocks::BLOCK) * Blocks::BLOCK_BYTES, groups, own);
+            for (int64_t i = 0; i < words; i++) out[i * ROWS + row] = own[i];
+        }
+        out += words * ROWS;
+    }
+}
+
+// Into the L2 cache: the L1 cache has no room for more than activations and what is multiplied.
+void prefetch(const uint32_t* w, int64_t words) {
+    for (int64_t i = 0; i < words; i += 16) _mm_prefetch(reinterpret_cast<const char*>(w + i), _MM_HINT_T1);
+}
+
+// Products of `ROWS` rows and tokens, to sums [tokens][ROWS].
+template <class Blocks, int... T>
+void multiply_rows(
+    const uint32_t* w, int64_t in_features, const ActivationChunk* activations, int64_t tokens, float (*sums)[ROWS],
+    std::integer_sequence<int, T...>) {
+    constexpr decltype(&multiply_chunk<Blocks, 1>) MULTIPLY[] = {multiply_chunk<Blocks, T + 1>...};
+    const int64_t tiles = ceil_div(tokens, MAX_TOKENS), tile_tokens = ceil_div(tokens, tiles);
+    const int64_t chunks = chunks_of(in_features);
+    std::memset(sums, 0, tokens * sizeof(*sums));
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        const int64_t groups = groups_of(in_features, chunk);
+        const int64_t words = Blocks::words(groups) * ROWS;
+        prefetch(w + PREFETCH, words);
+        for (int64_t row = 0; row < ROWS; row += VECTOR_ROWS) {
+            auto part = reinterpret_cast<PackedChunk>(w + row);
+            GroupScales scales;
+            Blocks::unpack_scales(part, groups, scales);
+            for (int64_t token = 0; token < tokens; token += tile_tokens)
+                MULTIPLY[std::min(tile_tokens, tokens - token) - 1](
+                    part, groups, scales, activations + token * chunks + chunk, chunks,
+                    reinterpret_cast<float(*)[ROWS]>(sums[token] + row));
+        }
+        w += words;
+    }
+}
+
+template <class Blocks>
+void multiply_rows(
+    const uint32_t* w, int64_t in_features, const ActivationChunk* activations, int64_t tokens, float (*sums)[ROWS]) {
+    multiply_rows<Blocks>(w, in_features, activations, tokens, sums, std::make_integer_sequence<int, MAX_TOKENS>());
+}
+
+// One of `ROWS` rows in float32.
+template <class Blocks>
+void unpack_row(const uint32_t* w, int64_t in_features, int64_t row, float* out) {
+    const int64_t first = row / VECTOR_ROWS * VECTOR_ROWS, lane = row % VECTOR_ROWS;
+    for (int64_t chunk = 0; chunk < chunks_of(in_features); chunk++) {
+        const int64_t groups = groups_of(in_features, chunk);
+        auto part = reinterpret_cast<PackedChunk>(w + first);
+        GroupScales scales;
+        Blocks::unpack_scales(part, groups, scales);
+        for (int64_t k = 0; k < groups * GROUP; k++) {
+            const int64_t group = k / GROUP, scaled = k / Blocks::SCALED;
+            alignas(64) uint32_t words[VECTOR_ROWS];
+            store(words, Blocks::unpack(part, groups, group / 4, group % 4, k % GROUP / 4));
+            const auto byte = static_cast<uint8_t>(words[lane] >> k % 4 * 8);
+            const float value = SIGNED_BYTES && Blocks::MAX_VALUE == 255 ? static_cast<int8_t>(byte) : byte;
+            const float scale = scales.scales[scaled][lane];
+            *out++ = Blocks::ZERO_POINT ? scale * (value - Blocks::ZERO_POINT)
+                                        : std::fma(scale, value, -scales.minimums[group][lane]);
+        }
+        w += Blocks::words(groups) * ROWS;
     }
 }
 
 // The kernels for tensors of one type.
 struct TypeKernels {
     int64_t block, block_bytes;
-    void (*dequantize)(const uint8_t*, const Rows&, int64_t, float*);
-    void (*multiply[MAX_TOKENS + 1])(const uint8_t*, const Rows&, const ActivationLayout&, const char*, float*);
-
-    Rows rows(int64_t in_features) const {
-        return {in_features / block * block_bytes, in_features / GGUF_CHUNK};
-    }
+    int64_t (*row_words)(int64_t in_features);
+    void (*pack)(const uint8_t* (&rows)[ROWS], int64_t in_features, uint32_t* out);
+    void (*multiply)(const uint32_t*, int64_t in_features, const ActivationChunk*, int64_t tokens, float (*)[ROWS]);
+    void (*unpack)(const uint32_t*, int64_t in_features, int64_t row, float* out);
 };
 
-template <class Blocks, int... T>
-constexpr TypeKernels kernels_of(std::integer_sequence<int, T...>) {
-    return {Blocks::BLOCK, Blocks::BLOCK_BYTES, dequantize_row<Blocks>, {nullptr, multiply_row<Blocks, T + 1>...}};
-}
-
 template <class Blocks>
-constexpr TypeKernels KERNELS = kernels_of<Blocks>(std::make_integer_sequence<int, MAX_TOKENS>());
+constexpr TypeKernels KERNELS = {
+    Blocks::BLOCK, Blocks::BLOCK_BYTES, row_words<Blocks>, pack_rows<Blocks>, multiply_rows<Blocks>, unpack_row<Blocks>};
 
 const TypeKernels& kernels_of_type(int64_t type) {
     switch (type) {
@@ -206,44 +231,42 @@ const TypeKernels& kernels_of_type(int64_t type) {
     }
 }
 
-// The row of the file that holds an output; see `GgufTensor`.
-int64_t row_of(const GgufTensor& tensor, int64_t output) {
-    const int64_t size = tensor.rope_size;
-    if (!size) return output;
-    const int64_t own = output % size;
-    return output - own + own % (size / 2) * 2 + own / (size / 2);
+// The row of the file that holds an output. Files of Llama have the rows of a head, whose size is `rope_size`, in the
+// order of rotated pairs: 0, size / 2, 1, size / 2 + 1, ...
+int64_t row_of(int64_t output, int64_t rope_size) {
+    if (!rope_size) return output;
+    const int64_t own = output % rope_size, half = rope_size / 2;
+    return output - own + own % half * 2 + own / half;
 }
 
 }  // namespace
 
-int64_t gguf_activation_bytes(int64_t in_features) { return ActivationLayout(in_features).bytes; }
+int64_t gguf_activation_bytes(int64_t in_features) { return chunks_of(in_features) * sizeof(ActivationChunk); }
 
 void gguf_gemm(
     const Linear& linear, const float* x, int64_t tokens, int8_t* activations, FloatView out, bool accumulate) {
-    const ActivationLayout layout(linear.in_features);
-    char* quantized = reinterpret_cast<char*>(activations);
+    const int64_t chunks = chunks_of(linear.in_features);
+    auto quantized = reinterpret_cast<ActivationChunk*>(activations);
 #pragma omp for schedule(static)
     for (int64_t token = 0; token < tokens; token++)
-        quantize_token(layout, x + token * linear.in_features, linear.in_features, quantized + token * layout.bytes);
-    const int64_t tiles = ceil_div(tokens, MAX_TOKENS), tile_tokens = ceil_div(tokens, tiles);
+        quantize_token(x + token * linear.in_features, linear.in_features, quantized + token * chunks);
     int64_t start = 0;  // of the tensor, in the outputs
     for (auto tensor = static_cast<const GgufTensor*>(linear.weight); start < linear.out_features; tensor++) {
         const TypeKernels& kernels = kernels_of_type(tensor->type);
-        const Rows rows = kernels.rows(linear.in_features);
+        const int64_t block_words = kernels.row_words(linear.in_features) * ROWS;
 #pragma omp for schedule(guided) nowait
-        for (int64_t first = 0; first < tensor->out_features; first += TASK) {
-            const int64_t count = std::min(TASK, tensor->out_features - first), output = start + first;
-            for (int64_t token = 0; token < tokens; token += tile_tokens) {
-                const int64_t own = std::min(tile_tokens, tokens - token);
-                float sums[MAX_TOKENS * TASK] = {};
-                for (int64_t i = 0; i < count; i++)
-                    kernels.multiply[own](
-                        tensor->weight + row_of(*tensor, first + i) * rows.row_bytes, rows, layout,
-                        quantized + token * layout.bytes, sums + i);
-                const Mask mask = lane_mask(count);
+        for (int64_t first = 0; first < tensor->out_features; first += ROWS) {
+            const Mask mask = lane_mask(tensor->out_features - first);
+            const int64_t output = start + first;
+            for (int64_t start_token = 0; start_token < tokens; start_token += PANEL) {
+                const int64_t own = std::min(PANEL, tokens - start_token);
+                alignas(64) float sums[PANEL][ROWS];
+                kernels.multiply(
+                    tensor->weight + first / ROWS * block_words, linear.in_features, quantized + start_token * chunks,
+                    own, sums);
                 for (int64_t t = 0; t < own; t++) {
-                    const int64_t index = (token + t) * linear.out_features + output;
-                    Floats value = load(sums + t * TASK, mask);
+                    const int64_t index = (start_token + t) * linear.out_features + output;
+                    Floats value = load(sums[t], mask);
                     if (linear.bias) value = value + load(linear.bias + output, mask);
                     if (accumulate) value = value + out.load(index, mask);
                     out.store(index, mask, value);
@@ -261,14 +284,36 @@ using namespace mcsd;
 
 extern "C" {
 
-// Rows of a tensor by their indices, in float32 [count, in_features].
-void gguf_rows(
-    void* weight, int64_t type, int64_t in_features, int64_t* indices, int64_t count, float* out, int threads) {
+// The number of 32-bit words that `ROWS` packed rows have.
+void gguf_block_words(int64_t type, int64_t in_features, int64_t* out, int) {
+    *out = kernels_of_type(type).row_words(in_features) * ROWS;
+}
+
+// Packs the rows of a tensor as a file has them, to blocks of `gguf_block_words`. Missing rows of the last block stay as
+// they are in `out`.
+void gguf_pack(
+    uint8_t* weight, int64_t type, int64_t out_features, int64_t in_features, int64_t rope_size, uint32_t* out,
+    int threads) {
     const TypeKernels& kernels = kernels_of_type(type);
-    const Rows rows = kernels.rows(in_features);
+    const int64_t row_bytes = in_features / kernels.block * kernels.block_bytes;
+    const int64_t block_words = kernels.row_words(in_features) * ROWS;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t first = 0; first < out_features; first += ROWS) {
+        const uint8_t* rows[ROWS] = {};
+        for (int64_t i = 0; i < std::min(ROWS, out_features - first); i++)
+            rows[i] = weight + row_of(first + i, rope_size) * row_bytes;
+        kernels.pack(rows, in_features, out + first / ROWS * block_words);
+    }
+}
+
+// Rows of a packed tensor by their indices, in float32 [count, in_features].
+void gguf_rows(
+    uint32_t* packed, int64_t type, int64_t in_features, int64_t* indices, int64_t count, float* out, int threads) {
+    const TypeKernels& kernels = kernels_of_type(type);
+    const int64_t block_words = kernels.row_words(in_features) * ROWS;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < count; i++)
-        kernels.dequantize(
-            static_cast<uint8_t*>(weight) + indices[i] * rows.row_bytes, rows, in_features, out + i * in_features);
+        kernels.unpack(
+            packed + indices[i] / ROWS * block_words, in_features, indices[i] % ROWS, out + i * in_features);
 }
 }

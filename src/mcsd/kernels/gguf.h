@@ -1,6 +1,6 @@
-// Linear layers whose weights stay as they are in a GGUF file, mapped into memory. Activations are int16 with a scale for
-// each 256 inputs; integer products are added up exactly, in 32 bits, and scaled in float32. A token's result does not
-// depend on the other tokens of the batch, to the last bit.
+// Linear layers whose weights are those of a GGUF file, bit by bit, in the order in which the kernels read them; see
+// gguf_types.h. Activations are int8 with a scale for each 32 inputs; integer products are added up exactly, in 32 bits,
+// and scaled in float32. A token's result does not depend on the other tokens of the batch, to the last bit.
 
 #pragma once
 
@@ -8,13 +8,12 @@
 
 namespace mcsd {
 
-// A tensor of a file. A linear layer of format `GGUF` has an array of these for its weight, whose outputs are one after
-// the other.
+// A packed tensor of a file. A linear layer of format `GGUF` has an array of these for its weight, whose outputs are one
+// after the other.
 struct GgufTensor {
-    const uint8_t* weight;
+    const uint32_t* weight;
     int64_t out_features;
-    int64_t type;       // see gguf_types.h
-    int64_t rope_size;  // of a head whose rows the file has in the order of rotated pairs: 0, size / 2, 1, ...; else 0
+    int64_t type;  // see gguf_types.h
 };
 
 // Bytes of a token's quantized activations.

@@ -23,8 +23,8 @@ from mcsd.kernels import build
 from mcsd.system import cache_folder
 
 _ENTRIES = (
-    *("linear", "pre_attention", "post_attention", "decoder", "draft_head", "softmax", "top_k", "gguf_rows"),
-    *("pack_bfp16", "bf16_linear"),
+    *("linear", "pre_attention", "post_attention", "decoder", "draft_head", "softmax", "top_k"),
+    *("gguf_block_words", "gguf_pack", "gguf_rows", "pack_bfp16", "bf16_linear"),
 )
 
 DTYPES = (torch.float32, torch.bfloat16)

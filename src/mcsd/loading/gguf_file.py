@@ -68,9 +68,10 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            size = path.stat().st_size
-            self.data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-            header = _Header(path)
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self.data = torch.frombuffer(self._map, dtype=torch.uint8)
+            header = _Header(self._map)
             self.tensors = dict(header.tensors())
             self.architecture = header.architecture
         except (OSError, OverflowError, RuntimeError, ValueError, struct.error) as error:
@@ -91,13 +92,17 @@ class GgufFile:
             )
         return self.data[offset : offset + size]
 
+    def release(self) -> None:
+        """Give the memory of what was read back to the system; it is read from the file again when it is needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
 
 class _Header:
     """A cursor over the header. Whatever it reads beyond the end is a `ValueError` or `struct.error`."""
 
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
         self._at = 0
         self.architecture = ""
 

@@ -1,7 +1,8 @@
 """Networks whose linear layers and embeddings multiply with the weights of a GGUF file as they are.
 
-Nothing is dequantized or copied. The first load writes the configuration and the tokenizer, which transformers takes
-seconds to read from the file, to the cache folder.
+Nothing is dequantized. The kernels read a copy of the weights in another order; embeddings are read from the file. The
+first load writes the configuration and the tokenizer, which transformers takes seconds to read from the file, to the
+cache folder.
 """
 
 import json
@@ -191,6 +192,7 @@ class _Weights:
         network = LlamaForCausalLM.from_tensors(self._config, self._network.generation_config, tensors)
         pack(network, WeightPlan(dtype, WeightFormat.GGUF, packed=True, native=True), self._linear)
         network.model.set_submodule("embed_tokens", GgufEmbedding(self._matrix("model.embed_tokens"), dtype))
+        self._file.release()
         return network
 
     def _linear(self, path: str, linear: nn.Linear) -> GgufLinear:
@@ -198,7 +200,7 @@ class _Weights:
         modules = [f"{parent}.{part}" for part in _FUSED[name]] if name in _FUSED else [path]
         if path == "lm_head" and self._config.tie_word_embeddings:
             modules = ["model.embed_tokens"]
-        return GgufLinear([self._matrix(module) for module in modules], linear.bias)
+        return GgufLinear([self._matrix(module).packed() for module in modules], linear.bias)
 
     def _matrix(self, module: str) -> GgufTensor:
         name = _tensor_name(f"{module}.weight")

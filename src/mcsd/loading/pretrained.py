@@ -1,8 +1,11 @@
 """Reading networks and tokenizers with transformers, and what its errors mean for the user."""
 
+import gc
 import importlib.util
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -221,9 +224,10 @@ def read_tokenizer(location: Location, offline: bool = False) -> Any | None:
 
         tokenizer_class = AutoTokenizer
     try:
-        return tokenizer_class.from_pretrained(
-            location.source, trust_remote_code=False, local_files_only=offline, **options
-        )
+        with _without_garbage_collection():
+            return tokenizer_class.from_pretrained(
+                location.source, trust_remote_code=False, local_files_only=offline, **options
+            )
     except ImportError as error:
         raise MissingPackage(
             f"{location.source}: {_reason(error):.200}", "install the package that it names"
@@ -236,6 +240,18 @@ def read_tokenizer(location: Location, offline: bool = False) -> Any | None:
             f"{location.source}: the tokenizer cannot be read: {_reason(error):.200}",
             "fetch it again, or remove its files to give token ids",
         ) from error
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A tokenizer is read as some hundred thousand objects, through which the collector would go again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _has_vocabulary(location: Location) -> bool:
