@@ -188,3 +188,18 @@ def test_weights_of_torch_are_rounded_to_eight_bits() -> None:
     torch.testing.assert_close(ours(activations), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(errors.UnsupportedModel, match="33 inputs"):
         GgufLinear.quantized(torch.nn.Linear(33, 4))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_weights_in_four_bits(kind: Type) -> None:
+    """Half a step from the weights, and one for the largest of the sign that has no 8."""
+    packed = matrix(kind, 37, 768).packed()
+    rounded = packed.in_four_bits()
+    if kind in (Type.Q4_0, Type.Q4_1, Type.Q4_K):
+        assert rounded is packed
+        return
+    weights = packed.dense().view(-1, 32)
+    steps = (rounded.dense().view(-1, 32) - weights).abs() / weights.abs().amax(-1, keepdim=True) * 8
+    assert steps.max() <= 1.01
+    assert (steps > 0.51).float().mean() < 0.05
+    assert len(rounded.dense().view(-1, 32)[0].unique()) <= 16

@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType as Type
 import mcsd
 from mcsd import errors, kernels
 from mcsd.cpu.gguf_linear import GgufLinear
-from mcsd.cpu.reference import quantize_reference
 from mcsd.cpu.native_decoder import NativeDecoder
+from mcsd.cpu.reference import quantize_reference
 from mcsd.cpu.weight_plan import Role, has_int8_gemm, plan_weights
 from mcsd.kernels import WeightFormat
 from mcsd.loading.catalog import path_of, pull
@@ -141,6 +141,22 @@ def test_a_float_draft_of_such_a_target(path: Path, monkeypatch: pytest.MonkeyPa
     engine = mcsd.Engine.load(target=str(path), draft=str(draft), tree="2x1", device="cpu")
     assert {module.tensors[0].type for module in linears(engine.drafter.model)} == {int(Type.Q8_0)}  # type: ignore[attr-defined]
     assert len(engine.generate([[1, 2, 3]], max_new_tokens=8)[0].token_ids) == 8
+
+
+def test_a_draft_is_rounded_to_four_bits_if_that_barely_changes_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gguf(path, types=(Type.Q8_0, Type.Q4_K))
+
+    def types(role: Role) -> set[int]:
+        return {tensor.type for layer in linears(load(path, CPU, PLAN, role).model) for tensor in layer.tensors}
+
+    as_it_is = {int(Type.Q8_0), int(Type.Q4_K)}
+    assert types(Role.TARGET) == as_it_is
+    assert types(Role.DRAFT) == {int(Type.Q4_0), int(Type.Q4_K)}
+    assert load(path, CPU, PLAN, Role.DRAFT).model.precision == "float32, GGUF weights, native kernels, in 4 bits"
+    kept = outputs(load(path, CPU, PLAN).model)
+    monkeypatch.setattr("mcsd.cpu.draft_int4._MIN_OVERLAP", 1.0)
+    assert types(Role.DRAFT) == as_it_is
+    assert all(map(torch.equal, outputs(load(path, CPU, PLAN, Role.DRAFT).model), kept))
 
 
 def test_the_reference_of_verification_rounds_activations_too(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcsd.cpu.gguf_linear import GgufLinear
 from mcsd.cpu.native_decoder import as_decoder
 from mcsd.cpu.packing import pack
 from mcsd.cpu.weight_plan import WeightPlan
@@ -40,8 +41,35 @@ def pack_int4(network: Any, tokenizer: Any | None, plan: WeightPlan) -> bool:
     before = _distributions(TransformersModel(network), tokens)
     pack(network, plan)
     packed = as_decoder(network, "", None, str(plan), lambda: network)
-    overlap = torch.minimum(before, _distributions(packed, tokens)).sum(-1).mean()
-    return bool(overlap >= _MIN_OVERLAP)
+    return _overlap(before, _distributions(packed, tokens)) >= _MIN_OVERLAP
+
+
+def round_to_int4(network: Any, tokenizer: Any | None, plan: WeightPlan) -> bool:
+    """Round the weights of a draft in the format `WeightFormat.GGUF` to four bits, in place.
+
+    Args:
+        network: with `GgufLinear` layers.
+        tokenizer, plan: see `pack_int4`.
+
+    Returns:
+        Whether its predictions barely change. If not, the network stays as it is.
+    """
+    tokens = _tokens(network, tokenizer)
+    model = as_decoder(network, "", None, str(plan), lambda: network)
+    before = _distributions(model, tokens)
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, GgufLinear)}
+    for name, layer in layers.items():
+        network.set_submodule(name, layer.in_four_bits())
+    rounded = as_decoder(network, "", None, str(plan), lambda: network)
+    if _overlap(before, _distributions(rounded, tokens)) >= _MIN_OVERLAP:
+        return True
+    for name, layer in layers.items():
+        network.set_submodule(name, layer)
+    return False
+
+
+def _overlap(before: Tensor, after: Tensor) -> float:
+    return float(torch.minimum(before, after).sum(-1).mean())
 
 
 def _tokens(network: Any, tokenizer: Any | None) -> list[int]:

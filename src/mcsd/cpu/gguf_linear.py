@@ -19,6 +19,10 @@ _GROUP = 32
 _ROWS = 16
 """Rows of a packed block."""
 
+_Q4_0, _Q4_1, _Q4_K = 2, 3, 12
+_FOUR_BITS = {_Q4_0, _Q4_1, _Q4_K}
+"""Types of ggml with four to five bits a weight."""
+
 
 @dataclass(frozen=True)
 class GgufTensor:
@@ -40,9 +44,7 @@ class GgufTensor:
 
     def packed(self) -> "PackedTensor":
         """A copy in the order in which the kernels read it, with the rows in the order of the network."""
-        words = torch.empty(1, dtype=torch.int64)
-        call("gguf_block_words", self.type, self.inputs, words)
-        blocks = zeros(-(-self.outputs // _ROWS), int(words))
+        blocks = _empty_blocks(self.type, self.outputs, self.inputs)
         call("gguf_pack", self.data, self.type, self.outputs, self.inputs, self.rope_size, blocks)
         return PackedTensor(blocks, self.type, self.outputs, self.inputs)
 
@@ -72,6 +74,14 @@ class PackedTensor:
     outputs: int
     inputs: int
 
+    def in_four_bits(self) -> "PackedTensor":
+        """Its weights rounded to Q4_0, if its type has more than five bits for each."""
+        if self.type in _FOUR_BITS:
+            return self
+        blocks = _empty_blocks(_Q4_0, self.outputs, self.inputs)
+        call("gguf_round", self.blocks, self.type, self.outputs, self.inputs, blocks)
+        return PackedTensor(blocks, _Q4_0, self.outputs, self.inputs)
+
     def rows(self, indices: Tensor) -> Tensor:
         """Rows in float32, ``[n, inputs]``, by their indices ``[n]``.
 
@@ -87,6 +97,12 @@ class PackedTensor:
     def dense(self) -> Tensor:
         """float32 ``[outputs, inputs]``."""
         return self.rows(torch.arange(self.outputs, device=self.blocks.device))
+
+
+def _empty_blocks(type: int, outputs: int, inputs: int) -> Tensor:
+    words = torch.empty(1, dtype=torch.int64)
+    call("gguf_block_words", type, inputs, words)
+    return zeros(-(-outputs // _ROWS), int(words))
 
 
 def _check_rows(indices: Tensor, outputs: int) -> None:
@@ -135,6 +151,10 @@ class GgufLinear(NativeLinear):
         kind = GGMLQuantizationType.Q8_0
         blocks = torch.from_numpy(quantize(linear.weight.detach().float().numpy(), kind))
         return cls([GgufTensor(blocks, int(kind), outputs, inputs).packed()], linear.bias)
+
+    def in_four_bits(self) -> "GgufLinear":
+        """A layer of these weights in four to five bits."""
+        return GgufLinear([one.in_four_bits() for one in self.tensors], self.bias)
 
     def dense(self) -> Tensor:
         """See `PackedLinear.dense`."""

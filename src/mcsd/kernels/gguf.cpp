@@ -205,6 +205,19 @@ void unpack_row(const uint32_t* w, int64_t in_features, int64_t row, float* out)
     }
 }
 
+// Rounds a group of weights to a block of Q4_0, as ggml does: the weight of the largest magnitude becomes -8.
+void round_to_q4_0(const float* weights, uint8_t* block) {
+    const float largest = *std::max_element(
+        weights, weights + GROUP, [](float a, float b) { return std::fabs(a) < std::fabs(b); });
+    const float scale = largest / -8, factor = scale ? 1 / scale : 0;
+    const uint16_t half = _cvtss_sh(scale, _MM_FROUND_TO_NEAREST_INT);
+    std::memcpy(block, &half, 2);
+    for (int64_t k = 0; k < GROUP / 2; k++) {
+        auto value = [&](int64_t i) { return std::min(static_cast<int>(weights[i] * factor + 8.5f), 15); };
+        block[2 + k] = static_cast<uint8_t>(value(k) | value(k + GROUP / 2) << 4);
+    }
+}
+
 // The kernels for tensors of one type.
 struct TypeKernels {
     int64_t block, block_bytes;
@@ -303,6 +316,33 @@ void gguf_pack(
         for (int64_t i = 0; i < std::min(ROWS, out_features - first); i++)
             rows[i] = weight + row_of(first + i, rope_size) * row_bytes;
         kernels.pack(rows, in_features, out + first / ROWS * block_words);
+    }
+}
+
+// Rounds a packed tensor to Q4_0, to `rounded`.
+void gguf_round(
+    uint32_t* packed, int64_t type, int64_t out_features, int64_t in_features, uint32_t* rounded, int threads) {
+    typedef SmallBlocks<Q4_0> Rounded;
+    const TypeKernels& kernels = kernels_of_type(type);
+    const int64_t block_words = kernels.row_words(in_features) * ROWS;
+    const int64_t row_bytes = in_features / Rounded::BLOCK * Rounded::BLOCK_BYTES;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> weights(in_features);
+        std::vector<uint8_t> bytes(ROWS * row_bytes);
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < out_features; first += ROWS) {
+            const int64_t block = first / ROWS;
+            const uint8_t* rows[ROWS] = {};
+            for (int64_t i = 0; i < std::min(ROWS, out_features - first); i++) {
+                kernels.unpack(packed + block * block_words, in_features, i, weights.data());
+                uint8_t* row = bytes.data() + i * row_bytes;
+                for (int64_t group = 0; group < in_features / GROUP; group++)
+                    round_to_q4_0(weights.data() + group * GROUP, row + group * Rounded::BLOCK_BYTES);
+                rows[i] = row;
+            }
+            pack_rows<Rounded>(rows, in_features, rounded + block * row_words<Rounded>(in_features) * ROWS);
+        }
     }
 }
 

@@ -24,7 +24,7 @@ from mcsd.system import cache_folder
 
 _ENTRIES = (
     *("linear", "pre_attention", "post_attention", "decoder", "draft_head", "softmax", "top_k"),
-    *("gguf_block_words", "gguf_pack", "gguf_rows", "pack_bfp16", "bf16_linear"),
+    *("gguf_block_words", "gguf_pack", "gguf_rows", "gguf_round", "pack_bfp16", "bf16_linear"),
 )
 
 DTYPES = (torch.float32, torch.bfloat16)

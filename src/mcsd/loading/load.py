@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from mcsd import kernels
 from mcsd.config import LoadOptions, split_draft
-from mcsd.cpu.draft_int4 import pack_int4
+from mcsd.cpu.draft_int4 import pack_int4, round_to_int4
 from mcsd.cpu.native_decoder import as_decoder
 from mcsd.cpu.native_draft_head import bind_head
 from mcsd.cpu.packing import pack
@@ -153,7 +153,9 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
     reference = partial(read_reference, model, plan)
     if in_file is not None:
         network, tokenizer = in_file
-        loaded = LoadedModel(as_decoder(network, str(model), None, str(plan), reference), tokenizer, plan.format)
+        in_four_bits = role is Role.DRAFT and round_to_int4(network, tokenizer, plan)
+        precision = f"{plan}, in 4 bits" if in_four_bits else str(plan)
+        loaded = LoadedModel(as_decoder(network, str(model), None, precision, reference), tokenizer, plan.format)
     else:
         cache = _gguf_cache(location, plan.dtype)
         read = partial(_read, model, location, device, plan.dtype, role, cache)
