@@ -172,6 +172,14 @@ class TreeShape:
             levels[0 if node < 0 else self.depths[node]].append(node)
         return tuple(map(tuple, levels))
 
+    def to_depth(self, depth: int) -> "TreeShape":
+        """The nodes of the first ``depth`` levels, with the same numbers."""
+        return (
+            self
+            if depth >= self.depth
+            else TreeShape([p for p, d in zip(self.parents, self.depths, strict=True) if d <= depth])
+        )
+
     @cached_property
     def _child_lists(self) -> list[list[int]]:
         """The children of each column."""

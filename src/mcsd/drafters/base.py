@@ -23,6 +23,9 @@ class Drafter(ABC):
     name: str
     hidden_layers: tuple[int, ...] = ()
     """The target's layers whose hidden states the drafter asks for, numbered as in `mcsd.models.ModelOutput`."""
+    min_confidence: float = 0.0
+    """The least probability, by the draft, of a path for whose sake another level is drafted; 0: all levels are. The
+    engine sets it before a draft. A drafter may ignore it."""
     is_sampled: ClassVar[bool] = True
     """Whether candidates are drawn from a q. If not, they are verified as scheme "top-k" verifies."""
 

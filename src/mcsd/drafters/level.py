@@ -113,6 +113,9 @@ class LevelDrafter(Drafter):
         levels = partial(self._draft_levels, shape, scheme)
         states = self._states_before(pending)
         drafted = self.graphs.run(key, levels, sampling, random, pending, *states, generation=self.cache.generation)
+        if len(shape) > drafted[0].shape[1]:
+            # It has stopped early.
+            self.tree = _tree_of(shape, drafted[0].shape[1])
         # They are longer already, unless a graph was replayed, which runs no code of the host.
         self.cache.host_lengths[: len(token_ids)] = map(len, token_ids)
         return CandidateTree.of(self.tree, drafted)
@@ -128,6 +131,7 @@ class LevelDrafter(Drafter):
     ) -> tuple[Tensor, ...]:
         """The tensors of the tree. A captured function: see `GraphCache`."""
         batch, levels = len(pending.tokens), levels_of(shape, self._device)
+        confidence = torch.ones(batch, 1, device=self._device)
         mixed = MixedShape(shape, pending.chains.shape[1]) if pending.chains.shape[1] else None
         weights: list[Tensor] = []
         supports: list[Tensor] = []
@@ -136,8 +140,11 @@ class LevelDrafter(Drafter):
         choices: list[Tensor] = []
         valid: list[Tensor] = []
         first_weights: list[Tensor] = []
-        for level in levels:
+        for depth, level in enumerate(levels):
             inner = len(level.columns)
+            if depth and self._stops(confidence, mixed):
+                shape = _cut(shape, depth)
+                break
             if level.layout is None:
                 logits = self._root_logits(pending, *states)
             else:
@@ -163,6 +170,11 @@ class LevelDrafter(Drafter):
             if valid:
                 parents = level.index_in_depth.index_select(0, level.child_parent)
                 is_valid &= valid[-1].index_select(1, parents)
+            if self.min_confidence:
+                above = confidence if level.layout is None else confidence.index_select(1, level.index_in_depth)
+                chances = _chances(flat, support, level_weights, sampling).index_select(1, level.child_parent)
+                chances = chances.gather(2, choice[..., None])[..., 0]
+                confidence = above.index_select(1, level.child_parent) * chances * is_valid
             weights.append(level_weights)
             supports.append(support)
             tokens.append(support.index_select(1, level.child_parent).gather(2, choice[..., None])[..., 0])
@@ -176,6 +188,32 @@ class LevelDrafter(Drafter):
         if not sampling.all_greedy:
             q_by_column = _by_column(mixed or shape, torch.cat(supports, dim=1), torch.cat(weights, dim=1))
         return CandidateTree(shape, nodes[0], nodes[1], nodes[2], q_by_column, failed).tensors
+
+    def _stops(self, confidence: Tensor, mixed: MixedShape | None) -> bool:
+        """Whether no sequence has a path that is worth another level, by the probabilities of paths ``[B, N]``.
+
+        It depends on q and on what has been drawn, so that it does not bias what is drawn next.
+        """
+        return bool(self.min_confidence) and mixed is None and float(confidence.max()) < self.min_confidence
+
+
+def _chances(logits: Tensor, support: Tensor, weights: Tensor, sampling: BatchSamplingParams) -> Tensor:
+    """The draft's probabilities of the tokens ``support [B, N, S]``. At temperature 0 those of ``logits [B N, K]``."""
+    if not sampling.all_greedy:
+        return weights
+    best = logits.float().topk(support.shape[-1]).values
+    return (best - logits.float().logsumexp(-1, keepdim=True)).exp().view(support.shape)
+
+
+@cache
+def _cut(shape: TreeShape, depth: int) -> TreeShape:
+    return shape.to_depth(depth)
+
+
+@cache
+def _tree_of(shape: TreeShape, nodes: int) -> TreeShape:
+    """The first levels of a tree, with so many nodes."""
+    return _cut(shape, shape.depths[nodes - 1])
 
 
 def _with_chain(mixed: MixedShape, chains: Tensor, drawn: list[Tensor]) -> list[Tensor]:

@@ -101,6 +101,7 @@ class MixedDrafter(Drafter):
         if alone and longest:
             return self._looked_up(padded, sampling.greedy.device)
         self.drawn.chains = padded if longest else []
+        self.drawn.min_confidence = self.min_confidence
         return self.drawn.draft(token_ids, shape, scheme, sampling, random)
 
     def _looked_up(self, chains: list[list[int]], device: torch.device) -> CandidateTree:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mcsd.params import SamplingParams
 from mcsd.planning.acceptance import AcceptanceEstimate, Rates
+from mcsd.planning.costs import seconds_at
 from mcsd.planning.plan import StepOutcome
 from mcsd.planning.profile import Profile
 from mcsd.planning.search import MAX_NODES, PLAIN, TreeChoice, best_tree, expected_speed
@@ -23,6 +24,9 @@ _PAUSE, _MAX_PAUSE = 64, 1024
 """Plain steps before speculation is probed again; a failed probe doubles them, a successful one halves them."""
 
 _PROBE_STEPS = 2
+
+_MAX_CONFIDENCE = 0.9
+"""Of the probability that a draft must give a path to draft another level."""
 
 
 class Planner:
@@ -84,6 +88,18 @@ class Planner:
             return self._shape
         self._probe = self._best(self._rates(), speculative=True)
         return self._probe.shape
+
+    @property
+    def min_confidence(self) -> float:
+        """See `Plan.min_confidence`: the time of another level over that of a token."""
+        batch_size, nodes = self._batch[0], len(self._shape)
+        if not nodes:
+            return 0.0
+        now = expected_speed(self._shape, self._rates(), self._costs, batch_size)
+        target = self._costs.target
+        more = seconds_at(target, batch_size * (1 + nodes)) - seconds_at(target, batch_size * nodes)
+        level = seconds_at(self._costs.level, batch_size) if self._costs.level else 0.0
+        return min((level + more) * now.rate, _MAX_CONFIDENCE)
 
     def observe(self, outcome: StepOutcome) -> None:
         """See `Plan.observe`."""
