@@ -31,8 +31,8 @@ FORMATS = {
 }
 """dtype, ``quantize``, and whether the weights stay as they are in the file."""
 
-INT8_ACTIVATIONS = {"int8 activations per 256": 256, "int8 activations per 32": 32}
-"""What it would be with activations in int8 and a scale for so many inputs, as ggml's Q8_K and Q8_0 have."""
+INT8_ACTIVATIONS = {"int8 activations per 256": 256}
+"""What it would be with activations in int8 and a scale for so many inputs, as ggml's Q8_K has."""
 
 _INT8_STEPS = 127
 

@@ -183,3 +183,11 @@ def test_the_name_of_a_shape_can_be_parsed() -> None:
     for text in ("4x2x1", "chain:3", "none", "parents:-1,-1,0,0,3"):
         assert str(TreeShape.parse(text)) == text
         assert TreeShape.parse(str(TreeShape(TreeShape.parse(text).parents))) == TreeShape.parse(text)
+
+
+def test_the_first_levels_of_a_tree() -> None:
+    tree = TreeShape.parse("3x2x1")
+    assert tree.to_depth(2) == TreeShape.parse("3x2")
+    assert tree.to_depth(1) == TreeShape.parse("3")
+    assert tree.to_depth(3) is tree
+    assert not len(tree.to_depth(0))

@@ -227,8 +227,7 @@ class EngineCore(RequestQueue):
         if len(shape):
             self.drafter.catch_up(texts)
             self.clock.lap("prefill")
-        captured = getattr(self.target, "captures", False)
-        self.drafter.min_confidence = 0.0 if captured else getattr(self.plan, "min_confidence", 0.0)
+        self.drafter.min_confidence = getattr(self.plan, "min_confidence", 0.0)
         tree = self.drafter.draft(texts, self.tree, self._step_scheme, self._sampling, random)
         self.draft_levels += tree.shape.depth
         self.clock.lap("draft")

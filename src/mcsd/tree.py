@@ -1,4 +1,4 @@
-"""The shape of a candidate tree: fixed before a token is drafted. Knows no tokens and no models.
+"""The shape of a candidate tree: named before a token is drafted. Knows no tokens and no models.
 
 Nodes 0 ... n-1 are candidates in order of depth. The root, which is the last committed token, is not one of them and
 is written -1 in `parents`. Tensors that include the root put it first: column 0 is the root, column 1 + i is node i.

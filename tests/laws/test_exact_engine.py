@@ -25,6 +25,7 @@ from mcsd.kernels.gemm import WeightFormat
 from mcsd.models import BoundHead, DraftHead, TokenLayout, TransformersModel
 from mcsd.models.draft_head import HeadConfig
 from mcsd.models.fusion import fuse
+from mcsd.models.prefix_cache import BLOCK
 from support.chisquare import SEED, runnable
 from support.decoders import native_decoder
 from support.enumeration import Decisions, Enumerated, enumerate_all
@@ -247,12 +248,13 @@ def test_law_of_texts_that_end_with_eos(scheme: str, tree: str, monkeypatch: pyt
     check(engine_law(engine, params, monkeypatch), target_law(target, 3, 1.0, eos=1))
 
 
-def test_prompts_with_a_common_prefix_are_kept_apart() -> None:
-    """Equal prompts are read once and copied; others must not be: compares every log-probability."""
+@pytest.mark.parametrize("common", [1, BLOCK])
+def test_prompts_with_a_common_prefix_are_kept_apart(common: int) -> None:
+    """What prompts have in common is copied from a whole block on; others must not be: compares log-probabilities."""
     target = network(3, 8)
-    prompts = [[0, *rest, 1] for rest in product(range(3), repeat=2)]
+    prompts = [[*[0, 2] * (common // 2), *[0] * (common % 2), *rest, 1] for rest in product(range(3), repeat=2)]
     prompts = [*prompts, *prompts[::2]]
-    engine = mcsd.Engine(target, network(3, 9), tree="2x1", max_batch=len(prompts), max_length=16)
+    engine = mcsd.Engine(target, network(3, 9), tree="2x1", max_batch=len(prompts), max_length=common + 15)
     params = [mcsd.SamplingParams(max_new_tokens=4, seed=i, logprobs=0) for i in range(len(prompts))]
     for prompt, done in zip(prompts, engine.generate(prompts, params), strict=True):
         ids = torch.tensor([[*prompt, *done.token_ids]])

@@ -79,6 +79,18 @@ def test_seeded_requests_adapt_by_acceptance_of_their_own() -> None:
     assert plan.choose([seeded]) == plan.choose([SAMPLED, seeded]) == TreeShape.parse("none")
 
 
+def test_a_level_is_worth_its_time_over_that_of_a_token() -> None:
+    plan = planner()
+    shape = plan.choose([GREEDY])
+    assert len(shape) <= 3  # the target takes 1.0 for up to four tokens
+    seconds = 1.0 + 0.2 * shape.depth
+    tokens = sum(0.8**depth for depth in range(1 + shape.depth))
+    assert plan.min_confidence == pytest.approx(0.2 * tokens / seconds)
+    plan = planner(BAD, BAD)
+    assert not len(plan.choose([GREEDY]))
+    assert plan.min_confidence == 0.0
+
+
 def test_the_first_tree_is_the_one_that_tuning_has_confirmed() -> None:
     assert planner().choose([SAMPLED]) == TreeShape.parse("chain:3")
     confirmed = TreeShape([-1, -1, 0])

@@ -131,8 +131,10 @@ class LevelDrafter(Drafter):
     ) -> tuple[Tensor, ...]:
         """The tensors of the tree. A captured function: see `GraphCache`."""
         batch, levels = len(pending.tokens), levels_of(shape, self._device)
-        confidence = torch.ones(batch, 1, device=self._device)
         mixed = MixedShape(shape, pending.chains.shape[1]) if pending.chains.shape[1] else None
+        # A captured graph has all levels.
+        stops_early = bool(self.min_confidence) and mixed is None and self._device.type == "cpu"
+        confidence = torch.ones(batch, 1, device=self._device)  # of the paths to the nodes of the last level
         weights: list[Tensor] = []
         supports: list[Tensor] = []
         # Nodes are numbered by depth: concatenating the levels gives the tree.
@@ -142,7 +144,8 @@ class LevelDrafter(Drafter):
         first_weights: list[Tensor] = []
         for depth, level in enumerate(levels):
             inner = len(level.columns)
-            if depth and self._stops(confidence, mixed):
+            # This depends on q and on what has been drawn, so it does not bias what is drawn next.
+            if depth and stops_early and float(confidence.max()) < self.min_confidence:
                 shape = _cut(shape, depth)
                 break
             if level.layout is None:
@@ -170,7 +173,7 @@ class LevelDrafter(Drafter):
             if valid:
                 parents = level.index_in_depth.index_select(0, level.child_parent)
                 is_valid &= valid[-1].index_select(1, parents)
-            if self.min_confidence:
+            if stops_early:
                 above = confidence if level.layout is None else confidence.index_select(1, level.index_in_depth)
                 chances = _chances(flat, support, level_weights, sampling).index_select(1, level.child_parent)
                 chances = chances.gather(2, choice[..., None])[..., 0]
@@ -188,13 +191,6 @@ class LevelDrafter(Drafter):
         if not sampling.all_greedy:
             q_by_column = _by_column(mixed or shape, torch.cat(supports, dim=1), torch.cat(weights, dim=1))
         return CandidateTree(shape, nodes[0], nodes[1], nodes[2], q_by_column, failed).tensors
-
-    def _stops(self, confidence: Tensor, mixed: MixedShape | None) -> bool:
-        """Whether no sequence has a path that is worth another level, by the probabilities of paths ``[B, N]``.
-
-        It depends on q and on what has been drawn, so that it does not bias what is drawn next.
-        """
-        return bool(self.min_confidence) and mixed is None and float(confidence.max()) < self.min_confidence
 
 
 def _chances(logits: Tensor, support: Tensor, weights: Tensor, sampling: BatchSamplingParams) -> Tensor:

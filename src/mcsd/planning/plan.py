@@ -47,7 +47,10 @@ class StepOutcome:
 
 @runtime_checkable
 class Plan(Protocol):
-    """Names the tree of each step."""
+    """Names the tree of each step.
+
+    It may have an attribute ``min_confidence``: see `mcsd.drafters.Drafter`.
+    """
 
     max_nodes: int
     """Nodes of the largest tree that it may name."""

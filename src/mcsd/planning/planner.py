@@ -91,7 +91,7 @@ class Planner:
 
     @property
     def min_confidence(self) -> float:
-        """See `Plan.min_confidence`: the time of another level over that of a token."""
+        """The time of another level over that of a token: see `mcsd.drafters.Drafter.min_confidence`."""
         batch_size, nodes = self._batch[0], len(self._shape)
         if not nodes:
             return 0.0
