@@ -28,7 +28,7 @@ for chunk in engine.stream("Once upon a time", params):
     print(chunk.text, end="", flush=True)
 
 # Chat: the model's own template; at temperature 0 the text is the target's greedy text.
-messages = [{"role": "user", "content": "What is the capital of France?"}]
+messages = [{"role": "user", "content": "Tell me the capital of France."}]
 print("\n\n== chat\n" + engine.chat(messages, mcsd.SamplingParams(temperature=0, max_new_tokens=48)).text)
 
 # Several prompts in one batch.

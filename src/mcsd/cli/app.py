@@ -31,7 +31,7 @@ app = typer.Typer(
     name="mcsd",
     help="Multi-candidate speculative decoding: faster LLM inference with an unchanged output distribution.",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog='Example: mcsd generate "What is the capital of France?"',
+    epilog='Example: mcsd generate "Tell me the capital of France."',
 )
 app.command()(generate)
 app.command()(chat)

@@ -38,7 +38,7 @@ def generate(
 
     Examples:
 
-    mcsd generate "What is the capital of France?"
+    mcsd generate "Tell me the capital of France."
 
     mcsd generate --raw "Once upon a time" -n 64 --temperature 0 --color
 
