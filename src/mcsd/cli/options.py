@@ -4,10 +4,9 @@ A command takes a group of them as one parameter (`mcsd.config.EngineOptions`, `
 """
 
 import functools
-import gc
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
@@ -20,6 +19,7 @@ from mcsd.errors import DownloadFailed
 from mcsd.loading.catalog import CATALOG, default_draft
 from mcsd.loading.disk_usage import has_copy
 from mcsd.params import SamplingParams
+from mcsd.system import collector_paused
 
 if TYPE_CHECKING:
     from mcsd.engine import Engine
@@ -85,18 +85,6 @@ def load_engine(options: EngineOptions) -> "Engine":
     with spinner(f"measuring the speed of {options.target} and its draft, once"):
         engine.calibrate()
     return engine
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause the garbage collector, which takes a third of the time of importing and loading, and finds nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def fetch_pair(target: str | Path, draft: str | Path | None) -> None:

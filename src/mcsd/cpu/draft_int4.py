@@ -54,10 +54,12 @@ def round_to_int4(network: Any, tokenizer: Any | None, plan: WeightPlan) -> bool
     Returns:
         Whether its predictions barely change. If not, the network stays as it is.
     """
+    found = {name: module for name, module in network.named_modules() if isinstance(module, GgufLinear)}
+    layers = {name: layer for name, layer in found.items() if not layer.is_in_four_bits}
+    if not layers:
+        return True
     tokens = _tokens(network, tokenizer)
-    model = as_decoder(network, "", None, str(plan), lambda: network)
-    before = _distributions(model, tokens)
-    layers = {name: module for name, module in network.named_modules() if isinstance(module, GgufLinear)}
+    before = _distributions(as_decoder(network, "", None, str(plan), lambda: network), tokens)
     for name, layer in layers.items():
         network.set_submodule(name, layer.in_four_bits())
     rounded = as_decoder(network, "", None, str(plan), lambda: network)

@@ -14,7 +14,7 @@ from mcsd.kernels import WeightFormat, call
 from mcsd.kernels.huge_pages import zeros
 
 _GROUP = 32
-
+"""Inputs of a block of Q8_0."""
 
 _ROWS = 16
 """Rows of a packed block."""
@@ -44,7 +44,7 @@ class GgufTensor:
 
     def packed(self) -> "PackedTensor":
         """A copy in the order in which the kernels read it, with the rows in the order of the network."""
-        blocks = _empty_blocks(self.type, self.outputs, self.inputs)
+        blocks = _zero_blocks(self.type, self.outputs, self.inputs)
         call("gguf_pack", self.data, self.type, self.outputs, self.inputs, self.rope_size, blocks)
         return PackedTensor(blocks, self.type, self.outputs, self.inputs)
 
@@ -78,7 +78,7 @@ class PackedTensor:
         """Its weights rounded to Q4_0, if its type has more than five bits for each."""
         if self.type in _FOUR_BITS:
             return self
-        blocks = _empty_blocks(_Q4_0, self.outputs, self.inputs)
+        blocks = _zero_blocks(_Q4_0, self.outputs, self.inputs)
         call("gguf_round", self.blocks, self.type, self.outputs, self.inputs, blocks)
         return PackedTensor(blocks, _Q4_0, self.outputs, self.inputs)
 
@@ -99,7 +99,7 @@ class PackedTensor:
         return self.rows(torch.arange(self.outputs, device=self.blocks.device))
 
 
-def _empty_blocks(type: int, outputs: int, inputs: int) -> Tensor:
+def _zero_blocks(type: int, outputs: int, inputs: int) -> Tensor:
     words = torch.empty(1, dtype=torch.int64)
     call("gguf_block_words", type, inputs, words)
     return zeros(-(-outputs // _ROWS), int(words))
@@ -151,6 +151,11 @@ class GgufLinear(NativeLinear):
         kind = GGMLQuantizationType.Q8_0
         blocks = torch.from_numpy(quantize(linear.weight.detach().float().numpy(), kind))
         return cls([GgufTensor(blocks, int(kind), outputs, inputs).packed()], linear.bias)
+
+    @property
+    def is_in_four_bits(self) -> bool:
+        """Whether `in_four_bits` has nothing to round."""
+        return all(one.type in _FOUR_BITS for one in self.tensors)
 
     def in_four_bits(self) -> "GgufLinear":
         """A layer of these weights in four to five bits."""

@@ -24,7 +24,7 @@ class Drafter(ABC):
     hidden_layers: tuple[int, ...] = ()
     """The target's layers whose hidden states the drafter asks for, numbered as in `mcsd.models.ModelOutput`."""
     min_confidence: float = 0.0
-    """The least probability, by the draft, of a path for whose sake another level is drafted; 0: all levels are. The
+    """Drafting stops when the draft gives every path of the tree a lower probability; 0: it never stops early. The
     engine sets it before a draft. A drafter may ignore it."""
     is_sampled: ClassVar[bool] = True
     """Whether candidates are drawn from a q. If not, they are verified as scheme "top-k" verifies."""

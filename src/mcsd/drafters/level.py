@@ -115,7 +115,7 @@ class LevelDrafter(Drafter):
         drafted = self.graphs.run(key, levels, sampling, random, pending, *states, generation=self.cache.generation)
         if len(shape) > drafted[0].shape[1]:
             # It has stopped early.
-            self.tree = _tree_of(shape, drafted[0].shape[1])
+            self.tree = _cut(shape, shape.depths[drafted[0].shape[1] - 1])
         # They are longer already, unless a graph was replayed, which runs no code of the host.
         self.cache.host_lengths[: len(token_ids)] = map(len, token_ids)
         return CandidateTree.of(self.tree, drafted)
@@ -204,12 +204,6 @@ def _chances(logits: Tensor, support: Tensor, weights: Tensor, sampling: BatchSa
 @cache
 def _cut(shape: TreeShape, depth: int) -> TreeShape:
     return shape.to_depth(depth)
-
-
-@cache
-def _tree_of(shape: TreeShape, nodes: int) -> TreeShape:
-    """The first levels of a tree, with so many nodes."""
-    return _cut(shape, shape.depths[nodes - 1])
 
 
 def _with_chain(mixed: MixedShape, chains: Tensor, drawn: list[Tensor]) -> list[Tensor]:

@@ -225,6 +225,9 @@ struct TypeKernels {
     void (*pack)(const uint8_t* (&rows)[ROWS], int64_t in_features, uint32_t* out);
     void (*multiply)(const uint32_t*, int64_t in_features, const ActivationChunk*, int64_t tokens, float (*)[ROWS]);
     void (*unpack)(const uint32_t*, int64_t in_features, int64_t row, float* out);
+
+    // Words of `ROWS` packed rows.
+    int64_t block_words(int64_t in_features) const { return row_words(in_features) * ROWS; }
 };
 
 template <class Blocks>
@@ -266,7 +269,7 @@ void gguf_gemm(
     int64_t start = 0;  // of the tensor, in the outputs
     for (auto tensor = static_cast<const GgufTensor*>(linear.weight); start < linear.out_features; tensor++) {
         const TypeKernels& kernels = kernels_of_type(tensor->type);
-        const int64_t block_words = kernels.row_words(linear.in_features) * ROWS;
+        const int64_t block_words = kernels.block_words(linear.in_features);
 #pragma omp for schedule(guided) nowait
         for (int64_t first = 0; first < tensor->out_features; first += ROWS) {
             const Mask mask = lane_mask(tensor->out_features - first);
@@ -299,7 +302,7 @@ extern "C" {
 
 // The number of 32-bit words that `ROWS` packed rows have.
 void gguf_block_words(int64_t type, int64_t in_features, int64_t* out, int) {
-    *out = kernels_of_type(type).row_words(in_features) * ROWS;
+    *out = kernels_of_type(type).block_words(in_features);
 }
 
 // Packs the rows of a tensor as a file has them, to blocks of `gguf_block_words`. Missing rows of the last block stay as
@@ -309,7 +312,7 @@ void gguf_pack(
     int threads) {
     const TypeKernels& kernels = kernels_of_type(type);
     const int64_t row_bytes = in_features / kernels.block * kernels.block_bytes;
-    const int64_t block_words = kernels.row_words(in_features) * ROWS;
+    const int64_t block_words = kernels.block_words(in_features);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t first = 0; first < out_features; first += ROWS) {
         const uint8_t* rows[ROWS] = {};
@@ -324,24 +327,24 @@ void gguf_round(
     uint32_t* packed, int64_t type, int64_t out_features, int64_t in_features, uint32_t* rounded, int threads) {
     typedef SmallBlocks<Q4_0> Rounded;
     const TypeKernels& kernels = kernels_of_type(type);
-    const int64_t block_words = kernels.row_words(in_features) * ROWS;
+    const int64_t block_words = kernels.block_words(in_features);
+    const int64_t rounded_words = KERNELS<Rounded>.block_words(in_features);
     const int64_t row_bytes = in_features / Rounded::BLOCK * Rounded::BLOCK_BYTES;
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> weights(in_features);
         std::vector<uint8_t> bytes(ROWS * row_bytes);
 #pragma omp for schedule(static)
-        for (int64_t first = 0; first < out_features; first += ROWS) {
-            const int64_t block = first / ROWS;
+        for (int64_t block = 0; block < ceil_div(out_features, ROWS); block++) {
             const uint8_t* rows[ROWS] = {};
-            for (int64_t i = 0; i < std::min(ROWS, out_features - first); i++) {
+            for (int64_t i = 0; i < std::min(ROWS, out_features - block * ROWS); i++) {
                 kernels.unpack(packed + block * block_words, in_features, i, weights.data());
                 uint8_t* row = bytes.data() + i * row_bytes;
                 for (int64_t group = 0; group < in_features / GROUP; group++)
                     round_to_q4_0(weights.data() + group * GROUP, row + group * Rounded::BLOCK_BYTES);
                 rows[i] = row;
             }
-            pack_rows<Rounded>(rows, in_features, rounded + block * row_words<Rounded>(in_features) * ROWS);
+            pack_rows<Rounded>(rows, in_features, rounded + block * rounded_words);
         }
     }
 }
@@ -350,7 +353,7 @@ void gguf_round(
 void gguf_rows(
     uint32_t* packed, int64_t type, int64_t in_features, int64_t* indices, int64_t count, float* out, int threads) {
     const TypeKernels& kernels = kernels_of_type(type);
-    const int64_t block_words = kernels.row_words(in_features) * ROWS;
+    const int64_t block_words = kernels.block_words(in_features);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < count; i++)
         kernels.unpack(

@@ -20,10 +20,10 @@ enum GgufType : int64_t { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K
 
 namespace {
 
-constexpr int64_t ROWS = 16;        // of a packed block
-constexpr int64_t CHUNK = 256;      // inputs that are packed together; of small blocks the last chunk may have fewer
-constexpr int64_t GROUP = 32;       // inputs that share a minimum, and a scale of activations
-constexpr int64_t MAX_WORDS = 72;   // of a row's chunk
+constexpr int64_t ROWS = 16;       // of a packed block
+constexpr int64_t CHUNK = 256;     // inputs that are packed together; of small blocks the last chunk may have fewer
+constexpr int64_t GROUP = 32;      // inputs that share a minimum, and a scale of activations
+constexpr int64_t MAX_WORDS = 72;  // of a row's chunk
 
 // A chunk of packed rows, or of the second half of them.
 typedef const uint32_t (*PackedChunk)[ROWS];
@@ -123,7 +123,9 @@ struct KBlocks {
             b & six, lower_four_bits(shift_words_right(c, 4)) | move_bits(b, 6, 4, 0x30303030)};
 #pragma GCC unroll 8
         for (int group = 0; group < 8; group++) {
-            auto of_group = [&](RowWords words) { return to_floats(shift_words_right(words, group % 4 * 8) & set_row_words(0xff)); };
+            auto of_group = [&](RowWords words) {
+                return to_floats(shift_words_right(words, group % 4 * 8) & set_row_words(0xff));
+            };
             store(out.scales[group], multiply(scale, of_group(scales[group / 4])));
             store(out.minimums[group], multiply(minimum, of_group(minimums[group / 4])));
         }

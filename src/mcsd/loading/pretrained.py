@@ -1,11 +1,8 @@
 """Reading networks and tokenizers with transformers, and what its errors mean for the user."""
 
-import gc
 import importlib.util
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from mcsd.errors import (
     WeightsCorrupt,
 )
 from mcsd.loading.catalog import ADAPTER_FILE, Location
+from mcsd.system import collector_paused
 
 _FETCH_AGAIN = "fetch the weights again; safetensors and GGUF files are read"
 _HUB_SECONDS = 5
@@ -224,7 +222,7 @@ def read_tokenizer(location: Location, offline: bool = False) -> Any | None:
 
         tokenizer_class = AutoTokenizer
     try:
-        with _without_garbage_collection():
+        with collector_paused():
             return tokenizer_class.from_pretrained(
                 location.source, trust_remote_code=False, local_files_only=offline, **options
             )
@@ -240,18 +238,6 @@ def read_tokenizer(location: Location, offline: bool = False) -> Any | None:
             f"{location.source}: the tokenizer cannot be read: {_reason(error):.200}",
             "fetch it again, or remove its files to give token ids",
         ) from error
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """A tokenizer is read as some hundred thousand objects, through which the collector would go again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _has_vocabulary(location: Location) -> bool:
