@@ -118,7 +118,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "drafters": (
         *("base", "level", "model", "translated", "head", "look_up", "corpus", "depths", "ngram", "mixed", "make"),
     ),
-    "planning": ("acceptance", "costs", "plan", "look_up", "search", "profile", "planner", "trials"),
+    "planning": ("acceptance", "costs", "plan", "look_up", "search", "profile", "stretch", "planner", "trials"),
 }
 """Modules of a package, from low to high: each imports earlier ones only. The package itself may import all of them."""
 

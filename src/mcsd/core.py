@@ -13,20 +13,20 @@ from torch import Tensor
 from mcsd import kernels
 from mcsd.drafters import Drafter, with_look_up
 from mcsd.drafters.make import cache_slots
-from mcsd.errors import InvalidParameter, InvalidTree, RequestInterrupted
+from mcsd.errors import InvalidParameter, RequestInterrupted
 from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.models.prefix_cache import PrefixCache, TextsByBeginning, longest_common
 from mcsd.params import SamplingParams
-from mcsd.planning.plan import Plan, StepOutcome
+from mcsd.planning.plan import PLAIN, Plan, StepOutcome, check_planned
 from mcsd.request import Request, token_logprobs
 from mcsd.request_queue import RequestQueue, request_length
 from mcsd.results import TokenLogprobs
 from mcsd.rng import DRAW, SAMPLE, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import SCHEMES, CandidateTree, Scheme, TokenHistory, VerificationResult, VerifiedSequence
-from mcsd.schemes.registry import REGISTRY, check_tree
+from mcsd.schemes.registry import REGISTRY
 from mcsd.step_trace import StepTrace
 from mcsd.timing import StepClock
 from mcsd.tracing import trace_trees, with_path
@@ -90,7 +90,7 @@ class EngineCore(RequestQueue):
         self.drafter = drafter
         self.plan = plan
         self.max_batch = max_batch
-        self.tree = TreeShape.parse("none")
+        self.tree = PLAIN
         self.draft_levels = 0
         self.cache = target.new_cache(max_batch, cache_slots(self.max_length, max_nodes))
         self.prefixes = PrefixCache(self.cache, max_texts)
@@ -215,9 +215,6 @@ class EngineCore(RequestQueue):
         assert self._sampling is not None
         assert self.plan is not None
         shape = self.plan.choose(self._sampling.params)
-        if shape != self.tree:
-            self._check(shape)
-            self.tree = shape
         # Where trees adapt, matching keeps them out of the text of a seed: it is that of plain decoding.
         matches = self.plan.adapts and self._sampling.any_seeded
         self._step_scheme = self._matching if matches else self._scheme
@@ -225,23 +222,27 @@ class EngineCore(RequestQueue):
         random = self._streams.at(self._positions, DRAW, self._positions_on_device)
         self.clock.lap("other")
         if len(shape):
-            self.drafter.catch_up(texts)
+            shape = self._catch_up(shape, texts)
             self.clock.lap("prefill")
+        if shape != self.tree:
+            check_planned(self.plan, self._scheme.name, shape)
+            self.tree = shape
         self.drafter.min_confidence = getattr(self.plan, "min_confidence", 0.0)
         tree = self.drafter.draft(texts, self.tree, self._step_scheme, self._sampling, random)
         self.draft_levels += tree.shape.depth
         self.clock.lap("draft")
         return tree
 
-    def _check(self, shape: TreeShape) -> None:
-        """Check a tree of the plan: a scheme would verify some trees by another distribution than the target's."""
-        assert self.plan is not None
-        check_tree(self._scheme.name, shape)
-        if len(shape) > self.plan.max_nodes:
-            raise InvalidTree(
-                f"the plan names a tree of {len(shape)} nodes; its max_nodes is {self.plan.max_nodes}",
-                "raise its max_nodes",
-            )
+    def _catch_up(self, shape: TreeShape, texts: list[list[int]]) -> TreeShape:
+        """Let the drafter read what it lags behind by. Returns the tree; none if the plan finds it too slow."""
+        unread = self.drafter.unread(texts)
+        if any(unread) and (stretches := getattr(self.plan, "stretches", None)):
+            most = stretches(unread, [request.remaining for request in self._running])
+            if most is None:
+                return PLAIN
+            self.drafter.skip(texts, most)
+        self.drafter.catch_up(texts)
+        return shape
 
     def _score(self, tree: CandidateTree) -> tuple[Tensor, Tensor | None]:
         """One forward of the target over the whole tree: logits ``[B, 1 + n, V]``, root first, and hidden states."""
@@ -346,11 +347,10 @@ class EngineCore(RequestQueue):
                 trace = with_path(trace, request.all_tokens[-1], each.path, each.tokens, self.tokenizer)
             emitted = each.tokens, len(each.path), each.drafted, scores, trace
             reason = request.append_tokens(*emitted) if each.tokens else None
-            if request.error is not None:
-                self._free(i)
-            elif each.failed and not reason:
+            if each.failed and not reason and request.error is None:
                 is_draft = bool(tree.failed[i])
                 request.error = request.failure(self.drafter.name if is_draft else self.target_name, is_draft)
+            if request.error is not None:
                 self._free(i)
             elif reason:
                 self.clock.lap("other")

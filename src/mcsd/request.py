@@ -80,6 +80,11 @@ class Request:
         """Whether the text has ended or the request has failed."""
         return self.completion is not None or self.error is not None
 
+    @property
+    def remaining(self) -> int:
+        """New tokens that may still follow."""
+        return self._max_new_tokens - len(self.tokens)
+
     def failure(self, model: str, is_draft: bool) -> RequestError:
         """Why there is no distribution to go on with.
 

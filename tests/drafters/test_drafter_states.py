@@ -80,6 +80,8 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "ngram": eager_ngram,
 }
 
+SHORT_LAG = 4
+
 
 class Replay(Scheme):
     """Draws the candidates of one path again."""
@@ -106,6 +108,8 @@ class Drafters(RuleBasedStateMachine):
         self.texts: list[list[int]] = []
         self.params: list[SamplingParams] = []
         self.seeds: list[int] = []
+        self.starts: list[int] = []
+        """The first token of each text that the drafter has not skipped."""
 
     @initialize(lengths=st.lists(LENGTHS, min_size=2, max_size=MAX_BATCH), seed=SEEDS)
     def take_several(self, lengths: list[int], seed: int) -> None:
@@ -122,6 +126,7 @@ class Drafters(RuleBasedStateMachine):
         self.texts.append(text)
         self.params.append(PARAMS[seed % len(PARAMS)])
         self.seeds.append(seed)
+        self.starts.append(0)
 
     @precondition(lambda self: len(self.texts) < MAX_BATCH - 1)
     @rule(length=LENGTHS, seed=SEEDS)
@@ -132,6 +137,7 @@ class Drafters(RuleBasedStateMachine):
         self.texts.append(list(self.texts[-1]))
         self.params.append(self.params[-1])
         self.seeds.append(seed + 1)
+        self.starts.append(0)
 
     @precondition(lambda self: self.texts)
     @rule(above=SHAPES, scheme=st.integers(0, 99), ends=ENDS, seed=SEEDS)
@@ -145,6 +151,22 @@ class Drafters(RuleBasedStateMachine):
         for step in range(count):
             if self.texts:
                 self.draft_and_commit(TreeShape([]), 0, [0] * MAX_BATCH, seed + step)
+
+    @precondition(lambda self: self.texts and type(self.drafter) is ModelDrafter)
+    @rule(most=st.lists(st.integers(1, 8), min_size=MAX_BATCH, max_size=MAX_BATCH))
+    def skip(self, most: list[int]) -> None:
+        """The drafter reads the last tokens of texts that it lags behind, as texts of their own."""
+        texts = [list(text) for text in self.texts]
+        held = [length if length else None for length in self.drafter.cache.host_lengths]  # type: ignore[attr-defined]
+        unread = self.drafter.unread(texts)
+        for sequence, (text, length, lag) in enumerate(zip(texts, held, unread, strict=False)):
+            behind = len(text) - 1 - self.starts[sequence] - (length or 0)
+            assert lag == (behind if length is None or behind >= SHORT_LAG else 0)
+        self.drafter.skip(texts, most[: len(texts)])
+        self.drafter.catch_up(texts)
+        for sequence, (text, lag, count) in enumerate(zip(texts, unread, most, strict=False)):
+            if lag > count:
+                self.starts[sequence] = len(text) - 1 - count
 
     @precondition(lambda self: len(self.texts) > 1)
     @rule(pick=st.integers(0, MAX_BATCH - 1))
@@ -161,6 +183,7 @@ class Drafters(RuleBasedStateMachine):
         self.texts.clear()
         self.params.clear()
         self.seeds.clear()
+        self.starts.clear()
 
     @precondition(lambda self: len(self.texts) > 1 and not isinstance(self.drafter, NgramDrafter))
     @rule(above=SHAPES, scheme=st.integers(0, 99), pick=st.integers(0, MAX_BATCH - 1))
@@ -247,17 +270,21 @@ class Drafters(RuleBasedStateMachine):
         seeds = torch.tensor([self.seeds[sequence] for sequence in order])
         positions = torch.tensor([len(self.texts[sequence]) for sequence in order])
         sampling = BatchSamplingParams.of(params or [self.params[sequence] for sequence in order], CPU)
-        texts = [list(self.texts[sequence]) for sequence in order]
+        texts = [self.text(drafter, sequence) for sequence in order]
         if len(shape):
             drafter.catch_up(texts)
         return drafter.draft(texts, shape, scheme, sampling, PhiloxStream(seeds, positions, DRAW))
+
+    def text(self, drafter: Drafter, sequence: int) -> list[int]:
+        """What a drafter is given of a text: a fresh one reads what the other has not skipped."""
+        return self.texts[sequence][0 if drafter is self.drafter else self.starts[sequence] :]
 
     def fresh(self, shape: TreeShape, scheme: Scheme) -> CandidateTree:
         """The draft of a fresh drafter, with the sequences in reverse order."""
         drafter = DRAFTERS[self.kind]()
         order = list(range(len(self.texts)))[::-1]
         for sequence, states in zip(order, self.states([self.texts[sequence] for sequence in order]), strict=True):
-            drafter.add(list(self.texts[sequence]), states)
+            drafter.add(self.text(drafter, sequence), states)
         tree = self.draft(drafter, shape, scheme, order)
         reversed_ = [part.flip(0) for part in (tree.tokens, tree.valid, tree.choice, tree.failed)]
         q = None if tree.q is None else type(tree.q)(tree.q.support.flip(0), tree.q.weights.flip(0))
@@ -283,7 +310,7 @@ class Drafters(RuleBasedStateMachine):
         path = tree.shape.paths[1 + node].tolist()
         path = [on for on in path if on >= 0]
         drafter = DRAFTERS[self.kind]()
-        drafter.add(list(self.texts[sequence]), self.states([self.texts[sequence]])[0])
+        drafter.add(self.text(drafter, sequence), self.states([self.texts[sequence]])[0])
         scheme = Replay([*tree.choice[sequence, path].tolist(), 0])
         # Alone, a greedy sequence has no q. In a batch it has that of temperature 1.
         params = self.params[sequence] if self.params[sequence].temperature else SamplingParams()
@@ -324,7 +351,7 @@ class Drafters(RuleBasedStateMachine):
 
     def free(self, sequence: int) -> None:
         self.drafter.remove(sequence)
-        for kept in (self.texts, self.params, self.seeds):
+        for kept in (self.texts, self.params, self.seeds, self.starts):
             kept[sequence] = kept[-1]  # type: ignore[index]
             kept.pop()
 
@@ -346,5 +373,5 @@ def test_a_drafter_with_any_history_drafts_as_a_fresh_one(kind: str, monkeypatch
     # Short prompts are read in several chunks.
     monkeypatch.setattr("mcsd.models.prefill._CHUNK", 5)
     # Sequences that lag catch up alone.
-    monkeypatch.setattr("mcsd.drafters.level.MAX_LAG", 4)
+    monkeypatch.setattr("mcsd.drafters.level.MAX_LAG", SHORT_LAG)
     run(Drafters, kind, runs=40 if kind == "ngram" else 6, steps=18)

@@ -59,6 +59,22 @@ class Drafter(ABC):
             prediction: the tokens that are expected after them.
         """
 
+    def unread(self, token_ids: list[list[int]]) -> list[int]:
+        """How many tokens of each sequence `catch_up` has to read; 0 for one of which `skip` can leave nothing out.
+
+        Args:
+            token_ids: as for `draft`.
+        """
+        return [0] * len(token_ids)
+
+    def skip(self, token_ids: list[list[int]], most: Sequence[int]) -> None:  # noqa: B027 (not every drafter can)
+        """Before `catch_up`: leave out what it need not read. A draft after a part of a text has another q.
+
+        Args:
+            token_ids: as for `draft`.
+            most: of a sequence with more `unread` tokens, so many of the last ones are read as a text of their own.
+        """
+
     def catch_up(self, token_ids: list[list[int]]) -> None:  # noqa: B027 (not every drafter reads)
         """Read the tokens the drafter lags behind by: prompts, and those of steps without candidates.
 

@@ -62,7 +62,7 @@ class LevelDrafter(Drafter):
         read = TextsByBeginning()
         for sequence, tokens in enumerate(token_ids):
             length, text = self.cache.host_lengths[sequence], tokens[:-1]
-            if not text or (length and len(tokens) - length <= MAX_LAG):
+            if not self._lags(sequence, tokens):
                 continue
             # What sequences have in common is read once.
             same, common = longest_common(text, read.like(text))
@@ -73,6 +73,11 @@ class LevelDrafter(Drafter):
             if (length := self.cache.host_lengths[sequence]) < len(text):
                 self._prefill(sequence, text[length:])
             read.add(sequence, text)
+
+    def _lags(self, sequence: int, tokens: list[int]) -> bool:
+        """Whether a sequence with these tokens catches up alone, before a draft."""
+        length = self.cache.host_lengths[sequence]
+        return len(tokens) > 1 and (not length or len(tokens) - length > MAX_LAG)
 
     def keep(self, sequence: int, token_ids: list[int]) -> None:
         """See `Drafter.keep`."""

@@ -67,6 +67,14 @@ class MixedDrafter(Drafter):
         """See `Drafter.keep`."""
         self.drawn.keep(sequence, token_ids)
 
+    def unread(self, token_ids: list[list[int]]) -> list[int]:
+        """See `Drafter.unread`."""
+        return self.drawn.unread(token_ids)
+
+    def skip(self, token_ids: list[list[int]], most: Sequence[int]) -> None:
+        """See `Drafter.skip`."""
+        self.drawn.skip(token_ids, most)
+
     def catch_up(self, token_ids: list[list[int]]) -> None:
         """See `Drafter.catch_up`."""
         self.drawn.catch_up(token_ids)

@@ -1,5 +1,6 @@
 """Another language model as draft."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -9,6 +10,9 @@ from mcsd.drafters.level import Level, LevelDrafter, PendingTokens
 from mcsd.models import DecoderModel, LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.models.prefix_cache import MAX_TEXTS, PrefixCache
+from mcsd.rng import Randomness
+from mcsd.sampling import BatchSamplingParams
+from mcsd.schemes import CandidateTree, Scheme
 from mcsd.schemes.mixed_shape import MixedShape
 from mcsd.tree import TreeShape
 
@@ -32,10 +36,61 @@ class ModelDrafter(LevelDrafter):
         self.model = model
         self.cache = model.new_cache(max_batch, slots)
         self.prefixes = PrefixCache(self.cache, max_texts)
+        self._starts: list[int] = []
+        """The first token of each sequence that is read: see `skip`."""
+        self._kept_starts: list[int] = [0]
+        """Those of the texts in the prefix cache, the latest ones, and 0."""
 
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         self.cache.add()
+        self._starts.append(0)
+
+    def unread(self, token_ids: list[list[int]]) -> list[int]:
+        """See `Drafter.unread`."""
+        return [self._unread(sequence, tokens) for sequence, tokens in enumerate(token_ids)]
+
+    def _unread(self, sequence: int, tokens: list[int]) -> int:
+        """`unread` of one sequence. If nothing of it has been read, it will start like the best kept text."""
+        read = self.cache.host_lengths[sequence]
+        if not read:
+            matches = [(start, self.prefixes.match(tokens[start:-1])) for start in self._kept_starts]
+            start, read = max(matches, key=lambda match: sum(match) if match[1] else 0)
+            self._starts[sequence] = start if read else 0
+        part = tokens[self._starts[sequence] :]
+        return len(part) - 1 - read if self._lags(sequence, part) else 0
+
+    def skip(self, token_ids: list[list[int]], most: Sequence[int]) -> None:
+        """See `Drafter.skip`."""
+        for sequence, (unread, count) in enumerate(zip(self.unread(token_ids), most, strict=True)):
+            if unread > count:
+                self._starts[sequence] = len(token_ids[sequence]) - 1 - count
+                self.cache.truncate(sequence, 0)
+
+    def catch_up(self, token_ids: list[list[int]]) -> None:
+        """See `Drafter.catch_up`."""
+        super().catch_up(self._read_part(token_ids))
+
+    def draft(
+        self,
+        token_ids: list[list[int]],
+        shape: TreeShape,
+        scheme: Scheme,
+        sampling: BatchSamplingParams,
+        random: Randomness,
+    ) -> CandidateTree:
+        """See `Drafter.draft`."""
+        return super().draft(self._read_part(token_ids), shape, scheme, sampling, random)
+
+    def _read_part(self, token_ids: list[list[int]]) -> list[list[int]]:
+        return [tokens[start:] if start else tokens for tokens, start in zip(token_ids, self._starts, strict=True)]
+
+    def keep(self, sequence: int, token_ids: list[int]) -> None:
+        """See `Drafter.keep`."""
+        start = self._starts[sequence]
+        super().keep(sequence, token_ids[start:])
+        if start not in self._kept_starts:
+            self._kept_starts = [0, start, *self._kept_starts[1 : self.prefixes.max_texts]]
 
     def commit(self, path: Tensor, paths: list[list[int]], hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
@@ -56,10 +111,13 @@ class ModelDrafter(LevelDrafter):
     def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""
         self.cache.remove(sequence)
+        self._starts[sequence] = self._starts[-1]
+        self._starts.pop()
 
     def clear(self) -> None:
         """See `Drafter.clear`."""
         self.cache.clear()
+        self._starts.clear()
 
     def _prefill(self, sequence: int, tokens: list[int]) -> None:
         prefill(self.model, self.cache, sequence, tokens)

@@ -1,5 +1,6 @@
 """A language model with another tokenizer as draft."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -41,6 +42,14 @@ class TranslatedDrafter(ModelDrafter):
         super().add(prompt, hidden)
         self._contexts.append(_Context())
 
+    def unread(self, token_ids: list[list[int]]) -> list[int]:
+        """See `Drafter.unread`."""
+        return super().unread(self._translated(token_ids))
+
+    def skip(self, token_ids: list[list[int]], most: Sequence[int]) -> None:
+        """See `Drafter.skip`."""
+        super().skip(self._translated(token_ids), most)
+
     def catch_up(self, token_ids: list[list[int]]) -> None:
         """See `Drafter.catch_up`."""
         super().catch_up(self._translated(token_ids))
@@ -81,6 +90,7 @@ class TranslatedDrafter(ModelDrafter):
                 # Half of it, so that the next steps need not read it again.
                 context.tokens = context.tokens[-max(1, self._max_tokens // 2) :]
                 self.cache.truncate(sequence, 0)
+                self._starts[sequence] = 0
         return [context.tokens for context in self._contexts]
 
     def _root_logits(self, pending: PendingTokens, *states: Tensor) -> Tensor:

@@ -4,9 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from mcsd.errors import InvalidTree
 from mcsd.params import SamplingParams
 from mcsd.schemes.mixed_shape import MixedShape
+from mcsd.schemes.registry import check_tree
 from mcsd.tree import TreeShape
+
+PLAIN = TreeShape.parse("none")
+"""Plain decoding."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class StepOutcome:
             return cls(tree, params, paths, seconds)
         drawn = [(one, tree.drawn_path(path)) for one, path in zip(params, paths, strict=True)]
         known = [(one, path) for one, path in drawn if path is not None]
-        shape = tree.drawn if known else TreeShape.parse("none")
+        shape = tree.drawn if known else PLAIN
         return cls(shape, [one for one, _ in known], [path for _, path in known], seconds)
 
 
@@ -49,7 +54,8 @@ class StepOutcome:
 class Plan(Protocol):
     """Names the tree of each step.
 
-    It may have an attribute ``min_confidence``: see `mcsd.drafters.Drafter`.
+    It may have an attribute ``min_confidence``, see `mcsd.drafters.Drafter`, and a method ``stretches``, see
+    `mcsd.planning.Planner`. Without that, a draft reads all of a text.
     """
 
     max_nodes: int
@@ -68,6 +74,19 @@ class Plan(Protocol):
     def observe(self, outcome: StepOutcome) -> None:
         """Receive the outcome of a step."""
         ...
+
+
+def check_planned(plan: Plan, scheme: str, shape: TreeShape) -> None:
+    """Check a tree of a plan: a scheme would verify some trees by another distribution than the target's.
+
+    Raises:
+        InvalidTree: the scheme does not support it, or it has too many nodes.
+    """
+    check_tree(scheme, shape)
+    if len(shape) > plan.max_nodes:
+        raise InvalidTree(
+            f"the plan names a tree of {len(shape)} nodes; its max_nodes is {plan.max_nodes}", "raise its max_nodes"
+        )
 
 
 class FixedTree:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from mcsd.params import SamplingParams
 from mcsd.planning.acceptance import AcceptanceEstimate, Rates
 from mcsd.planning.costs import seconds_at
-from mcsd.planning.plan import StepOutcome
+from mcsd.planning.plan import PLAIN, StepOutcome
 from mcsd.planning.profile import Profile
-from mcsd.planning.search import MAX_NODES, PLAIN, TreeChoice, best_tree, expected_speed
+from mcsd.planning.search import MAX_NODES, TreeChoice, best_tree, expected_speed
+from mcsd.planning.stretch import best_stretch
 from mcsd.schemes.registry import REGISTRY
 from mcsd.tree import TreeShape
 
@@ -24,6 +25,12 @@ _PAUSE, _MAX_PAUSE = 64, 1024
 """Plain steps before speculation is probed again; a failed probe doubles them, a successful one halves them."""
 
 _PROBE_STEPS = 2
+
+_PROBE_STRETCH = 64
+"""Tokens that the draft reads of each text, at most, before a probe."""
+
+_CHUNK = 64
+"""Tokens of a forward by which the time of reading a token is estimated."""
 
 _MAX_CONFIDENCE = 0.9
 """Of the probability that a draft must give a path to draft another level."""
@@ -100,6 +107,28 @@ class Planner:
         more = seconds_at(target, batch_size * (1 + nodes)) - seconds_at(target, batch_size * nodes)
         level = seconds_at(self._costs.level, batch_size) if self._costs.level else 0.0
         return min((level + more) * now.rate, _MAX_CONFIDENCE)
+
+    def stretches(self, unread: Sequence[int], remaining: Sequence[int]) -> list[int] | None:
+        """How many last tokens of each text the draft reads before a step with a tree that `choose` has named.
+
+        Args:
+            unread: tokens of each that it has not read.
+            remaining: tokens that may still be emitted, for each.
+
+        Returns:
+            Tokens of each; None if speculation saves less time than reading takes.
+        """
+        if self._probe is not None:
+            return [_PROBE_STRETCH] * len(unread)
+        rates, batch_size = self._rates(), self._batch[0]
+        plain, drafted = (
+            1 / (batch_size * expected_speed(shape, rates, self._costs, batch_size).rate)
+            for shape in (PLAIN, self._shape)
+        )
+        reading = seconds_at(self._costs.level, _CHUNK) / _CHUNK if self._costs.level else 0.0
+        both = zip(unread, remaining, strict=True)
+        best = [best_stretch(tokens, left, plain, drafted, reading) for tokens, left in both]
+        return [tokens for tokens, _ in best] if sum(saved for _, saved in best) > 0 else None
 
     def observe(self, outcome: StepOutcome) -> None:
         """See `Plan.observe`."""

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 from mcsd.planning.acceptance import DEPTH, RANKS, Rates, sibling_ranks
 from mcsd.planning.costs import StepCosts
+from mcsd.planning.plan import PLAIN
 from mcsd.tree import TreeShape
 
 MAX_NODES = 63
 """Nodes of the largest tree that is considered."""
-
-PLAIN = TreeShape.parse("none")
-"""Plain decoding."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mcsd.planning import Profile
-from mcsd.planning.search import MAX_NODES, PLAIN, TreeChoice, best_tree, expected_speed
+from mcsd.planning.plan import PLAIN
+from mcsd.planning.search import MAX_NODES, TreeChoice, best_tree, expected_speed
 from mcsd.schemes.registry import REGISTRY, supports
 from mcsd.tree import TreeShape
 

@@ -1,0 +1,65 @@
+"""How much of a text a draft reads, by what reading costs and what it saves."""
+
+import pytest
+
+import mcsd
+from mcsd.planning import Planner, Profile, StepCosts
+from mcsd.planning.acceptance import geometric_rates
+from mcsd.planning.stretch import MAX_REMAINING, best_stretch
+
+GREEDY = mcsd.SamplingParams(temperature=0)
+PLAIN, DRAFTED, READING = 0.036, 0.022, 0.002
+"""Seconds on Qwen2.5-Coder 1.5B with the 0.5B, two Zen 4 cores."""
+
+
+def test_a_draft_reads_everything_that_costs_nothing() -> None:
+    assert best_stretch(4000, 64, PLAIN, DRAFTED, 0.0) == (4000, pytest.approx(64 * (PLAIN - DRAFTED)))
+    assert best_stretch(0, 64, PLAIN, DRAFTED, READING) == (0, pytest.approx(64 * (PLAIN - DRAFTED)))
+
+
+def test_longer_answers_are_worth_longer_stretches() -> None:
+    stretches = [best_stretch(2000, remaining, PLAIN, DRAFTED, READING)[0] for remaining in (8, 64, 256)]
+    assert stretches == sorted(stretches)
+    assert stretches[0] <= 64 < stretches[2] < 2000
+    most = best_stretch(2000, MAX_REMAINING, PLAIN, DRAFTED, READING)
+    assert best_stretch(2000, 10**6, PLAIN, DRAFTED, READING) == most
+
+
+def test_a_short_answer_is_not_worth_a_long_prompt() -> None:
+    assert best_stretch(2000, 64, PLAIN, DRAFTED, READING)[1] > 0
+    assert best_stretch(2000, 2, PLAIN, DRAFTED, READING)[1] < 0
+    assert best_stretch(4, 8, PLAIN, DRAFTED, READING)[1] > 0
+    assert best_stretch(4, 64, PLAIN, 1.01 * PLAIN, READING)[1] < 0
+
+
+def planner(per_token: float) -> Planner:
+    costs = StepCosts(((1, 1.0), (64, 1.0)), ((1, 0.1), (8, 0.1 + 7 * per_token)), 0.0, 0.0, 0.0, 0.0)
+    good = geometric_rates(0.8, 0.1)
+    plan = Planner(Profile(costs, good, good), "mcss-wor")
+    assert len(plan.choose([GREEDY]))
+    return plan
+
+
+def test_a_planner_counts_reading_before_it_speculates() -> None:
+    assert planner(0.0).stretches([500], [64]) == [500]
+    assert planner(0.1).stretches([500], [2]) is None
+    (some,) = planner(0.1).stretches([500], [64]) or [0]
+    assert 0 < some < 500
+
+
+def test_a_planner_weighs_the_whole_batch() -> None:
+    plan = planner(0.1)
+    plan.choose([GREEDY] * 2)
+    assert plan.stretches([500, 500], [2, 2]) is None
+    one = plan.stretches([500, 0], [2, 200])
+    assert one is not None
+    assert one[0] <= 64
+    assert one[1] == 0
+
+
+def test_a_probe_reads_little() -> None:
+    bad = geometric_rates(0.02, 0.01)
+    plan = Planner(Profile(StepCosts(((1, 1.0), (64, 10.0)), ((1, 0.2),), 0.0, 0.0, 0.0, 0.0), bad, bad), "mcss-wor")
+    while not len(plan.choose([GREEDY])):
+        assert plan.stretches([10], [100]) is None
+    assert plan.stretches([500], [2]) == [64]
