@@ -192,7 +192,6 @@ class _Weights:
         network = LlamaForCausalLM.from_tensors(self._config, self._network.generation_config, tensors)
         pack(network, WeightPlan(dtype, WeightFormat.GGUF, packed=True, native=True), self._linear)
         network.model.set_submodule("embed_tokens", GgufEmbedding(self._matrix("model.embed_tokens"), dtype))
-        self._file.release()
         return network
 
     def _linear(self, path: str, linear: nn.Linear) -> GgufLinear:
@@ -200,7 +199,10 @@ class _Weights:
         modules = [f"{parent}.{part}" for part in _FUSED[name]] if name in _FUSED else [path]
         if path == "lm_head" and self._config.tie_word_embeddings:
             modules = ["model.embed_tokens"]
-        return GgufLinear([self._matrix(module).packed() for module in modules], linear.bias)
+        packed = GgufLinear([self._matrix(module).packed() for module in modules], linear.bias)
+        # At once, so that the memory of the file and that of its packed copy do not add up.
+        self._file.release()
+        return packed
 
     def _matrix(self, module: str) -> GgufTensor:
         name = _tensor_name(f"{module}.weight")
