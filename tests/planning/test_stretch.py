@@ -57,9 +57,22 @@ def test_a_planner_weighs_the_whole_batch() -> None:
     assert one[1] == 0
 
 
-def test_a_probe_reads_little() -> None:
-    bad = geometric_rates(0.02, 0.01)
-    plan = Planner(Profile(StepCosts(((1, 1.0), (64, 10.0)), ((1, 0.2),), 0.0, 0.0, 0.0, 0.0), bad, bad), "mcss-wor")
-    while not len(plan.choose([GREEDY])):
-        assert plan.stretches([10], [100]) is None
-    assert plan.stretches([500], [2]) == [64]
+BAD = geometric_rates(0.02, 0.01)
+
+
+@pytest.mark.parametrize(("per_token", "batch_size", "tokens"), [(0.0, 1, 64), (0.09, 1, 35), (0.09, 8, 16)])
+def test_a_probe_reads_little(per_token: float, batch_size: int, tokens: int) -> None:
+    """In a twentieth of the time of the 64 plain steps before it, a second each; from 16 to 64 tokens."""
+    levels = ((1, 0.1), (64, 0.1 + 63 * per_token))
+    plan = Planner(Profile(StepCosts(((1, 1.0), (64, 1.0)), levels, 0.0, 0.0, 0.0, 0.0), BAD, BAD), "mcss-wor")
+    sizes = [len(plan.choose([GREEDY] * batch_size)) for _ in range(65)]
+    assert [size > 0 for size in sizes] == [False] * 64 + [True]
+    assert plan.stretches([500] * batch_size, [2] * batch_size) == [tokens] * batch_size
+
+
+def test_there_is_no_probe_where_no_draft_could_be_fast_enough() -> None:
+    """A step with candidates of eight sequences takes twice as long as a plain one."""
+    costs = StepCosts(((1, 1.0), (8, 1.0), (16, 2.0), (64, 8.0)), ((1, 0.1),), 0.0, 0.0, 0.0, 0.0)
+    plan = Planner(Profile(costs, BAD, BAD), "mcss-wor")
+    assert not any(len(plan.choose([GREEDY] * 8)) for _ in range(400))
+    assert any(len(plan.choose([GREEDY])) for _ in range(400))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mcsd.params import SamplingParams
-from mcsd.planning.acceptance import AcceptanceEstimate, Rates
+from mcsd.planning.acceptance import AcceptanceEstimate, Rates, geometric_rates
 from mcsd.planning.costs import seconds_at
 from mcsd.planning.plan import PLAIN, StepOutcome
 from mcsd.planning.profile import Profile
@@ -26,8 +26,12 @@ _PAUSE, _MAX_PAUSE = 64, 1024
 
 _PROBE_STEPS = 2
 
-_PROBE_STRETCH = 64
-"""Tokens that the draft reads of each text, at most, before a probe."""
+_PROBE_STRETCH, _PROBE_SHARE = (16, 64), 0.05
+"""Tokens that the draft reads of each text before a probe, at least and at most: what takes so much of the time of the
+plain steps before it."""
+
+_BEST_RATES = geometric_rates(0.95, 0.03)
+"""Acceptance rates of a draft that is hardly ever wrong. There is no probe where even these are too slow."""
 
 _CHUNK = 64
 """Tokens of a forward by which the time of reading a token is estimated."""
@@ -93,6 +97,9 @@ class Planner:
         if self._pause_left > 0:
             self._pause_left -= 1
             return self._shape
+        if not len(self._best(_BEST_RATES).shape):
+            self._pause_left = self._pause
+            return self._shape
         self._probe = self._best(self._rates(), speculative=True)
         return self._probe.shape
 
@@ -118,14 +125,16 @@ class Planner:
         Returns:
             Tokens of each; None if speculation saves less time than reading takes.
         """
-        if self._probe is not None:
-            return [_PROBE_STRETCH] * len(unread)
         rates, batch_size = self._rates(), self._batch[0]
         plain, drafted = (
             1 / (batch_size * expected_speed(shape, rates, self._costs, batch_size).rate)
             for shape in (PLAIN, self._shape)
         )
         reading = seconds_at(self._costs.level, _CHUNK) / _CHUNK if self._costs.level else 0.0
+        if self._probe is not None:
+            least, most = _PROBE_STRETCH
+            affordable = int(_PROBE_SHARE * self._pause * plain / reading) if reading else most
+            return [min(most, max(least, affordable))] * batch_size
         both = zip(unread, remaining, strict=True)
         best = [best_stretch(tokens, left, plain, drafted, reading) for tokens, left in both]
         return [tokens for tokens, _ in best] if sum(saved for _, saved in best) > 0 else None
