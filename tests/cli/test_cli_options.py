@@ -21,7 +21,7 @@ from support.cli import Run, assert_one_line_error
 SHARED = """
     --target -m --draft -md --tree --scheme --temperature --top-k --top-p --min-p --max-new-tokens -n --seed --stop
     --repetition-penalty --presence-penalty --frequency-penalty --ignore-eos --device --dtype --quantize --compile
-    --typical-p --min-new-tokens --stop-token-ids --include-stop --no-skip-special-tokens --bad-words
+    --json-schema --json-object --regex --grammar --typical-p --min-new-tokens --stop-token-ids --include-stop --no-skip-special-tokens --bad-words
     --max-length --sampling-defaults --system --json --color --no-color --debug
 """
 
