@@ -316,8 +316,9 @@ def _schema_text(schema: Any) -> str:
         _check_depth(parsed)
         text = json.dumps(parsed, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
+        shown = repr(schema[:60]) if isinstance(schema, str) else f"<{type(schema).__name__}>"
         raise InvalidParameter(
-            f"json_schema={schema!r:.60} is not a JSON schema: {error!s:.80}", "give a dict, or its JSON text"
+            f"json_schema={shown} is not a JSON schema: {error!s:.80}", "give a dict, or its JSON text"
         ) from error
     _check_grammar_text("json_schema", text)
     return text
