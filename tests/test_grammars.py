@@ -25,7 +25,7 @@ SCHEMA = {
 
 def engine(**options: Any) -> mcsd.Engine:
     generator = torch.Generator().manual_seed(1)
-    models = [TabularModel(torch.rand(SIZE, SIZE, generator=generator) ** 4) for _ in range(2)]
+    models = [TabularModel((torch.randn(SIZE, SIZE, generator=generator) * 2).softmax(-1)) for _ in range(2)]
     settings = {"tree": "2x2", "max_length": 256, "max_batch": 8, "tokenizer": TOKENIZER} | options
     return mcsd.Engine(models[0], models[1], **settings)
 

@@ -70,8 +70,8 @@ class GrammarMatcher:
             path: the candidates after the text, in order.
 
         Returns:
-            bool ``[V]``. None if the path has ended the text or is not part of one, or if the grammar has failed: then
-            nothing is forbidden, and nothing after it is emitted.
+            bool ``[V]``; None if the grammar has failed. After a path that has ended the text, or that the grammar does
+            not allow, nothing is emitted: there all tokens are forbidden but those that end a text.
         """
         key = tuple(path)
         if key not in self._forbidden:
@@ -85,8 +85,10 @@ class GrammarMatcher:
         self._path, self._forbidden = (), {}
 
     def _compute(self, path: tuple[int, ...]) -> Tensor | None:
-        if self.error or not self._ends.isdisjoint(path) or not self._move(path):
+        if self.error:
             return None
+        if not self._ends.isdisjoint(path) or not self._move(path):
+            return None if self.error else self._all_but_ends()
         bits = np.zeros(-(-self._vocab_size // 32), dtype=np.int32)
         self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         may_end = self._matcher.is_accepting()
@@ -96,6 +98,11 @@ class GrammarMatcher:
         forbidden[list(self._never)] = True
         forbidden[list(self._ends)] = not may_end
         return torch.from_numpy(forbidden)
+
+    def _all_but_ends(self) -> Tensor:
+        forbidden = torch.ones(self._vocab_size, dtype=torch.bool)
+        forbidden[list(self._ends)] = False
+        return forbidden
 
     def _move(self, path: tuple[int, ...]) -> bool:
         """Whether the matcher can be, and is, after a path. What it has in common with the last one is not repeated."""
@@ -228,7 +235,8 @@ def mask_tokens(
         paths: the candidates that lead to each row, after the text.
         vocabulary: int64 ``[K]``, the token id of each logit; None: the logit's own index.
     """
-    rows = [matcher and matcher.forbidden(path) for matcher, path in zip(matchers, paths, strict=True)]
+    both = zip(matchers, paths, strict=True)
+    rows = [None if matcher is None else matcher.forbidden(path) for matcher, path in both]
     size = next((len(row) for row in rows if row is not None), 0)
     if not size:
         return logits

@@ -65,6 +65,12 @@ def engine_of(target: Any, draft: Any, tree: str, scheme: str = "mcss-wor", batc
     return mcsd.Engine(target, draft, TOKENIZER, tree=tree, scheme=scheme, max_batch=batch, max_length=16)
 
 
+@pytest.fixture(autouse=True)
+def small_support(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the draft has no token that may follow, all that it may draw are enumerated."""
+    monkeypatch.setattr("mcsd.drafters.level.SUPPORT", 4)
+
+
 FAST = [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1"), ("mcss", "2"), ("k-seq", "2")]
 ALL = runnable("2", "chain:2", "2x1")
 

@@ -113,12 +113,11 @@ class LevelDrafter(Drafter):
         key = "draft", self.tree, scheme.name, sampling.kind, columns
         levels = partial(self._draft_levels, shape, scheme)
         states = self._states_before(pending)
-        arguments = sampling, random, pending, *states
         if sampling.any_grammars:
             # The host follows the paths: this cannot be captured.
-            drafted = levels(*arguments)
+            drafted = levels(sampling, random, pending, *states)
         else:
-            drafted = self.graphs.run(key, levels, *arguments, generation=self.cache.generation)
+            drafted = self.graphs.run(key, levels, sampling, random, pending, *states, generation=self.cache.generation)
         if len(shape) > drafted[0].shape[1]:
             # It has stopped early.
             self.tree = _cut(shape, shape.depths[drafted[0].shape[1] - 1])
