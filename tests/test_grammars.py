@@ -38,7 +38,11 @@ def test_texts_are_what_plain_decoding_gives() -> None:
         {"json_object": True},
         {"regex": "(ab|ba){3,5}c"},
         {"grammar": 'start: "a" start | "b"'},
-        {"json_schema": json.dumps(SCHEMA), "repetition_penalty": 1.3, "min_new_tokens": 5},
+        {
+            "json_schema": json.dumps(SCHEMA | {"x-guidance": {"whitespace_flexible": False}}),
+            "repetition_penalty": 1.3,
+            "min_new_tokens": 5,
+        },
     ]
     params = [mcsd.SamplingParams(temperature=0, max_new_tokens=40, **each) for each in fields]
     together = engine().generate([[5, 6]] * len(params), params)
@@ -87,7 +91,6 @@ def test_one_grammar_a_request() -> None:
         ({"json_schema": {"enum": []}}, "Unsatisfiable"),
         ({"regex": "(?=a)b"}, "regex does not compile.*look-around"),
         ({"regex": "a(" * 1000}, "regex does not compile"),
-        ({"regex": "((" * 20 + "a" + "{0,99}){0,99})" * 20}, "regex does not compile.*too many"),
         ({"regex": "\ud800"}, "regex does not compile"),
         ({"grammar": "root ::= x"}, "grammar does not compile"),
         ({"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000}, "nested"),

@@ -29,7 +29,7 @@ REGEX = "(ab|b|ba?b)(a|ab)?"
 WORDS = {word for size in range(6) for word in map("".join, product("ab", repeat=size)) if re.fullmatch(REGEX, word)}
 GIVEN: dict[str, Any] = {
     "regex": {"regex": REGEX},
-    "grammar": {"grammar": 'start: first ("a" | "ab")?\nfirst: "ab" | "b" | "ba"? "b"'},
+    "grammar": {"grammar": 'start: first ("a" | "ab")?\nfirst: "ab" | "b" | "b" "a"? "b"'},
 }
 
 
@@ -72,7 +72,7 @@ def small_support(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FAST = [("mcss-wor", "2x1"), ("block", "chain:2"), ("traversal", "2x1"), ("mcss", "2"), ("k-seq", "2")]
-ALL = runnable("2", "chain:2", "2x1")
+ALL = [one for one in runnable("2", "chain:2", "2x1") if one != ("k-seq", "2x1")]  # That takes minutes.
 
 
 @pytest.mark.parametrize(
@@ -113,29 +113,26 @@ def test_law_of_texts_with_looked_up_tokens(monkeypatch: pytest.MonkeyPatch) -> 
     check(engine_law(engine_of(target, "ngram", "chain:2"), params, monkeypatch), expected)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_candidates_are_in_the_grammar(temperature: float) -> None:
+def test_candidates_are_in_the_grammar() -> None:
     """Any draft is lossless; one that is masked at each node by its own path proposes what may follow."""
     target = network(SIZE, 8, EOS)
     engine = engine_of(target, network(SIZE, 9), "2x2x1", batch=1)
     texts, drafted = {token: piece for piece, token in BYTES.items()}, 0
     for seed in range(8):
         before: list[int] = []
-        params = mcsd.SamplingParams(temperature=temperature, max_new_tokens=8, regex=REGEX, seed=seed)
+        params = mcsd.SamplingParams(max_new_tokens=8, regex=REGEX, seed=seed)
         for chunk in engine.stream(PROMPT, params, trace=True):
             trace = chunk.trace
             assert trace is not None
-            for node, token in enumerate(trace.token_ids):
-                path, parent = [], trace.parents[node]
+            for parent, token in zip(trace.parents, trace.token_ids, strict=True):
+                path = []
                 while parent >= 0:
                     path, parent = [trace.token_ids[parent], *path], trace.parents[parent]
                 whole = [*before, *path]
                 if token is None or EOS in whole:
                     continue
                 text = "".join(texts[each] for each in whole if each is not None and each in texts)
-                # At temperature 0 candidates are the top k, which may be more than are allowed.
-                if temperature or node in trace.path:
-                    assert token in allowed(text)
-                    drafted += 1
+                assert token in allowed(text)
+                drafted += 1
             before += chunk.token_ids
     assert drafted > 8
