@@ -10,7 +10,7 @@ PROMPT ?= "The three most important rules for writing a test are"
 QUICK := $(wildcard tests/test_*.py) $(addprefix tests/,schemes models drafters cpu kernels mutants cli/test_cli_options.py \
 	laws/test_greedy.py laws/test_exact_law.py planning/test_search.py tune/test_configurations.py)
 
-.PHONY: demo quick test lint slow laws mutants large triton bench gpu clean
+.PHONY: demo quick test lint slow laws mutants schemas large triton bench gpu clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -39,6 +39,10 @@ laws: $(READY)
 # Plants faults in copies of the source and writes down which law catches each: docs/mutants.md.
 mutants: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m mutants.run
+
+# Answers under the schemas of the JSON Schema Test Suite: make schemas ARGS="--suite jsonschema-4.26.0.tar.gz --count 500"
+schemas: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m schemas.run $(ARGS)
 
 # Needs 1.6 GB of weights and 12 GB of memory.
 large: $(READY)

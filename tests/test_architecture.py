@@ -12,7 +12,7 @@ import mcsd
 SOURCE = Path(mcsd.__file__).parent
 
 _BASE = {"errors", "params", "results", "tree"}
-_DRAWING = {*_BASE, "rng", "sampling", "schemes"}
+_DRAWING = {*_BASE, "grammars", "rng", "sampling", "schemes"}
 _ENGINE = {*_DRAWING, "models", "drafters", "tokenization", "request", "request_queue", "prompts", "planning", "core"}
 _TOOLS = {*_ENGINE, "config", "engine", "files", "lazy", "loading", "system"}
 
@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"notebook", "step_trace"},
     "defaults": {"errors", "generation_config", "params"},
     "processors": {"params"},
+    "grammars": {"errors", "params"},
     "tree": {"errors"},
     "timing": set(),
     "rng": set(),
@@ -36,24 +37,34 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"errors", "files", "system"},
     "graphs": {"errors"},
     "ops": {"kernels"},
-    "sampling": {"ops", "params"},
-    "schemes": {"errors", "lazy", "ops", "rng", "sampling", "tree"},
+    "sampling": {"grammars", "ops", "params"},
+    "schemes": {"errors", "grammars", "lazy", "ops", "rng", "sampling", "tree"},
     "config": {"errors", "schemes", "tree"},
     "models": {"errors", "kernels", "lazy", "tree"},
     "testing": {"models"},
     "cpu": {"errors", "kernels", "models"},
     "cuda": {"models"},
     "loading": {"config", "cpu", "cuda", "defaults", "errors", "kernels", "models", "system"},
-    "drafters": {"errors", "graphs", "models", "rng", "sampling", "schemes", "tree"},
+    "drafters": {"errors", "grammars", "graphs", "models", "rng", "sampling", "schemes", "tree"},
     "tokenization": {"errors", "params"},
     "inputs": {"errors", "tokenization"},
     "stop_strings": set(),
     "detokenization": {"params", "stop_strings"},
-    "request": {"detokenization", "errors", "params", "results", "step_trace"},
+    "request": {"detokenization", "errors", "grammars", "params", "results", "step_trace"},
     "prompts": {"errors", "params", "tokenization"},
     "planning": {*_BASE, "files", "graphs", "loading", "models", "schemes", "system"},
     "request_queue": {
-        *("defaults", "errors", "generation_config", "models", "params", "processors", "request", "results"),
+        *(
+            "defaults",
+            "errors",
+            "generation_config",
+            "grammars",
+            "models",
+            "params",
+            "processors",
+            "request",
+            "results",
+        ),
         "step_lock",
         "tokenization",
     },

@@ -44,6 +44,22 @@ BAD: dict[str, list[Any]] = {
     "logits_processors": [5, None, [5], "x"],
     "stopping_criteria": [5, None, [5], "x"],
     "prediction": [5, [-1], [1.5], [None], b"x", "x" * (2**20 + 1)],
+    "json_schema": [
+        "",
+        "x",
+        "[1]",
+        "true",
+        5,
+        [],
+        '{"a": NaN}',
+        "[" * 50_000,
+        {"a": math.inf},
+        {1: {1, 2}},
+        "x" * 131_073,
+    ],
+    "json_object": ["false", 1, None],
+    "regex": ["", b"x", 5, ["x"], "x" * 131_073],
+    "grammar": ["", b"x", 5, ["x"], "x" * 131_073],
 }
 
 GOOD: dict[str, list[Any]] = {
@@ -71,6 +87,10 @@ GOOD: dict[str, list[Any]] = {
     "logits_processors": [(), [max]],
     "stopping_criteria": [(), [max]],
     "prediction": [None, "text", [1, 2], ()],
+    "json_schema": [None, "{}", '{"type": "object"}'],
+    "json_object": [True, False],
+    "regex": [None, "a+"],
+    "grammar": [None, 'start: "a"'],
 }
 
 
@@ -116,6 +136,10 @@ def test_parameters_stay_as_they_were_validated() -> None:
     params = SamplingParams(logit_bias=bias, stop=stop)
     bias[1], stop[0] = math.nan, ""
     assert (params.logit_bias, params.stop) == ({1: 0.5}, ("a",))
+    schema: dict[str, Any] = {"enum": [1]}
+    params = SamplingParams(logit_bias=params.logit_bias, stop=params.stop, json_schema=schema)
+    schema["enum"].append(2)
+    assert params.json_schema == '{"enum": [1]}'
     with pytest.raises(dataclasses.FrozenInstanceError):
         params.temperature = -1  # type: ignore[misc]
     with pytest.raises(InvalidParameter):

@@ -171,7 +171,7 @@ class EngineCore(RequestQueue):
         device, running = self.target.device, self._running
         assert self.cache.batch_size == len(running)
         if self._sampling is None:
-            self._sampling = BatchSamplingParams.of([request.params for request in running], device)
+            self._sampling = BatchSamplingParams.of([r.params for r in running], device, [r.matcher for r in running])
             self._streams = PhiloxStreams(torch.tensor([request.seed for request in running], device=device))
             # The history sees what the requests append to their tokens.
             pairs = [(request.prompt, request.tokens) for request in running]

@@ -17,12 +17,14 @@
     + InvalidOption            another option with a value outside its range
   x RequestError               one request; other requests are not affected
     + InvalidParameter         a sampling parameter outside its range
+      - InvalidGrammar         a schema, regular expression or grammar that does not compile
     + EmptyPrompt
     + PromptTooLong
     + TokenOutOfVocabulary
     + StoppingCriterionFailed  a stopping criterion of the request raised an error
     + NonFiniteLogits          the model's logits have NaN or no finite value
     + ProcessorFailed          a logits processor of the request raised an error
+    + GrammarFailed            the grammar of the request became too complex in the middle of its text
     + RequestInterrupted       cancelled, or running when an engine step was interrupted
     + EngineBusy               too many requests wait, or the engine was called from inside its own step
     + EngineClosed             the engine was closed
@@ -142,6 +144,10 @@ class InvalidParameter(RequestError):
     """A sampling parameter outside its range."""
 
 
+class InvalidGrammar(InvalidParameter):
+    """A JSON schema, regular expression or grammar that is wrong, or has a part that does not compile."""
+
+
 class EmptyPrompt(RequestError):
     """A prompt with no token."""
 
@@ -168,6 +174,12 @@ class NonFiniteLogits(RequestError):
 
 class ProcessorFailed(RequestError):
     """A logits processor of the request raised an error."""
+
+    exit_code = 1
+
+
+class GrammarFailed(RequestError):
+    """The grammar of the request failed in the middle of its text, as where a limit was reached."""
 
     exit_code = 1
 

@@ -1,5 +1,6 @@
 """The sampling parameters of a request: a frozen dataclass, validated once. Free of torch."""
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -18,6 +19,12 @@ _ALIASES = {
     **dict.fromkeys(("topp", "nucleus"), "top_p"),
     **dict.fromkeys(("temp", "do_sample", "greedy"), "temperature (0 is greedy)"),
     **dict.fromkeys(("top_logprobs", "num_logprobs", "output_scores"), "logprobs"),
+    **dict.fromkeys(("guided_json", "schema", "json"), "json_schema"),
+    **dict.fromkeys(("guided_regex", "pattern"), "regex"),
+    **dict.fromkeys(("guided_grammar", "lark", "gbnf", "ebnf"), "grammar (Lark, as llguidance reads it)"),
+    **dict.fromkeys(
+        ("response_format", "structured_outputs", "guided_decoding"), "json_schema, json_object, regex or grammar"
+    ),
     "max_length": "max_new_tokens, which does not count the prompt",
     "generation_config": "it as the second argument: generate(prompt, config)",
 }
@@ -30,6 +37,11 @@ MAX_COMPLETIONS = 256
 MAX_BAD_WORDS = 4096
 MAX_PREDICTION = 1 << 20
 """Characters or tokens of a predicted output."""
+
+MAX_GRAMMAR = 1 << 17
+"""Characters of a JSON schema, regular expression or grammar."""
+MAX_SCHEMA_DEPTH = 64
+"""Objects and lists of a JSON schema in each other."""
 
 LogitsProcessor = Callable[[Any, Any], Any]
 """``(input_ids [1, n], logits [1, V]) -> logits [1, V]``, as a ``LogitsProcessor`` of transformers."""
@@ -62,7 +74,9 @@ class SamplingParams:
     """Sampling parameters of one request. The defaults sample from the model's own distribution.
 
     Applied in this order: penalties, bias, bad words and minimal length, logits processors, temperature, top-k, top-p,
-    min-p, typical-p (the last five as transformers does).
+    min-p, typical-p (the last five as transformers does). A grammar (``json_schema``, ``json_object``, ``regex`` or
+    ``grammar``, one of them) comes after the logits processors: tokens that it does not allow get no probability, and
+    the text may end only where it may. They need the extra ``structured``.
 
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it.
@@ -94,6 +108,10 @@ class SamplingParams:
         stopping_criteria: called after every token with all tokens so far; a true result ends the text.
         prediction: a text or token ids that the answer is expected to resemble, as in an edit of a given text. It is a
             source of candidates and does not change the distribution.
+        json_schema: the text is JSON that this schema allows; a dict or JSON text.
+        json_object: the text is a JSON object.
+        regex: the whole text matches this regular expression.
+        grammar: the text is in this grammar, in Lark as llguidance reads it.
 
     Raises:
         InvalidParameter: an unknown name; a value outside its range, NaN or infinite.
@@ -123,6 +141,10 @@ class SamplingParams:
     logits_processors: Sequence[LogitsProcessor] = ()
     stopping_criteria: Sequence[StoppingCriterion] = ()
     prediction: str | Sequence[int] | None = None
+    json_schema: Mapping[str, Any] | str | None = None
+    json_object: bool = False
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for name, (check, *limits) in _NUMBERS.items():
@@ -130,7 +152,7 @@ class SamplingParams:
             if value is not None or name not in _OPTIONAL_NUMBERS:
                 # numpy's numbers pass the checks; the fields are Python's.
                 self._set(name, check(name, value, *limits, error=InvalidParameter))
-        for name in ("ignore_eos", "include_stop", "skip_special_tokens"):
+        for name in ("ignore_eos", "include_stop", "skip_special_tokens", "json_object"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidParameter(f"{name}={getattr(self, name)!r:.40} is not a bool", "give True or False")
         if not isinstance(self.logit_bias, Mapping):
@@ -157,6 +179,13 @@ class SamplingParams:
             if not isinstance(given, Sequence) or not all(map(callable, given)):
                 raise InvalidParameter(f"{name}={given!r:.60} is not a list of callables", f"give {name}=[...]")
             self._set(name, tuple(given))
+        if self.json_schema is not None:
+            self._set("json_schema", _schema_text(self.json_schema))
+        for name in ("regex", "grammar"):
+            _check_grammar_text(name, getattr(self, name))
+        given = [name for name in _GRAMMARS if getattr(self, name) not in (None, False)]
+        if len(given) > 1:
+            raise InvalidParameter(f"{' and '.join(given)} are given together", "give one of them")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -192,6 +221,14 @@ class SamplingParams:
         return self.seed is not None and self.temperature > 0
 
     @property
+    def grammar_source(self) -> tuple[str, str] | None:
+        """The field that constrains the text, and its schema, expression or grammar; None if there is none."""
+        if self.json_object:
+            return "json_object", '{"type": "object"}'
+        given = ((name, getattr(self, name)) for name in _GRAMMARS)
+        return next(((name, text) for name, text in given if isinstance(text, str)), None)
+
+    @property
     def changes_logits(self) -> bool:
         """Whether penalties, a bias or processors change the logits, which then depend on the text so far."""
         penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
@@ -215,6 +252,9 @@ _NUMBERS: Mapping[str, tuple[Any, ...]] = {
     "prompt_logprobs": (check_int, 0, MAX_LOGPROBS),
 }
 _OPTIONAL_NUMBERS = ("seed", "logprobs", "prompt_logprobs")
+
+
+_GRAMMARS = ("json_schema", "json_object", "regex", "grammar")
 
 
 def _token(name: str, value: Any) -> int:
@@ -255,6 +295,48 @@ def _bad_words(words: Any) -> tuple[str | tuple[int, ...], ...]:
     if not all(checked):
         raise InvalidParameter(f"bad_words={words!r:.60} has an empty word", "leave it out")
     return checked
+
+
+def _check_grammar_text(name: str, text: Any) -> None:
+    if text is not None and not (isinstance(text, str) and 0 < len(text) <= MAX_GRAMMAR):
+        raise InvalidParameter(
+            f"{name}={text!r:.60} is not a text of 1 to {MAX_GRAMMAR} characters", f"give {name} as a text"
+        )
+
+
+def _schema_text(schema: Any) -> str:
+    """A JSON schema as JSON text, bounded in size and depth."""
+    parsed = schema
+    try:
+        if isinstance(schema, str):
+            _check_grammar_text("json_schema", schema)
+            parsed = json.loads(schema)
+        if not isinstance(parsed, dict):
+            raise ValueError("a schema is a JSON object")
+        _check_depth(parsed)
+        text = json.dumps(parsed, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        shown = repr(schema[:60]) if isinstance(schema, str) else f"<{type(schema).__name__}>"
+        raise InvalidParameter(
+            f"json_schema={shown} is not a JSON schema: {error!s:.80}", "give a dict, or its JSON text"
+        ) from error
+    _check_grammar_text("json_schema", text)
+    return text
+
+
+def _check_depth(schema: dict[str, Any]) -> None:
+    """Raise `ValueError` if a schema is too deep, or has more values than a text of `MAX_GRAMMAR` characters."""
+    level: list[Any] = [schema]
+    values = 0
+    for _ in range(MAX_SCHEMA_DEPTH):
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+        level = [part for part in level if isinstance(part, dict | list | tuple)]
+        values += len(level)
+        if not level:
+            return
+        if values > MAX_GRAMMAR:
+            break
+    raise ValueError(f"it is deeper than {MAX_SCHEMA_DEPTH}, or larger than {MAX_GRAMMAR} characters")
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from mcsd.detokenization import TextStream
-from mcsd.errors import McsdError, NonFiniteLogits, ProcessorFailed, RequestError, StoppingCriterionFailed
+from mcsd.errors import (
+    GrammarFailed,
+    McsdError,
+    NonFiniteLogits,
+    ProcessorFailed,
+    RequestError,
+    StoppingCriterionFailed,
+)
+from mcsd.grammars import GrammarMatcher
 from mcsd.params import SamplingParams
 from mcsd.results import Chunk, Completion, FinishReason, Stats, TokenLogprobs
 from mcsd.step_trace import StepTrace
@@ -27,6 +35,7 @@ class Request:
         tokenizer: for text and stop strings; may be None.
         eos_token_ids: tokens that end the text.
         device: of the token ids that stopping criteria get.
+        matcher: the state of the request's grammar, if it has one.
 
     Attributes:
         prompt_logprobs: one entry per token of the prompt, None for the first; None unless the request wants them.
@@ -40,9 +49,11 @@ class Request:
         tokenizer: Any | None,
         eos_token_ids: frozenset[int],
         device: torch.device | str = "cpu",
+        matcher: GrammarMatcher | None = None,
     ) -> None:
         self.prompt = prompt
         self.params = params
+        self.matcher = matcher
         seed = secrets.randbits(64) if params.seed is None else params.seed
         self.seed = seed - (1 << 64) if seed >= 1 << 63 else seed
         """The seed's 64 bits as a signed number, as int64 holds them."""
@@ -97,10 +108,14 @@ class Request:
                 failed = ProcessorFailed(f"a logits processor raised {error!r:.200}", "mend it, or leave it out")
                 failed.__cause__ = error
                 return failed
-        if self.params.logits_processors and not is_draft:
+        if self.matcher is not None and self.matcher.error:
+            return GrammarFailed(
+                f"the grammar failed after {len(self.tokens)} new tokens: {self.matcher.error}", "give a simpler one"
+            )
+        if (self.params.logits_processors or self.matcher is not None) and not is_draft:
             return NonFiniteLogits(
                 f"{model} gave no distribution after {len(self.all_tokens)} tokens, or its processors (bad words,"
-                " minimal length, constraints, your own) leave no token",
+                " minimal length, constraints, a grammar, your own) leave no token",
                 "relax them",
             )
         role, hint = ("draft", ", or draft='ngram'") if is_draft else ("target", "")
@@ -113,7 +128,10 @@ class Request:
         """The further requests of a prompt with ``n > 1``. Their seeds follow from this one's, if it has one."""
         seed, count = self.params.seed, self.params.n
         seeds = [None if seed is None else _following_seed(seed, i) for i in range(1, count)]
-        return [Request(self.prompt, replace(self.params, seed=one), *self._options) for one in seeds]
+        return [
+            Request(self.prompt, replace(self.params, seed=one), *self._options, self.matcher and self.matcher.copy())
+            for one in seeds
+        ]
 
     def shares_prompt(self, other: "Request") -> bool:
         """Whether reading an equal prompt gave all that this request needs; if so, take its log-probabilities."""
@@ -178,6 +196,8 @@ class Request:
                 break
         emitted = tuple(tokens[: len(pieces)])
         self.all_tokens += emitted
+        if self.matcher is not None and not reason:
+            self.matcher.commit(emitted)
         self._pieces += pieces
         if logprobs is not None and self.params.logprobs is not None:
             count = self.params.logprobs

@@ -11,6 +11,7 @@ from typing import Any
 from mcsd.defaults import combine
 from mcsd.errors import InvalidParameter, McsdError, RequestError, RequestInterrupted, check_token_ids
 from mcsd.generation_config import constraint_fields, is_generation_config
+from mcsd.grammars import GrammarCompiler
 from mcsd.models import LanguageModel
 from mcsd.params import SamplingParams
 from mcsd.processors import request_processors
@@ -54,6 +55,7 @@ class RequestQueue(ABC):
         self._generation_config = generation_config
         eos = check_token_ids("eos_token_id of the tokenizer", getattr(tokenizer, "eos_token_id", None))
         self._eos = target.eos_token_ids | eos
+        self._grammars = GrammarCompiler(tokenizer, target.vocab_size, self._eos)
         self._waiting: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
         self._step_lock = StepLock()
@@ -87,7 +89,8 @@ class RequestQueue(ABC):
         most = min(space, params.max_new_tokens)
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos)}
         params = request_processors(params, constraints, len(ids), most, sorted(ends), bad_words, self.target.device)
-        first = Request(ids, params, space, self.tokenizer, self._eos, self.target.device)
+        matcher = self._grammars.matcher(params, ends)
+        first = Request(ids, params, space, self.tokenizer, self._eos, self.target.device, matcher)
         return [first, *first.others()]
 
     def submit(self, request: Request) -> None:

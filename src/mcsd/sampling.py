@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mcsd import ops
+from mcsd.grammars import GrammarMatcher
 from mcsd.params import SamplingParams
 
 _TOP_P_TOLERANCE = 1e-6
@@ -23,6 +24,7 @@ class BatchSamplingParams:
 
     Attributes:
         params: the requests' own parameters, ``B`` of them.
+        matchers: the states of their grammars; None for a request without one.
         temperature: float64 ``[B]``, 1 for greedy sequences.
         greedy: bool ``[B]``, sequences at temperature 0.
         top_k, top_p, min_p, typical_p: ``[B]``, as in `SamplingParams`.
@@ -30,6 +32,7 @@ class BatchSamplingParams:
     """
 
     params: tuple[SamplingParams, ...]
+    matchers: tuple[GrammarMatcher | None, ...]
     temperature: Tensor
     greedy: Tensor
     top_k: Tensor
@@ -39,8 +42,13 @@ class BatchSamplingParams:
     truncates: Tensor
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> "BatchSamplingParams":
-        """Gather the parameters of a batch."""
+    def of(
+        cls,
+        params: Sequence[SamplingParams],
+        device: torch.device,
+        matchers: Sequence[GrammarMatcher | None] | None = None,
+    ) -> "BatchSamplingParams":
+        """Gather the parameters of a batch, and its ``matchers`` if a request has a grammar."""
 
         def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
@@ -53,7 +61,8 @@ class BatchSamplingParams:
         typical_p = column([p.typical_p for p in params], torch.float64)
         truncates = ((top_k > 0) | (top_p < 1) | (min_p > 0)) & ~greedy
         scaling = temperature.masked_fill(greedy, 1.0)
-        return cls(tuple(params), scaling, greedy, top_k, top_p, min_p, typical_p, truncates)
+        states = (None,) * len(params) if matchers is None else tuple(matchers)
+        return cls(tuple(params), states, scaling, greedy, top_k, top_p, min_p, typical_p, truncates)
 
     @cached_property
     def any_greedy(self) -> bool:
@@ -82,13 +91,18 @@ class BatchSamplingParams:
 
     @cached_property
     def any_penalties(self) -> bool:
-        """Whether a sequence has penalties, bias or processors."""
-        return any(p.changes_logits for p in self.params)
+        """Whether a sequence has penalties, bias, processors or a grammar."""
+        return self.any_grammars or any(p.changes_logits for p in self.params)
 
     @cached_property
     def any_processors(self) -> bool:
-        """Whether a sequence has logits processors. They are Python code: only the host can verify it."""
-        return any(p.logits_processors for p in self.params)
+        """Whether a sequence has logits processors or a grammar: only the host can run them."""
+        return self.any_grammars or any(p.logits_processors for p in self.params)
+
+    @cached_property
+    def any_grammars(self) -> bool:
+        """Whether a sequence has a grammar."""
+        return any(self.matchers)
 
     @cached_property
     def scaling_temperature(self) -> Tensor | None:
@@ -99,8 +113,9 @@ class BatchSamplingParams:
         """Each sequence ``times`` times, one copy after the other."""
         if times not in self._repeated:
             params = tuple(each for each in self.params for _ in range(times))
+            matchers = tuple(each for each in self.matchers for _ in range(times))
             self._repeated[times] = BatchSamplingParams(
-                params, *(column.repeat_interleave(times) for column in self.tensors)
+                params, matchers, *(column.repeat_interleave(times) for column in self.tensors)
             )
         return self._repeated[times]
 
@@ -114,7 +129,8 @@ class BatchSamplingParams:
         if chosen == list(range(len(self.params))):
             return self
         params = tuple(self.params[index] for index in chosen)
-        return BatchSamplingParams(params, *(column[sequences] for column in self.tensors))
+        matchers = tuple(self.matchers[index] for index in chosen)
+        return BatchSamplingParams(params, matchers, *(column[sequences] for column in self.tensors))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -123,7 +139,7 @@ class BatchSamplingParams:
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "BatchSamplingParams":
         """A copy with other `tensors`."""
-        return BatchSamplingParams(self.params, *tensors)
+        return BatchSamplingParams(self.params, self.matchers, *tensors)
 
     @cached_property
     def kind(self) -> Hashable:

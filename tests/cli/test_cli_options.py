@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ SHARED = """
     --target -m --draft -md --tree --scheme --temperature --top-k --top-p --min-p --max-new-tokens -n --seed --stop
     --repetition-penalty --presence-penalty --frequency-penalty --ignore-eos --device --dtype --quantize --compile
     --typical-p --min-new-tokens --stop-token-ids --include-stop --no-skip-special-tokens --bad-words
+    --json-schema --json-object --regex --grammar
     --max-length --sampling-defaults --system --json --color --no-color --debug
 """
 
@@ -126,3 +128,21 @@ def test_every_value_arrives() -> None:
 def test_values_are_checked_before_anything_is_loaded() -> None:
     with pytest.raises(InvalidParameter):
         SamplingArguments(top_p=2.0).given()
+
+
+def test_schemas_and_grammars_come_from_files(tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "answer.lark"
+    schema.write_text('{"type": "object"}')
+    grammar.write_text('start: "yes" | "no"')
+    assert parsed("--json-schema", str(schema))["sampling"].given() == {"json_schema": schema.read_text()}
+    assert parsed("--json-schema", '{"type": "null"}')["sampling"].given() == {"json_schema": '{"type": "null"}'}
+    assert parsed("--grammar", str(grammar))["sampling"].given() == {"grammar": grammar.read_text()}
+    assert parsed("--json-object")["sampling"].given() == {"json_object": True}
+    grammar.write_bytes(b"\xff")
+    for words in (
+        ("--grammar", str(grammar)),
+        ("--json-schema", str(tmp_path / "absent")),
+        ("--grammar", str(tmp_path)),
+    ):
+        with pytest.raises(InvalidParameter, match="cannot be read"):
+            parsed(*words)["sampling"].given()

@@ -20,6 +20,7 @@ _MAP = "models/vocabulary_map.py"
 _GREEDY, _KSEQ, _HUB = "schemes/greedy_draft.py", "schemes/kseq.py", "schemes/spechub.py"
 _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
 _CACHE, _LAYOUT, _MASKS, _FUSION = "models/protocol.py", "models/layout.py", "models/masks.py", "models/fusion.py"
+_GRAMMARS = "grammars.py"
 _PREFIX_CACHE, _MIXED = "models/prefix_cache.py", "schemes/mixed.py"
 KERNELS = "kernels/"
 _DECODER, _DISTRIBUTIONS = f"{KERNELS}decoder.cpp", f"{KERNELS}distributions.cpp"
@@ -115,6 +116,21 @@ FAULTS = (
         "torch.tensor([[*prompt, *text]], device=logits.device)",
         "torch.tensor([[*prompt]], device=logits.device)",
     ),
+    Fault("grammars do not mask the draft", _LEVELS, "flat = self._mask(flat, each, level, tokens)", "pass"),
+    Fault(
+        "the draft is masked by the state of the parent",
+        _LEVELS,
+        "for node in nodes] for tree",
+        "for node in nodes[:-1]] for tree",
+    ),
+    Fault(
+        "the target is masked by the state of the parent",
+        _TYPES,
+        "logits = mask_tokens(logits, matchers, on_path)",
+        "logits = mask_tokens(logits, matchers, [path[:-1] for path in on_path])",
+    ),
+    Fault("candidates are not rolled back", _GRAMMARS, "self._matcher.rollback(len(self._path) - same)", "pass"),
+    Fault("a text may end before its grammar does", _GRAMMARS, "= not may_end", "= False"),
     Fault(
         "one typical token too few",
         _SAMPLING,

@@ -15,10 +15,10 @@ import typer
 
 from mcsd.cli.output import debug_enabled, fetch_missing, quiet_libraries, spinner
 from mcsd.config import EngineOptions
-from mcsd.errors import DownloadFailed
+from mcsd.errors import DownloadFailed, InvalidParameter
 from mcsd.loading.catalog import CATALOG, default_draft
 from mcsd.loading.disk_usage import has_copy
-from mcsd.params import SamplingParams
+from mcsd.params import MAX_GRAMMAR, SamplingParams
 from mcsd.system import collector_paused
 
 if TYPE_CHECKING:
@@ -58,6 +58,14 @@ PresencePenalty = Annotated[
 ]
 FrequencyPenalty = Annotated[
     float | None, _sampling("--frequency-penalty", help="Subtracted from a token's logit for each occurrence so far.")
+]
+JsonSchema = Annotated[
+    str | None, _sampling("--json-schema", help="Answer in JSON that this schema allows: a file, or JSON text.")
+]
+JsonObject = Annotated[bool | None, _sampling("--json-object", help="Answer with a JSON object.")]
+Regex = Annotated[str | None, _sampling("--regex", help="Answer with a text that matches this regular expression.")]
+Grammar = Annotated[
+    Path | None, _sampling("--grammar", help="Answer with a text of the grammar in this file (Lark, for llguidance).")
 ]
 IgnoreEos = Annotated[bool | None, _sampling("--ignore-eos", help="Continue after an end-of-sequence token.")]
 
@@ -116,16 +124,35 @@ class SamplingArguments:
     presence_penalty: PresencePenalty = None
     frequency_penalty: FrequencyPenalty = None
     ignore_eos: IgnoreEos = None
+    json_schema: JsonSchema = None
+    json_object: JsonObject = None
+    regex: Regex = None
+    grammar: Grammar = None
 
     def given(self) -> dict[str, Any]:
         """The options that were given, as fields of `mcsd.SamplingParams`.
 
         Raises:
-            InvalidParameter: a value outside its range.
+            InvalidParameter: a value outside its range, or a file that cannot be read.
         """
         fields = {name: value for name, value in vars(self).items() if value not in (None, [])}
+        if self.json_schema is not None and not self.json_schema.lstrip().startswith("{"):
+            fields["json_schema"] = _text_of("json_schema", Path(self.json_schema))
+        if self.grammar is not None:
+            fields["grammar"] = _text_of("grammar", self.grammar)
         SamplingParams(**fields)
         return fields
+
+
+def _text_of(name: str, path: Path) -> str:
+    """The text of a file, at most one character longer than is allowed."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(MAX_GRAMMAR + 1)
+    except (OSError, ValueError) as error:
+        raise InvalidParameter(
+            f"{name}: {str(path)!r:.80} cannot be read: {error!r:.80}", "give a text file"
+        ) from error
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mcsd.drafters.base import Drafter
+from mcsd.grammars import mask_tokens
 from mcsd.graphs import GraphCache
 from mcsd.models import Cache, TokenLayout
 from mcsd.models.prefix_cache import PrefixCache, TextsByBeginning, longest_common
@@ -117,13 +118,29 @@ class LevelDrafter(Drafter):
         key = "draft", self.tree, scheme.name, sampling.kind, columns
         levels = partial(self._draft_levels, shape, scheme)
         states = self._states_before(pending)
-        drafted = self.graphs.run(key, levels, sampling, random, pending, *states, generation=self.cache.generation)
+        if sampling.any_grammars:
+            # The host follows the paths: this cannot be captured.
+            drafted = levels(sampling, random, pending, *states)
+        else:
+            drafted = self.graphs.run(key, levels, sampling, random, pending, *states, generation=self.cache.generation)
         if len(shape) > drafted[0].shape[1]:
             # It has stopped early.
             self.tree = _cut(shape, shape.depths[drafted[0].shape[1] - 1])
         # They are longer already, unless a graph was replayed, which runs no code of the host.
         self.cache.host_lengths[: len(token_ids)] = map(len, token_ids)
         return CandidateTree.of(self.tree, drafted)
+
+    def _mask(self, logits: Tensor, sampling: BatchSamplingParams, level: "Level", tokens: list[Tensor]) -> Tensor:
+        """Logits ``[B N, K]`` of the nodes of a level without tokens that grammars forbid.
+
+        A node that allows no token of the draft keeps its logits: its candidates will be rejected.
+        """
+        batch = len(logits) // len(level.paths)
+        drafted = torch.cat(tokens, dim=1).tolist() if tokens else [[]] * batch
+        paths = [[tree[node] for node in nodes] for tree in drafted for nodes in level.paths]
+        masked = mask_tokens(logits, sampling.matchers, paths, self._vocabulary)
+        possible = masked.amax(-1, keepdim=True) > -torch.inf
+        return masked if bool(possible.all()) else torch.where(possible, masked, logits)
 
     def _draft_levels(
         self,
@@ -162,7 +179,10 @@ class LevelDrafter(Drafter):
             flat = logits.reshape(batch * inner, -1)
             # At temperature 0 nothing is drawn: only as many tokens as candidates are needed.
             width = max(level.child_counts) + (mixed is not None) if sampling.all_greedy else SUPPORT
-            q = sparse_probabilities(flat, sampling.repeat_interleave(inner), width)
+            each = sampling.repeat_interleave(inner)
+            if sampling.any_grammars:
+                flat = self._mask(flat, each, level, tokens)
+            q = sparse_probabilities(flat, each, width)
             level_weights, support = (part.view(batch, inner, -1) for part in (q.weights, q.support))
             # If the draft gives no distribution, all weights are NaN.
             first_weights.append(level_weights[..., 0])
@@ -302,6 +322,7 @@ class Level:
         child_parent: int64 ``[K]``, for each child, which are the nodes of the next depth: index of its parent in
             ``columns``; child_rank: int64 ``[K]``, its index among its siblings.
         layout: offsets and mask of these nodes after those of earlier levels; None for the root, which is committed.
+        paths: the nodes from the root to each of the N nodes.
     """
 
     columns: Tensor
@@ -311,6 +332,7 @@ class Level:
     child_parent: Tensor
     child_rank: Tensor
     layout: TokenLayout | None
+    paths: list[list[int]]
 
 
 @cache
@@ -341,5 +363,8 @@ def levels_of(shape: TreeShape, device: torch.device) -> tuple[Level, ...]:
         child_parent, child_rank = (part.to(device) for part in is_child.nonzero(as_tuple=True))
         indices = torch.tensor([index_in_depth, parent_index], dtype=torch.int64, device=device)
         counts = tuple(is_child.sum(-1).tolist())
-        levels.append(Level(columns.to(device), indices[0], indices[1], counts, child_parent, child_rank, layout))
+        nodes_to = [[node for node in path if node >= 0] for path in shape.paths[columns].tolist()]
+        levels.append(
+            Level(columns.to(device), indices[0], indices[1], counts, child_parent, child_rank, layout, nodes_to)
+        )
     return tuple(levels)

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from mcsd.grammars import mask_tokens
 from mcsd.sampling import BatchSamplingParams, Penalties, SparseDistributions, apply_penalties, probabilities
 from mcsd.schemes.mixed_shape import MixedShape
 from mcsd.tree import TreeShape
@@ -242,7 +243,7 @@ class TargetDistributions:
         return p, p[:, 0].isnan()
 
     def logits_after(self, columns: Tensor, paths: Tensor, sequences: Tensor | None = None) -> Tensor:
-        """``[A, V]``, with penalties, bias and processors; see `after`."""
+        """``[A, V]``, with penalties, bias, processors and grammars; see `after`."""
         if sequences is None:
             sequences = torch.arange(len(columns), device=columns.device)
         if self.logits.device.type == "cpu":
@@ -257,15 +258,24 @@ class TargetDistributions:
         indices = sequences.tolist()
         # Indexing with tensors copies the row, which takes half as long as a softmax.
         logits = self.logits[sequences, columns] if len(indices) != 1 else self.logits[indices[0], int(columns)][None]
+        if not self.sampling.any_penalties:
+            return logits
         penalised = []
+        nodes = zip(self.tree.tokens[sequences].tolist(), paths.tolist(), strict=True)
+        on_path = [[tokens[node] for node in path if node >= 0] for tokens, path in nodes]
         for i, sequence in enumerate(indices):
             params = self.sampling.params[sequence]
             if params.changes_logits:
-                on_path = [int(self.tree.tokens[sequence, node]) for node in paths[i].tolist() if node >= 0]
-                prompt, text = self.history.prompts[sequence], self.history.generated[sequence] + on_path
+                prompt, text = self.history.prompts[sequence], self.history.generated[sequence] + on_path[i]
                 penalised.append((i, apply_penalties(logits[i], params, prompt, text)))
         if penalised:
             logits = logits.to(penalised[0][1].dtype, copy=True)
             for i, values in penalised:
                 logits[i] = values
+        if not self.sampling.any_grammars:
+            return logits
+        matchers = [self.sampling.matchers[sequence] for sequence in indices]
+        logits = mask_tokens(logits, matchers, on_path)
+        if failed := [i for i, matcher in enumerate(matchers) if matcher and matcher.error]:
+            logits = logits.index_fill(0, torch.tensor(failed), torch.nan)
         return logits
