@@ -37,9 +37,23 @@ def serve(app: FastAPI, listen: ListenOptions, announce: Callable[[str], None] =
         OSError: the address cannot be used, or a certificate cannot be read.
         McsdError, Exception: loading the engine has failed.
     """
+    log_to_stderr()
+    server = make_server(app, listen, announce)
+    server.run()
+    if server.service.error is not None:
+        raise server.service.error
+
+
+def make_server(
+    app: FastAPI, listen: ListenOptions, announce: Callable[[str], None] = lambda url: None
+) -> "DrainingServer":
+    """The server that `serve` runs.
+
+    Raises:
+        InvalidOption: other machines could use the server without a key.
+    """
     service: Service = app.state.service
     check_exposure(service.options, listen)
-    log_to_stderr()
     config = uvicorn.Config(
         app,
         host=listen.host,
@@ -58,10 +72,7 @@ def serve(app: FastAPI, listen: ListenOptions, announce: Callable[[str], None] =
         ssl_certfile=listen.tls_cert,
         ssl_keyfile=listen.tls_key,
     )
-    server = DrainingServer(config, service, listen, announce)
-    server.run()
-    if service.error is not None:
-        raise service.error
+    return DrainingServer(config, service, listen, announce)
 
 
 class DrainingServer(uvicorn.Server):
@@ -71,7 +82,7 @@ class DrainingServer(uvicorn.Server):
         self, config: uvicorn.Config, service: Service, listen: ListenOptions, announce: Callable[[str], None]
     ) -> None:
         super().__init__(config)
-        self._service, self._listen, self._announce = service, listen, announce
+        self.service, self._listen, self._announce = service, listen, announce
         self._drains_until: float | None = None
         service.on_failure = self._fail
 
@@ -90,17 +101,17 @@ class DrainingServer(uvicorn.Server):
         if self._drains_until is not None:
             self.should_exit = self.force_exit = True
         self._drains_until = time.monotonic() + self._listen.drain_seconds
-        self._service.drain()
+        self.service.drain()
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop; called ten times a second."""
-        if self._drains_until is not None and (not self._service.is_busy or time.monotonic() > self._drains_until):
+        if self._drains_until is not None and (not self.service.is_busy or time.monotonic() > self._drains_until):
             self.should_exit = True
         return await super().on_tick(counter)
 
     def _fail(self) -> None:
         self.should_exit = True
-        if isinstance(self._service.error, StepHung):
+        if isinstance(self.service.error, StepHung):
             # The thread of the step may never end, nor the libraries that wait for it.
             end = threading.Timer(_LAST_ANSWERS_SECONDS, os._exit, (1,))
             end.daemon = True
