@@ -46,10 +46,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cuda": {"models"},
     "loading": {"config", "cpu", "cuda", "defaults", "errors", "kernels", "models", "system"},
     "drafters": {"errors", "grammars", "graphs", "models", "rng", "sampling", "schemes", "tree"},
-    "tokenization": {"errors", "params"},
+    "control_tokens": {"errors"},
+    "tokenization": {"control_tokens", "errors", "params"},
     "inputs": {"errors", "tokenization"},
     "stop_strings": set(),
-    "detokenization": {"params", "stop_strings"},
+    "detokenization": {"control_tokens", "params", "stop_strings"},
     "request": {"detokenization", "errors", "grammars", "params", "results", "step_trace"},
     "prompts": {"errors", "params", "tokenization"},
     "planning": {*_BASE, "files", "graphs", "loading", "models", "schemes", "system"},
@@ -87,11 +88,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hf": {*_ENGINE, "config", "engine"},
     "stepping_thread": {"errors", "request", "request_queue", "results"},
     "async_engine": {"engine", "errors", "request", "results", "stepping_thread", "tokenization"},
+    "server": {
+        "async_engine",
+        "config",
+        "engine",
+        "errors",
+        "lazy",
+        *("models", "planning", "request", "results", "stop_strings"),
+    },
     "tune": {*_ENGINE, "config", "files", "lazy", "loading"},
     "verify": _TOOLS,
     "distill": {*_TOOLS, "cpu"},
     "bench": {*_TOOLS, "cpu"},
-    "cli": {*_TOOLS, "bench", "distill", "tune", "verify"},
+    "cli": {*_TOOLS, "bench", "distill", "server", "tune", "verify"},
 }
 
 ORDER: dict[str, tuple[str, ...]] = {
@@ -126,6 +135,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("optimum", "recursive", "naive", "greedy_draft", "kseq", "spechub", "block", "traversal"),
     ),
     "hf": ("call", "speculator"),
+    "server": (
+        *("options", "logs", "schema", "api_errors", "metrics", "service", "gateway", "parameters", "tool_calls"),
+        *("answers", "streams", "chat", "completions", "responses", "app", "listen"),
+    ),
     "drafters": (
         *("base", "level", "model", "translated", "head", "look_up", "corpus", "depths", "ngram", "mixed", "make"),
     ),

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mcsd.engine import Engine
-from mcsd.errors import check_int
+from mcsd.errors import McsdError, check_int
 from mcsd.request import Request
 from mcsd.results import Chunk, Completion
 from mcsd.stepping_thread import EngineStatus, SteppingThread
@@ -64,9 +64,9 @@ class AsyncRequest:
         assert self.request.completion is not None
         return self.request.completion
 
-    def cancel(self) -> None:
-        """End the request with `RequestInterrupted`, if it has not ended."""
-        self._engine.engine.cancel(self.request)
+    def cancel(self, error: McsdError | None = None) -> None:
+        """End the request with an error, by default `RequestInterrupted`, if it has not ended."""
+        self._engine.engine.cancel(self.request, error)
 
     async def _next(self) -> None:
         self._news.clear()
@@ -127,6 +127,20 @@ class AsyncEngine:
         """`submit`, for a conversation."""
         return await self._submit_one(lambda: self.engine.chat_tokens(messages), params, trace, fields)
 
+    async def submit_requests(self, make: Callable[[], list[Request]]) -> list[AsyncRequest]:
+        """Queue requests, all or none.
+
+        Args:
+            make: makes them, with `Engine.requests`. It is called in a thread, because the tokenizer takes time.
+
+        Raises:
+            RequestError: as `submit`, or what ``make`` raises.
+        """
+        self._thread.check_space(1)
+        requests = [AsyncRequest(self, request) for request in await asyncio.to_thread(make)]
+        self._thread.submit([(each.request, each.listen) for each in requests])
+        return requests
+
     async def generate(self, prompt: Any, params: Any = None, **fields: Any) -> Any:
         """Complete one prompt; with ``n > 1`` a list. For several prompts gather several calls: they share the batch.
 
@@ -158,6 +172,15 @@ class AsyncEngine:
             async for chunk in chunks:
                 yield chunk
 
+    @property
+    def step_seconds(self) -> float:
+        """How long the step that runs now has taken so far; 0 between steps."""
+        return self._thread.step_seconds
+
+    def abandon(self, error: McsdError) -> None:
+        """Refuse new requests and end all others with an error, without waiting for a step that never ends."""
+        self._thread.abandon(error)
+
     async def aclose(self, seconds: float = 0.0) -> None:
         """Refuse new requests, give those that run or wait some time, and end the others with `RequestInterrupted`.
 
@@ -182,20 +205,13 @@ class AsyncEngine:
             request.trace = trace
             return [request]
 
-        return (await self._submit(make))[0]
+        return (await self.submit_requests(make))[0]
 
     async def _complete(self, prompt: Callable[[], Any], params: Any, fields: dict[str, Any]) -> Any:
-        requests = await self._submit(lambda: self.engine.requests(prompt(), params, **fields))
+        requests = await self.submit_requests(lambda: self.engine.requests(prompt(), params, **fields))
         try:
             done = [await each.completion() for each in requests]
         finally:
             for each in requests:
                 each.cancel()
         return done if len(done) > 1 else done[0]
-
-    async def _submit(self, make: Callable[[], list[Request]]) -> list[AsyncRequest]:
-        """Queue requests, all or none. They are made in a thread, because the tokenizer takes time."""
-        self._thread.check_space(1)
-        requests = [AsyncRequest(self, request) for request in await asyncio.to_thread(make)]
-        self._thread.submit([(each.request, each.listen) for each in requests])
-        return requests

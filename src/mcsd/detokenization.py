@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+from mcsd.control_tokens import special_tokens
 from mcsd.params import SamplingParams
 from mcsd.stop_strings import StopStrings, overlap
 
@@ -32,7 +33,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._options: dict[str, bool] = {"skip_special_tokens": params.skip_special_tokens}
         self._cleanup: _SpaceCleanup | None = None
-        special = _special_tokens(tokenizer) if params.stop and params.skip_special_tokens else []
+        special = special_tokens(tokenizer) if params.stop and params.skip_special_tokens else []
         self._stops = StopStrings(params.stop, params.include_stop, special)
         # Tokens whose text is released, which give the next ones their context, and those that come after them.
         self._before: list[int] = []
@@ -141,9 +142,3 @@ def _cleans_up(tokenizer: Any) -> bool:
         return False
     ids = tokenizer("a" + "a".join(_SpaceCleanup._PATTERNS), add_special_tokens=False)["input_ids"]
     return bool(tokenizer.decode(ids) != tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-
-def _special_tokens(tokenizer: Any | None) -> list[str]:
-    """The texts of all special tokens."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return [*getattr(tokenizer, "all_special_tokens", ()), *(token.content for token in added if token.special)]

@@ -310,9 +310,9 @@ class Engine(EngineCore):
             raise InvalidParameter("stream_chat takes one conversation", "use chat, or one stream each")
         return self._start_stream(self.chat_tokens(conversation), params, trace, fields)
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation as token ids, in the model's chat template, with the prompt for the answer."""
-        return self.encoder.encode_chat(messages)
+    def chat_tokens(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
+        """A conversation, and tools that the answer may call, as token ids, in the model's chat template."""
+        return self.encoder.encode_chat(messages, tools)
 
     def _as_prompts(self, prompts: Any) -> tuple[list[Prompt], bool]:
         return as_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))

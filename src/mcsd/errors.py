@@ -28,6 +28,8 @@
     + RequestInterrupted       cancelled, or running when an engine step was interrupted
     + EngineBusy               too many requests wait, or the engine was called from inside its own step
     + EngineClosed             the engine was closed
+    + RequestTimedOut          waited or ran for too long
+    + StepHung                 a step of the engine did not end
 
 A `McsdWarning` is not an error: the result is correct, but slower or less than possible.
 
@@ -198,6 +200,18 @@ class EngineBusy(RequestError):
 
 class EngineClosed(RequestError):
     """The engine was closed and takes no more requests."""
+
+    exit_code = 1
+
+
+class RequestTimedOut(RequestError):
+    """The request waited, or ran, for longer than the server allows."""
+
+    exit_code = 1
+
+
+class StepHung(RequestError):
+    """A step of the engine did not end in time; the engine cannot go on."""
 
     exit_code = 1
 

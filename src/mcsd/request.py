@@ -87,6 +87,11 @@ class Request:
         return len(self.chunks) > 1 or (len(self.chunks) == 1 and (self.done or not self._ended))
 
     @property
+    def started(self) -> bool:
+        """Whether the request has had a place in the batch."""
+        return bool(self.clock)
+
+    @property
     def done(self) -> bool:
         """Whether the text has ended or the request has failed."""
         return self.completion is not None or self.error is not None
@@ -199,16 +204,18 @@ class Request:
         if self.matcher is not None and not reason:
             self.matcher.commit(emitted)
         self._pieces += pieces
+        of_chunk: tuple[TokenLogprobs, ...] | None = None
         if logprobs is not None and self.params.logprobs is not None:
             count = self.params.logprobs
-            self._logprobs += [replace(each, top=each.top[:count]) for each in logprobs[: len(emitted)]]
+            of_chunk = tuple(replace(each, top=each.top[:count]) for each in logprobs[: len(emitted)])
+            self._logprobs += of_chunk
         accepted = min(accepted, len(emitted))
         self._drafted += drafted
         self._from_draft += [place < accepted for place in range(len(emitted))]
         self._histogram += [0] * (1 + accepted - len(self._histogram))
         self._histogram[accepted] += 1
         self._ended = reason is not None
-        self.chunks.append(Chunk("".join(pieces), emitted, accepted, tuple(pieces), trace=trace))
+        self.chunks.append(Chunk("".join(pieces), emitted, accepted, tuple(pieces), trace=trace, logprobs=of_chunk))
         self.error = self.error or failure
         return reason
 

@@ -121,6 +121,7 @@ class Chunk:
         pieces: ``text`` split by token, one entry per token.
         completion: the whole result, on the last chunk only.
         trace: the candidates of the step, if ``trace=True`` was given.
+        logprobs: one entry per token if requested, else None.
     """
 
     text: str
@@ -129,6 +130,7 @@ class Chunk:
     pieces: tuple[str, ...]
     completion: Completion | None = None
     trace: StepTrace | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     def joined(self, later: "Chunk") -> "Chunk":
         """This chunk and a later one in one; ``accepted`` is the sum of theirs, and there is no trace."""
@@ -138,4 +140,5 @@ class Chunk:
             self.accepted + later.accepted,
             self.pieces + later.pieces,
             later.completion,
+            logprobs=None if self.logprobs is None else self.logprobs + (later.logprobs or ()),
         )

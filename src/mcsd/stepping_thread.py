@@ -1,10 +1,12 @@
 """A thread that steps an engine while it has requests, and hands out what they emit. Every request has an end."""
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Condition, Thread, current_thread
 from typing import NamedTuple
 
-from mcsd.errors import EngineBusy, EngineClosed, RequestInterrupted
+from mcsd.errors import EngineBusy, EngineClosed, McsdError, RequestInterrupted
 from mcsd.request import Request
 from mcsd.request_queue import RequestQueue
 from mcsd.results import Chunk
@@ -48,6 +50,13 @@ class SteppingThread:
         self._accepts = True
         self._stopped = False
         self._error: BaseException | None = None
+        self._step_began: float | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step that runs now has taken so far; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def status(self) -> EngineStatus:
@@ -94,9 +103,22 @@ class SteppingThread:
         if self._thread is not None and self._thread is not current_thread():
             self._thread.join()
 
+    def abandon(self, error: McsdError) -> None:
+        """Accept no more requests and end all others with an error, while a step never ends. The thread is left."""
+        with self._changed:
+            self._accepts, self._stopped = False, True
+            live, self._live = self._live, {}
+            self._thread = None  # Nobody waits for its end.
+            self._changed.notify_all()
+        for request, listener in live.items():
+            self._engine.cancel(request, error)
+            with suppress(RuntimeError):  # The event loop of its reader has ended.
+                listener([], True)
+
     def _run(self) -> None:
         while self._wait():
             try:
+                self._step_began = time.monotonic()
                 self._engine.step()
                 self._error = None
             except BaseException as error:
@@ -104,6 +126,7 @@ class SteppingThread:
                 if not any(request.done for request in list(self._live)):
                     # None was running. Those that wait would meet the same error for ever.
                     self._end_all("the engine cannot step", error)
+            self._step_began = None
             self._deliver()
         self._end_all("the engine was closed")
         self._deliver()
@@ -130,7 +153,7 @@ class SteppingThread:
                 chunks.append(request.chunks.popleft())
             if ended:
                 with self._changed:
-                    del self._live[request]
+                    self._live.pop(request, None)  # `abandon` may have taken it.
             if chunks or ended:
                 try:
                     listener(chunks, ended)

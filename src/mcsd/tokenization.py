@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import index
 from typing import Any
 
+from mcsd.control_tokens import SpecialTokensAsText
 from mcsd.errors import EmptyPrompt, InvalidParameter, PromptTooLong, TokenOutOfVocabulary, UnsupportedModel
 from mcsd.params import SamplingParams
 
@@ -100,8 +102,14 @@ class PromptEncoder:
         """Whether the tokenizer has a chat template."""
         return getattr(self._tokenizer, "chat_template", None) is not None
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
         """Encode a conversation in the model's chat template, with the prompt for the answer.
+
+        Special tokens written as text in a message or tool stay text: only the template makes control tokens.
+
+        Args:
+            messages: the conversation.
+            tools: definitions of functions that the model may call, for templates that take them.
 
         Raises:
             UnsupportedModel: there is no template.
@@ -111,10 +119,14 @@ class PromptEncoder:
             raise InvalidParameter("a conversation needs a tokenizer, and the engine has none", "give a tokenizer")
         if not self.has_chat_template:
             raise UnsupportedModel(f"{self._name} has no chat template", "use generate with a text")
+        written = SpecialTokensAsText(self._tokenizer, [*messages, *(tools or ())])
+        options: dict[str, Any] = {"tools": written.split(tools)} if tools else {}
+        render = partial(self._tokenizer.apply_chat_template, add_generation_prompt=True, **options)
         try:
-            return list(
-                self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-            )
+            if not written.found:
+                return list(render(list(messages), return_dict=False))
+            pieces = written.pieces(render(written.split(messages), tokenize=False))
+            return [id for piece in pieces for id in self._tokenizer(piece, add_special_tokens=False)["input_ids"]]
         except Exception as error:
             # The template is code of the model and may raise anything.
             raise InvalidParameter(

@@ -18,6 +18,7 @@ from mcsd.cli.generate import generate
 from mcsd.cli.models import models
 from mcsd.cli.output import debug_enabled, print_error
 from mcsd.cli.pull import pull
+from mcsd.cli.serve import serve
 from mcsd.cli.tune import tune
 from mcsd.cli.verify import verify
 from mcsd.errors import OutputFailed
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 app.command()(tune)
 app.command()(bench)
 app.command()(distill)
