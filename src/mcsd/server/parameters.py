@@ -12,7 +12,10 @@ from mcsd.server.schema import (
     ChatRequest,
     CompletionRequest,
     Content,
+    FlatJsonSchema,
     Generation,
+    JsonObject,
+    JsonSchema,
     ResponsesRequest,
     Speculative,
     Tool,
@@ -46,20 +49,20 @@ def sampling_fields(body: Generation, engine: Engine) -> dict[str, Any]:
 
 
 def structured_fields(body: Generation) -> dict[str, Any]:
-    """The sampling parameters of structured output: of ``response_format``, ``text.format``, ``regex``, ``grammar``.
-
-    Raises:
-        ApiError: the body asks for it.
-    """
-    wanted: dict[str, Any] = {"regex": body.regex, "grammar": body.grammar}
-    formats = {"response_format": body.response_format}
-    if isinstance(body, ResponsesRequest) and body.text is not None:
-        formats["text.format"] = body.text.format
-    wanted |= {name: one for name, one in formats.items() if one not in (None, {"type": "text"})}
-    for name, value in wanted.items():
-        if value is not None:
-            raise unsupported(name, f"{name}: structured output is not supported yet")
-    return {}
+    """The sampling parameters of structured output: of ``response_format``, ``text.format``, ``regex``, ``grammar``."""
+    fields: dict[str, Any] = {"regex": body.regex, "grammar": body.grammar}
+    if isinstance(body, ResponsesRequest):
+        form: Any = body.text and body.text.format
+    else:
+        form = getattr(body, "response_format", None)
+    match form:
+        case JsonObject():
+            fields["json_object"] = True
+        case JsonSchema():
+            fields["json_schema"] = form.json_schema.schema_
+        case FlatJsonSchema():
+            fields["json_schema"] = form.schema_
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _lengths(body: Generation, engine: Engine) -> dict[str, int]:

@@ -90,6 +90,40 @@ class Prediction(Body):
     content: Content
 
 
+class PlainText(Body):
+    """Any text: the default."""
+
+    type: Literal["text"]
+
+
+class JsonObject(Body):
+    """A JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Body):
+    """A JSON schema. Every answer follows it, whatever ``strict`` says."""
+
+    name: Annotated[str, Field(max_length=64)]
+    schema_: Annotated[Object, Field(alias="schema")]
+    description: Text | None = None
+    strict: bool | None = None
+
+
+class JsonSchema(Body):
+    """JSON that a schema allows, in chat and text completions."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class FlatJsonSchema(NamedSchema):
+    """JSON that a schema allows, in ``/v1/responses``."""
+
+    type: Literal["json_schema"]
+
+
 class StreamOptions(Body):
     """Of a streamed answer."""
 
@@ -141,9 +175,6 @@ class Generation(WithoutEffect):
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
     speculative: Speculative | None = None
     return_token_ids: bool = False
-
-    # Structured output: `parameters.structured_fields` maps these.
-    response_format: Object | None = None
     regex: Text | None = None
     grammar: Text | None = None
 
@@ -169,6 +200,7 @@ class _Sampling(Generation):
     ) = None
     stream_options: StreamOptions | None = None
     prediction: Prediction | None = None
+    response_format: Annotated[PlainText | JsonObject | JsonSchema, Field(discriminator="type")] | None = None
 
 
 class ChatRequest(_Sampling):
@@ -210,9 +242,9 @@ class ResponseItem(Body):
 
 
 class TextFormat(Body):
-    """The format of the answer's text; see ``Generation.response_format``."""
+    """The format of the answer's text."""
 
-    format: Object | None = None
+    format: Annotated[PlainText | JsonObject | FlatJsonSchema, Field(discriminator="type")] | None = None
 
 
 class ResponsesRequest(Generation):
