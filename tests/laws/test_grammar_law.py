@@ -29,7 +29,7 @@ REGEX = "(ab|b|ba?b)(a|ab)?"
 WORDS = {word for size in range(6) for word in map("".join, product("ab", repeat=size)) if re.fullmatch(REGEX, word)}
 GIVEN: dict[str, Any] = {
     "regex": {"regex": REGEX},
-    "grammar": {"grammar": 'start: first ("a" | "ab")?\nfirst: "ab" | "b" | "b" "a"? "b"'},
+    "grammar": {"grammar": 'start: first last?\nfirst: "a" "b" | "b" | "b" "a"? "b"\nlast: "a" "b"?'},
 }
 
 
