@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from mcsd.errors import InvalidTree
 from mcsd.params import SamplingParams
 from mcsd.schemes.mixed_shape import MixedShape
+from mcsd.schemes.registry import check_tree
 from mcsd.tree import TreeShape
 
 
@@ -68,6 +70,19 @@ class Plan(Protocol):
     def observe(self, outcome: StepOutcome) -> None:
         """Receive the outcome of a step."""
         ...
+
+
+def check_planned(plan: Plan, shape: TreeShape, scheme: str) -> None:
+    """Check a tree that a plan names: a scheme would verify some trees by another distribution than the target's.
+
+    Raises:
+        InvalidTree: the scheme does not verify it, or it is larger than the plan says.
+    """
+    check_tree(scheme, shape)
+    if len(shape) > plan.max_nodes:
+        raise InvalidTree(
+            f"the plan names a tree of {len(shape)} nodes; its max_nodes is {plan.max_nodes}", "raise its max_nodes"
+        )
 
 
 class FixedTree:
