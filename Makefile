@@ -10,7 +10,7 @@ PROMPT ?= "The three most important rules for writing a test are"
 QUICK := $(wildcard tests/test_*.py) $(addprefix tests/,schemes models drafters cpu kernels mutants cli/test_cli_options.py \
 	laws/test_greedy.py laws/test_exact_law.py planning/test_search.py tune/test_configurations.py)
 
-.PHONY: demo quick test lint slow laws mutants schemas large triton bench gpu clean
+.PHONY: demo quick test lint slow fuzz laws mutants schemas large triton bench gpu clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -30,7 +30,12 @@ lint: $(READY)
 
 # What takes minutes: same text on all prompts for every tree and batch.
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/load
+
+# The server under load: 50,000 requests by schemathesis, faults of every kind, overload, mixed requests on real weights.
+fuzz: $(READY)
+	MCSD_FUZZ_REQUESTS=50000 $(BIN)/python -m pytest tests/load/test_fuzz.py -rP --numprocesses 2
+	MCSD_FAULTS=100 $(BIN)/python -m pytest tests/load -rP --ignore tests/load/test_fuzz.py
 
 # Exact laws of ten thousand random instances, and a million sequences for each statistical case: some hours.
 laws: $(READY)

@@ -4,8 +4,7 @@ The core is the only place where drafter, target and scheme meet. The tree of ea
 globals. Several threads may use it: one at a time steps it, for the requests of all.
 """
 
-import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +12,14 @@ from torch import Tensor
 from mcsd import kernels
 from mcsd.drafters import Drafter, with_look_up
 from mcsd.drafters.make import cache_slots
-from mcsd.errors import InvalidParameter, RequestInterrupted
+from mcsd.errors import InvalidParameter, step_error
 from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.models.prefix_cache import PrefixCache, TextsByBeginning, longest_common
 from mcsd.params import SamplingParams
 from mcsd.planning.plan import PLAIN, Plan, StepOutcome, check_planned
-from mcsd.request import Request, token_logprobs
+from mcsd.request import Request, StartedText, token_logprobs
 from mcsd.request_queue import RequestQueue, request_length
 from mcsd.results import TokenLogprobs
 from mcsd.rng import DRAW, SAMPLE, VERIFY, PhiloxStream, PhiloxStreams
@@ -31,20 +30,6 @@ from mcsd.step_trace import StepTrace
 from mcsd.timing import StepClock
 from mcsd.tracing import trace_trees, with_path
 from mcsd.tree import TreeShape
-
-
-class _StartedPrompt(NamedTuple):
-    """A prompt that starts in this step.
-
-    Attributes:
-        request: whose prompt it is.
-        reused: how many of its tokens are those of an earlier text.
-        hidden: the target's hidden states ``[1, n, F]`` of the others but the last, if asked for.
-    """
-
-    request: Request
-    reused: int
-    hidden: Tensor | None
 
 
 class EngineCore(RequestQueue):
@@ -152,18 +137,18 @@ class EngineCore(RequestQueue):
             self.clock.lap("commit")
             self._observe(tree, verified, before)
             self._emit(tree, verified, self._logprobs(tree, result, logits), traces)
-        except BaseException:
-            self._abort()
-            raise
+            self._end_step_alone()
+        except BaseException as error:
+            if not self._abort(error):
+                raise
         self.clock.lap("other")
 
     def _admit(self) -> None:
-        started: dict[int, _StartedPrompt] = {}
+        started: dict[int, StartedText] = {}
         texts = TextsByBeginning()
-        while self._waiting and len(self._running) < self.max_batch:
-            request = self._waiting.popleft()
+        while len(self._running) < self.max_batch and (request := self._next(self._running)):
             self.clock.lap("other")
-            request.clock = dict(self.clock.seconds)
+            request.clock = request.clock or dict(self.clock.seconds)
             self._running.append(request)
             self._sampling = None
             self._start(request, started, texts)
@@ -181,12 +166,13 @@ class EngineCore(RequestQueue):
         table = torch.tensor([[request.all_tokens[-1] for request in running], self._positions], device=device)
         self._roots, self._positions_on_device = table[0, :, None], table[1]
 
-    def _start(self, request: Request, started: dict[int, _StartedPrompt], texts: TextsByBeginning) -> None:
+    def _start(self, request: Request, started: dict[int, StartedText], texts: TextsByBeginning) -> None:
         """Start a sequence. What its prompt has in common with an earlier text, or one of ``started``, is not read."""
-        text, index = request.prompt[:-1], self.cache.add()
+        tokens, index = list(request.all_tokens), self.cache.add()
+        text, is_new = tokens[:-1], not request.tokens
         others = texts.like(text)
-        if request.params.prompt_logprobs is None:
-            reused, take = self.prefixes.start(index, text[: self.drafter.most_reused(request.prompt)]), None
+        if request.params.prompt_logprobs is None or not is_new:
+            reused, take = self.prefixes.start(index, text[: self.drafter.most_reused(tokens)]), None
         else:
             # It needs the logits of its whole prompt, or those of an equal one.
             equal = [other for other in others if started[other].request.prompt == request.prompt]
@@ -198,14 +184,15 @@ class EngineCore(RequestQueue):
             self.cache.copy(same, index, common)
             reused, hidden = started[same].reused, started[same].hidden
             hidden = None if hidden is None else hidden[:, : common - reused]
-        request.reused_tokens = self.cache.host_lengths[index]
-        unread = text[request.reused_tokens :]
+        unread = text[self.cache.host_lengths[index] :]
+        if is_new:
+            request.reused_tokens = len(text) - len(unread)
         rest = prefill(self.target, self.cache, index, unread, self.drafter.hidden_layers, take)
         pieces = [each for each in (hidden, rest) if each is not None]
         hidden = torch.cat(pieces, dim=1) if pieces else None
-        started[index] = _StartedPrompt(request, reused, hidden)
+        started[index] = StartedText(request, reused, hidden)
         texts.add(index, text)
-        self.drafter.add(request.prompt, hidden)
+        self.drafter.add(tokens, hidden)
         prediction = request.params.prediction
         if prediction and not isinstance(prediction, str):
             self.drafter = with_look_up(self.drafter, len(self._running))
@@ -346,7 +333,10 @@ class EngineCore(RequestQueue):
             if trace is not None:
                 trace = with_path(trace, request.all_tokens[-1], each.path, each.tokens, self.tokenizer)
             emitted = each.tokens, len(each.path), each.drafted, scores, trace
-            reason = request.append_tokens(*emitted) if each.tokens else None
+            try:
+                reason = request.append_tokens(*emitted) if each.tokens else None
+            except Exception as error:  # Of the tokenizer.
+                reason, request.error = None, step_error(error)
             if each.failed and not reason and request.error is None:
                 is_draft = bool(tree.failed[i])
                 request.error = request.failure(self.drafter.name if is_draft else self.target_name, is_draft)
@@ -389,12 +379,21 @@ class EngineCore(RequestQueue):
         self._running.pop()
         self._sampling = None
 
-    def _abort(self) -> None:
-        for request in self._running:
-            if not request.done:
-                request.error = RequestInterrupted("a step of the engine was interrupted", "submit the request again")
-                request.error.__cause__ = sys.exception()
+    def _end_step_alone(self) -> None:
+        if self._running and self._running[0].alone and self._wait_for_others(self._running[0]):
+            self._keep(0)
+            self._free(0)
+
+    def _abort(self, error: BaseException) -> bool:
+        """Empty the batch after an error. Returns whether its requests go on, each alone."""
+        requests = [request for request in self._running if not request.done]
         self._running.clear()
         self._sampling = None
         self.cache.clear()
         self.drafter.clear()
+        if isinstance(error, Exception) and len(requests) > 1:
+            self._wait_alone(requests)
+            return True
+        for request in requests:
+            request.error = step_error(error)
+        return False

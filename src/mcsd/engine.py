@@ -240,9 +240,9 @@ class Engine(EngineCore):
         if self._waiting:
             try:
                 self._calibrate()
-            except BaseException:
+            except BaseException as error:
                 # The drafter, which the measurement shares, may hold sequences of it.
-                self._abort()
+                self._abort(error)
                 raise
         super()._step()
 

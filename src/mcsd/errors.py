@@ -26,6 +26,7 @@
     + ProcessorFailed          a logits processor of the request raised an error
     + GrammarFailed            the grammar of the request became too complex in the middle of its text
     + RequestInterrupted       cancelled, or running when an engine step was interrupted
+    + StepFailed               a step with this request alone raised an error
     + EngineBusy               too many requests wait, or the engine was called from inside its own step
     + EngineClosed             the engine was closed
     + RequestTimedOut          waited or ran for too long
@@ -192,6 +193,12 @@ class RequestInterrupted(RequestError):
     exit_code = 1
 
 
+class StepFailed(RequestError):
+    """A step with this request alone raised an error, which is the cause of this one."""
+
+    exit_code = 1
+
+
 class EngineBusy(RequestError):
     """Too many requests are waiting, or the engine was called from inside one of its own steps."""
 
@@ -214,6 +221,18 @@ class StepHung(RequestError):
     """A step of the engine did not end in time; the engine cannot go on."""
 
     exit_code = 1
+
+
+def step_error(cause: BaseException) -> RequestError:
+    """The error of a request whose step has raised ``cause``; its message has only the class of a foreign error."""
+    error: RequestError
+    if isinstance(cause, Exception):
+        what = cause.message if isinstance(cause, McsdError) else type(cause).__name__
+        error = StepFailed(f"a step of the engine failed: {what}", "see the cause of this error")
+    else:
+        error = RequestInterrupted("a step of the engine was interrupted", "submit the request again")
+    error.__cause__ = cause
+    return error
 
 
 def check_int(name: str, value: object, low: int, high: int, error: type[McsdError] = InvalidOption) -> int:

@@ -5,7 +5,7 @@ import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,8 @@ class Request:
         self.error: McsdError | None = None
         self.trace = False
         """Whether the chunks carry traces."""
+        self.alone = False
+        """Whether it takes its next step alone, because one with others has failed."""
         self.clock: Mapping[str, float] = {}
         """The engine's timers when the request was admitted."""
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
@@ -156,6 +158,7 @@ class Request:
             logits: ``[1, n, V]``, at ``n`` tokens from ``start`` on.
         """
         if self.prompt_logprobs is not None and self.params.prompt_logprobs is not None:
+            del self.prompt_logprobs[start + 1 :]  # Of a step that has failed.
             following = self.prompt[start + 1 : start + 1 + logits.shape[1]]
             tokens = torch.tensor([following], device=logits.device)
             self.prompt_logprobs += token_logprobs(logits, tokens, self.params.prompt_logprobs)[0]
@@ -255,6 +258,20 @@ class Request:
         self.chunks[-1] = replace(self.chunks[-1], completion=completion)
         # Another thread reads the last chunk from now on.
         self.completion = completion
+
+
+class StartedText(NamedTuple):
+    """A text that starts in this step: a prompt, or one whose last step has failed.
+
+    Attributes:
+        request: whose text it is.
+        reused: how many of its tokens are those of an earlier text.
+        hidden: the target's hidden states ``[1, n, F]`` of the others but the last, if asked for.
+    """
+
+    request: Request
+    reused: int
+    hidden: Tensor | None
 
 
 def _following_seed(seed: int, index: int) -> int:

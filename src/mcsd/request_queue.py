@@ -142,13 +142,36 @@ class RequestQueue(ABC):
 
         While another thread is stepping, wait; if it has gone on with a next step meanwhile, there is nothing to do.
 
-        An exception (Ctrl-C, out of memory) ends the running requests with `RequestInterrupted`, because their caches
-        may be ahead of their texts. Waiting requests stay, and the engine goes on.
+        If a step of several requests raises an error, nobody knows whose it is, and their caches may be ahead of their
+        texts. Each then takes a step alone, after its text is read again; the one at fault ends with `StepFailed`, and
+        the others go on together. An interrupt (Ctrl-C) ends the running requests with `RequestInterrupted`. Waiting
+        requests stay, and the engine goes on.
 
         Raises:
             EngineBusy: called from inside a step.
+            BaseException: an interrupt, or the error of a step of one request.
         """
         self._step_lock.run(self._step, unless=self._step_lock.released_by_another())
+
+    def _next(self, running: list[Request]) -> Request | None:
+        """Take the next request that may join the running ones, if there is one."""
+        if not self._waiting or (running and (running[0].alone or self._waiting[0].alone)):
+            return None
+        return self._waiting.popleft()
+
+    def _wait_alone(self, requests: list[Request]) -> None:
+        """Put the requests of a failed step first in the queue. Each takes its next step alone."""
+        for request in requests:
+            request.alone = True
+        self._waiting.extendleft(reversed(requests))
+
+    def _wait_for_others(self, request: Request) -> bool:
+        """After a step alone, queue a request behind those that have not taken theirs. False if there are none."""
+        request.alone = False
+        left = sum(each.alone for each in self._waiting)
+        if left:
+            self._waiting.insert(left, request)
+        return left > 0
 
     @abstractmethod
     def _step(self) -> None:

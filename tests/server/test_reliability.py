@@ -159,7 +159,7 @@ def test_a_sequence_without_a_distribution_fails_alone() -> None:
         server.idle()
 
 
-def test_a_step_that_fails_ends_its_requests_and_the_server_goes_on() -> None:
+def test_a_step_that_fails_ends_its_request_and_the_server_goes_on() -> None:
     target = Table()
 
     def fail() -> None:
@@ -169,7 +169,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_server_goes_on() -> None:
     with running(table_engine(target)) as server:
         target.before = fail
         answer = complete(server)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "request_interrupted")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "step_failed")
         assert complete(server).status_code == 200
 
 

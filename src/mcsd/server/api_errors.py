@@ -14,6 +14,7 @@ from mcsd.errors import (
     RequestError,
     RequestInterrupted,
     RequestTimedOut,
+    StepFailed,
     StepHung,
     UnsupportedModel,
 )
@@ -22,7 +23,7 @@ RETRY_SECONDS = 1
 """What ``Retry-After`` says: a place in the batch becomes free within seconds."""
 
 _UNAVAILABLE = (EngineClosed, RequestInterrupted, RequestTimedOut, StepHung)
-_OUR_FAULT = (NonFiniteLogits, ProcessorFailed)
+_OUR_FAULT = (NonFiniteLogits, ProcessorFailed, StepFailed)
 
 
 class ApiError(Exception):

@@ -4,14 +4,23 @@ import json
 import logging
 import sys
 import time
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 _LOGGER = logging.getLogger("mcsd.server")
+_MOST_LINES = 8
 
 
 def log_event(event: str, level: str = "INFO", **fields: Any) -> None:
     """Log an event with its fields."""
     _LOGGER.log(logging.getLevelName(level), event, extra={"fields": fields})
+
+
+def place_of(error: BaseException) -> dict[str, Any]:
+    """The class of an error and the lines that raised it, as fields of an event. Its message may quote a text."""
+    lines = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in extract_tb(error.__traceback__)]
+    return {"error": type(error).__name__, "lines": lines[-_MOST_LINES:]}
 
 
 class JsonFormatter(logging.Formatter):

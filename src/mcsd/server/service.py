@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from mcsd.async_engine import AsyncEngine, AsyncRequest
 from mcsd.engine import Engine
-from mcsd.errors import McsdError, RequestTimedOut, StepHung
+from mcsd.errors import McsdError, RequestTimedOut, StepFailed, StepHung
 from mcsd.request import Request
 from mcsd.results import Chunk, Completion
 from mcsd.server.api_errors import ApiError
-from mcsd.server.logs import log_event
+from mcsd.server.logs import log_event, place_of
 from mcsd.server.metrics import Metrics
 from mcsd.server.options import ServerOptions
 
@@ -243,8 +243,10 @@ class Texts:
                         metrics.observe_end(done.finish_reason, done.stats, now - self._began)
                     yield chunk
         finally:
-            if request.request.error is not None:
-                metrics.observe_failure(request.request.error)
+            if (failed := request.request.error) is not None:
+                metrics.observe_failure(failed)
+                if isinstance(failed, StepFailed) and failed.__cause__ is not None:
+                    log_event("step failed", level="ERROR", **place_of(failed.__cause__))
 
 
 def prompt_requests(engine: Engine, prompts: list[Any], fields: dict[str, Any]) -> list[Request]:
