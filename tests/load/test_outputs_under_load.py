@@ -29,7 +29,8 @@ def check_load(server: Running, jobs: list[Job], clients: int) -> list[int]:
         assert job.leaves is not None or texts == alone, job
     server.idle()
     assert not engine._waiting
-    caches = [engine.cache, engine.drafter.cache]  # type: ignore[attr-defined]
+    drafter: Any = engine.drafter
+    caches = [engine.cache, getattr(drafter, "drawn", drafter).cache]
     assert [(cache.batch_size, sum(cache.host_lengths)) for cache in caches] == [(0, 0)] * 2
     return memory
 
@@ -43,7 +44,9 @@ def test_a_table() -> None:
 
 @pytest.mark.slow
 def test_smollm2() -> None:
-    engine = mcsd.Engine.load("smollm2-135m", dtype="float32", tree="2x2x1", max_batch=8, max_length=2048)
+    # As `mcsd serve` runs it: with tree auto the text of a seed does not depend on q. A verification that reads q sees
+    # how the draft, whose activations are int8 even here, rounds in batches of another size.
+    engine = mcsd.Engine.load("smollm2-135m", dtype="float32", max_batch=8, max_length=2048)
     with running(engine) as server:
         jobs = mixed_jobs(200, seed=2, prompts=PROMPTS, longest=48, cancelled=0.2)
         assert 30 <= sum(job.leaves is not None for job in jobs) <= 50
