@@ -52,9 +52,9 @@ def test_a_network_computes_what_transformers_does(path: Path, architecture: str
     reference = quantize_reference(dequantized(path, torch.float32), PLAN)
     pairs = list(zip(outputs(model), outputs(as_model(reference)), strict=True))
     apart = torch.cat([((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).flatten() for ours, theirs in pairs])
-    # An activation halfway between two integers may be rounded either way.
+    # An activation halfway between two integers may be rounded either way, by which all later tokens of its text differ.
     assert apart.max() <= 0.05
-    assert apart.quantile(0.1) <= 1e-5
+    assert apart.quantile(0.05) <= 1e-5
 
 
 def test_it_is_the_default_of_a_gguf_file(path: Path) -> None:
