@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from torch import Tensor
 
 import mcsd
 from mcsd import errors, kernels
@@ -20,8 +21,10 @@ from mcsd.loading.catalog import path_of, pull
 from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.gguf_network import keeps_weights, warn_of_unread_types
 from mcsd.loading.load import load
+from mcsd.models import TokenLayout
 from mcsd.models.compatibility import as_model
-from mcsd.models.prefill import score_text
+from mcsd.models.prefill import prefill, score_text
+from mcsd.tree import TreeShape
 from support.decoders import outputs
 from support.gguf_files import HIDDEN, dequantized, write_gguf
 
@@ -52,9 +55,36 @@ def test_a_network_computes_what_transformers_does(path: Path, architecture: str
     reference = quantize_reference(dequantized(path, torch.float32), PLAN)
     pairs = list(zip(outputs(model), outputs(as_model(reference)), strict=True))
     apart = torch.cat([((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).flatten() for ours, theirs in pairs])
-    # An activation halfway between two integers may be rounded either way, by which all later tokens of its text differ.
+    # An activation halfway between two integers may be rounded either way. Then all later tokens of its text differ.
     assert apart.max() <= 0.05
     assert apart.quantile(0.05) <= 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("context", [1, 13, 40])
+def test_a_token_in_a_tree_has_the_last_bits_of_its_path_alone(path: Path, architecture: str, context: int) -> None:
+    """So a seed gives one text with any tree: an activation that differs in its last bit may be rounded otherwise."""
+    write_gguf(path, architecture)
+    model = load(path, CPU, PLAN).model
+    torch.manual_seed(context)
+    shape = TreeShape.parse("3x2x2x1")
+    text, nodes = (
+        torch.randint(0, model.vocab_size, (context,)).tolist(),
+        torch.randint(0, model.vocab_size, (len(shape),)),
+    )
+
+    def read(tokens: list[int], layout: TokenLayout) -> Tensor:
+        cache = model.new_cache(1, 128)
+        prefill(model, cache, cache.add(), text[:-1])
+        return model.forward(torch.tensor([tokens]), layout, cache).logits[0]
+
+    together = read([text[-1], *nodes.tolist()], TokenLayout.tree(shape, CPU))
+    for node in range(len(shape)):
+        path_to = [place for place in shape.paths[1 + node].tolist() if place >= 0]
+        alone = read([text[-1], *nodes[path_to].tolist()], TokenLayout.chain(1 + len(path_to), CPU))
+        assert torch.equal(alone[-1], together[1 + node])
+    committed = score_text(model, [*text, *nodes[path_to].tolist()]).logits[0, -1]
+    assert torch.equal(committed, together[-1])
 
 
 def test_it_is_the_default_of_a_gguf_file(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "simd.h"
 
 namespace mcsd {
@@ -99,8 +101,10 @@ void qk(const Query* queries, const float* keys, int64_t column, int64_t columns
 }
 
 // In-place softmax numerators, in whole vectors; masked entries become 0. Returns 1 / sum, or NaN if a score is NaN or
-// +infinity.
-inline float softmax(float* weights, int64_t columns) {
+// +infinity. The sum depends on the order of the visible columns only, as if they followed each other: a token has the same
+// last bits in a tree as after its path was committed.
+inline float softmax(const Query& query, int64_t columns) {
+    float* weights = query.weights;
     const Floats masked = set(MASKED_BELOW);
     const Floats infinity = set(std::numeric_limits<float>::infinity());
     Floats largest = masked, total = set(0);
@@ -111,13 +115,26 @@ inline float softmax(float* weights, int64_t columns) {
         largest = max(largest, score);
     }
     const Floats highest = set(reduce_max(largest));
+    const int64_t whole = std::min(query.committed, columns) / LANES * LANES;
     for (int64_t column = 0; column < columns; column += LANES) {
         const Floats score = load(weights + column);
         const Mask visible = above_or_nan(score, masked);
         const Floats weight = select(visible, exp_ps(score - highest), set(0));
         store(weights + column, weight);
-        total = total + weight;
+        if (column < whole) total = total + weight;
     }
+    float lanes[LANES] = {};
+    int64_t filled = 0;
+    for (int64_t column = whole; column < columns; column++) {
+        if (column >= query.committed && !query.mask[column - query.committed]) continue;
+        lanes[filled++] = weights[column];
+        if (filled == LANES) {
+            total = total + load(lanes);
+            std::fill(lanes, lanes + LANES, 0.0f);
+            filled = 0;
+        }
+    }
+    total = total + load(lanes);
     return not_finite ? QUIET_NAN : 1 / reduce_add(total);
 }
 
@@ -187,7 +204,7 @@ void attention(
         for (int64_t q = 0; q < count; q += QUERY_TILE)
             QK[std::min(QUERY_TILE, count - q)](queries + q, transposed, column, columns, head_size, scaling);
     }
-    for (int64_t q = 0; q < count; q++) queries[q].inverse_sum = softmax(queries[q].weights, columns);
+    for (int64_t q = 0; q < count; q++) queries[q].inverse_sum = softmax(queries[q], columns);
     for (int64_t q = 0; q < count; q += QUERY_TILE)
         WEIGHTED_SUM[std::min(QUERY_TILE, count - q)](queries + q, values.data, columns, head_size);
 }
