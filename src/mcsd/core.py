@@ -18,7 +18,7 @@ from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.models.prefix_cache import PrefixCache, TextsByBeginning, longest_common
 from mcsd.params import SamplingParams
-from mcsd.planning.plan import PLAIN, Plan, StepOutcome, check_planned
+from mcsd.planning.plan import Plan, StepOutcome, check_planned
 from mcsd.request import Request, StartedText, token_logprobs
 from mcsd.request_queue import RequestQueue, request_length
 from mcsd.results import TokenLogprobs
@@ -29,7 +29,7 @@ from mcsd.schemes.registry import REGISTRY
 from mcsd.step_trace import StepTrace
 from mcsd.timing import StepClock
 from mcsd.tracing import trace_trees, with_path
-from mcsd.tree import TreeShape
+from mcsd.tree import PLAIN, TreeShape
 
 
 class EngineCore(RequestQueue):
@@ -222,8 +222,8 @@ class EngineCore(RequestQueue):
 
     def _catch_up(self, shape: TreeShape, texts: list[list[int]]) -> TreeShape:
         """Let the drafter read what it lags behind by. Returns the tree; none if the plan finds it too slow."""
-        unread = self.drafter.unread(texts)
-        if any(unread) and (stretches := getattr(self.plan, "stretches", None)):
+        stretches = getattr(self.plan, "stretches", None)
+        if stretches and any(unread := self.drafter.unread(texts)):
             most = stretches(unread, [request.remaining for request in self._running])
             if most is None:
                 return PLAIN

@@ -223,3 +223,7 @@ class TreeShape:
         import torch
 
         return torch.tensor([0, *self.depths], dtype=torch.int64)
+
+
+PLAIN = TreeShape(())
+"""The tree without candidates: plain decoding."""

@@ -17,7 +17,7 @@ from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams, SparseDistributions, sparse_probabilities
 from mcsd.schemes import CandidateTree, Scheme
 from mcsd.schemes.mixed_shape import MixedShape, order_of
-from mcsd.tree import TreeShape
+from mcsd.tree import PLAIN, TreeShape
 
 SUPPORT = 64
 """Tokens of the draft's distribution that candidates are drawn from."""
@@ -49,7 +49,7 @@ class LevelDrafter(Drafter):
     cache: Cache
     prefixes: PrefixCache
     chains: list[list[int]]
-    tree: TreeShape | MixedShape = TreeShape.parse("none")
+    tree: TreeShape | MixedShape = PLAIN
 
     def __init__(self, device: torch.device, vocabulary: Tensor | None, vocab_size: int, captures: bool) -> None:
         self.graphs = GraphCache(device, captures)
@@ -61,10 +61,10 @@ class LevelDrafter(Drafter):
     def catch_up(self, token_ids: list[list[int]]) -> None:
         """See `Drafter.catch_up`: one sequence at a time, all tokens but the last."""
         read = TextsByBeginning()
-        for sequence, tokens in enumerate(token_ids):
-            length, text = self.cache.host_lengths[sequence], tokens[:-1]
-            if not self._lags(sequence, tokens):
+        for sequence, tokens in enumerate(self._texts(token_ids)):
+            if not self._lags(sequence, len(tokens)):
                 continue
+            length, text = self.cache.host_lengths[sequence], tokens[:-1]
             # What sequences have in common is read once.
             same, common = longest_common(text, read.like(text))
             if common > length:
@@ -75,10 +75,14 @@ class LevelDrafter(Drafter):
                 self._prefill(sequence, text[length:])
             read.add(sequence, text)
 
-    def _lags(self, sequence: int, tokens: list[int]) -> bool:
-        """Whether a sequence with these tokens catches up alone, before a draft."""
-        length = self.cache.host_lengths[sequence]
-        return len(tokens) > 1 and (not length or len(tokens) - length > MAX_LAG)
+    def _texts(self, token_ids: list[list[int]]) -> list[list[int]]:
+        """What is read of the texts, in the draft's own tokens."""
+        return token_ids
+
+    def _lags(self, sequence: int, length: int) -> bool:
+        """Whether a sequence of this length catches up alone, before a draft."""
+        read = self.cache.host_lengths[sequence]
+        return length > 1 and (not read or length - read > MAX_LAG)
 
     def keep(self, sequence: int, token_ids: list[int]) -> None:
         """See `Drafter.keep`."""
@@ -113,7 +117,8 @@ class LevelDrafter(Drafter):
         self.tree = MixedShape(shape, len(chains[0])) if chains else shape
         if not len(shape):
             return CandidateTree.none(len(token_ids), self._device)
-        pending = PendingTokens.of(token_ids, self.cache.host_lengths, self._device, chains)
+        texts = self._texts(token_ids)
+        pending = PendingTokens.of(texts, self.cache.host_lengths, self._device, chains)
         columns = self.cache.reserve(pending.tokens.shape[1] + len(shape))
         key = "draft", self.tree, scheme.name, sampling.kind, columns
         levels = partial(self._draft_levels, shape, scheme)
@@ -127,7 +132,7 @@ class LevelDrafter(Drafter):
             # It has stopped early.
             self.tree = _cut(shape, shape.depths[drafted[0].shape[1] - 1])
         # They are longer already, unless a graph was replayed, which runs no code of the host.
-        self.cache.host_lengths[: len(token_ids)] = map(len, token_ids)
+        self.cache.host_lengths[: len(texts)] = map(len, texts)
         return CandidateTree.of(self.tree, drafted)
 
     def _mask(self, logits: Tensor, sampling: BatchSamplingParams, level: "Level", tokens: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from mcsd.rng import Randomness
 from mcsd.sampling import BatchSamplingParams
 from mcsd.schemes import CandidateTree, Scheme
 from mcsd.schemes.mixed_shape import MixedShape
-from mcsd.tree import TreeShape
+from mcsd.tree import PLAIN, TreeShape
 
 MAX_CHAIN = DEPTHS[-1]
 """Tokens of the longest chain."""
@@ -114,7 +114,7 @@ class MixedDrafter(Drafter):
 
     def _looked_up(self, chains: list[list[int]], device: torch.device) -> CandidateTree:
         """A tree without drawn candidates."""
-        self.drawn.tree = mixed = MixedShape(TreeShape.parse("none"), len(chains[0]))
+        self.drawn.tree = mixed = MixedShape(PLAIN, len(chains[0]))
         tokens = torch.tensor(chains, device=device)
         failed = torch.zeros(len(chains), dtype=torch.bool, device=device)
         return CandidateTree.of(mixed, (tokens.clamp(min=0), tokens >= 0, torch.zeros_like(tokens), failed))

@@ -10,9 +10,6 @@ from mcsd.drafters.level import Level, LevelDrafter, PendingTokens
 from mcsd.models import DecoderModel, LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
 from mcsd.models.prefix_cache import MAX_TEXTS, PrefixCache
-from mcsd.rng import Randomness
-from mcsd.sampling import BatchSamplingParams
-from mcsd.schemes import CandidateTree, Scheme
 from mcsd.schemes.mixed_shape import MixedShape
 from mcsd.tree import TreeShape
 
@@ -48,7 +45,7 @@ class ModelDrafter(LevelDrafter):
 
     def unread(self, token_ids: list[list[int]]) -> list[int]:
         """See `Drafter.unread`."""
-        return [self._unread(sequence, tokens) for sequence, tokens in enumerate(token_ids)]
+        return [self._unread(sequence, tokens) for sequence, tokens in enumerate(self._whole_texts(token_ids))]
 
     def _unread(self, sequence: int, tokens: list[int]) -> int:
         """`unread` of one sequence. If nothing of it has been read, it will start like the best kept text."""
@@ -57,33 +54,23 @@ class ModelDrafter(LevelDrafter):
             matches = [(start, self.prefixes.match(tokens[start:-1])) for start in self._kept_starts]
             start, read = max(matches, key=lambda match: sum(match) if match[1] else 0)
             self._starts[sequence] = start if read else 0
-        part = tokens[self._starts[sequence] :]
-        return len(part) - 1 - read if self._lags(sequence, part) else 0
+        length = len(tokens) - self._starts[sequence]
+        return length - 1 - read if self._lags(sequence, length) else 0
 
     def skip(self, token_ids: list[list[int]], most: Sequence[int]) -> None:
         """See `Drafter.skip`."""
-        for sequence, (unread, count) in enumerate(zip(self.unread(token_ids), most, strict=True)):
-            if unread > count:
-                self._starts[sequence] = len(token_ids[sequence]) - 1 - count
+        for sequence, (tokens, count) in enumerate(zip(self._whole_texts(token_ids), most, strict=True)):
+            if self._unread(sequence, tokens) > count:
+                self._starts[sequence] = len(tokens) - 1 - count
                 self.cache.truncate(sequence, 0)
 
-    def catch_up(self, token_ids: list[list[int]]) -> None:
-        """See `Drafter.catch_up`."""
-        super().catch_up(self._read_part(token_ids))
+    def _whole_texts(self, token_ids: list[list[int]]) -> list[list[int]]:
+        """The texts in the draft's own tokens, before anything is skipped."""
+        return token_ids
 
-    def draft(
-        self,
-        token_ids: list[list[int]],
-        shape: TreeShape,
-        scheme: Scheme,
-        sampling: BatchSamplingParams,
-        random: Randomness,
-    ) -> CandidateTree:
-        """See `Drafter.draft`."""
-        return super().draft(self._read_part(token_ids), shape, scheme, sampling, random)
-
-    def _read_part(self, token_ids: list[list[int]]) -> list[list[int]]:
-        return [tokens[start:] if start else tokens for tokens, start in zip(token_ids, self._starts, strict=True)]
+    def _texts(self, token_ids: list[list[int]]) -> list[list[int]]:
+        both = zip(self._whole_texts(token_ids), self._starts, strict=True)
+        return [tokens[start:] if start else tokens for tokens, start in both]
 
     def keep(self, sequence: int, token_ids: list[int]) -> None:
         """See `Drafter.keep`."""

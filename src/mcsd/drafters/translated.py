@@ -1,6 +1,5 @@
 """A language model with another tokenizer as draft."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,10 +8,6 @@ from mcsd.drafters.level import Level, PendingTokens
 from mcsd.drafters.model import ModelDrafter
 from mcsd.models.prefix_cache import MAX_TEXTS
 from mcsd.models.vocabulary_map import TranslatedModel, VocabularyMap
-from mcsd.rng import Randomness
-from mcsd.sampling import BatchSamplingParams
-from mcsd.schemes import CandidateTree, Scheme
-from mcsd.tree import TreeShape
 
 
 class TranslatedDrafter(ModelDrafter):
@@ -42,31 +37,6 @@ class TranslatedDrafter(ModelDrafter):
         super().add(prompt, hidden)
         self._contexts.append(_Context())
 
-    def unread(self, token_ids: list[list[int]]) -> list[int]:
-        """See `Drafter.unread`."""
-        return super().unread(self._translated(token_ids))
-
-    def skip(self, token_ids: list[list[int]], most: Sequence[int]) -> None:
-        """See `Drafter.skip`."""
-        super().skip(self._translated(token_ids), most)
-
-    def catch_up(self, token_ids: list[list[int]]) -> None:
-        """See `Drafter.catch_up`."""
-        super().catch_up(self._translated(token_ids))
-
-    def draft(
-        self,
-        token_ids: list[list[int]],
-        shape: TreeShape,
-        scheme: Scheme,
-        sampling: BatchSamplingParams,
-        random: Randomness,
-    ) -> CandidateTree:
-        """See `Drafter.draft`."""
-        # Plain decoding needs no translation.
-        texts = self._translated(token_ids) if len(shape) else token_ids
-        return super().draft(texts, shape, scheme, sampling, random)
-
     def keep(self, sequence: int, token_ids: list[int]) -> None:
         """See `Drafter.keep`: in its own tokens."""
         super().keep(sequence, self._contexts[sequence].tokens)
@@ -82,7 +52,7 @@ class TranslatedDrafter(ModelDrafter):
         super().clear()
         self._contexts.clear()
 
-    def _translated(self, token_ids: list[list[int]]) -> list[list[int]]:
+    def _whole_texts(self, token_ids: list[list[int]]) -> list[list[int]]:
         """The contexts of all sequences, as far as the draft can read them."""
         for sequence, (context, tokens) in enumerate(zip(self._contexts, token_ids, strict=True)):
             context.extend(tokens, self._translation.vocabulary_map)

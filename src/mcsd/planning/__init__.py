@@ -3,7 +3,7 @@
 from mcsd.planning.acceptance import AcceptanceEstimate
 from mcsd.planning.costs import StepCosts
 from mcsd.planning.look_up import LookUpPlan
-from mcsd.planning.plan import FixedTree, Plan, StepOutcome, check_planned
+from mcsd.planning.plan import FixedTree, Plan, StepOutcome
 from mcsd.planning.planner import Planner
 from mcsd.planning.profile import Profile, ProfileFile, ProfileStore, profile_file
 from mcsd.planning.trials import TEMPERATURES, TrialPlan, measure_forwards, run_trials
@@ -21,7 +21,6 @@ __all__ = [
     "StepCosts",
     "StepOutcome",
     "TrialPlan",
-    "check_planned",
     "measure_forwards",
     "profile_file",
     "run_trials",

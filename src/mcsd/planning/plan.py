@@ -8,10 +8,7 @@ from mcsd.errors import InvalidTree
 from mcsd.params import SamplingParams
 from mcsd.schemes.mixed_shape import MixedShape
 from mcsd.schemes.registry import check_tree
-from mcsd.tree import TreeShape
-
-PLAIN = TreeShape.parse("none")
-"""Plain decoding."""
+from mcsd.tree import PLAIN, TreeShape
 
 
 @dataclass(frozen=True)

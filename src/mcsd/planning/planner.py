@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from mcsd.params import SamplingParams
 from mcsd.planning.acceptance import AcceptanceEstimate, Rates, geometric_rates
 from mcsd.planning.costs import seconds_at
-from mcsd.planning.plan import PLAIN, StepOutcome
+from mcsd.planning.plan import StepOutcome
 from mcsd.planning.profile import Profile
 from mcsd.planning.search import MAX_NODES, TreeChoice, best_tree, expected_speed
 from mcsd.planning.stretch import best_stretch
 from mcsd.schemes.registry import REGISTRY
-from mcsd.tree import TreeShape
+from mcsd.tree import PLAIN, TreeShape
 
 _WEIGHT, _MEMORY = 12.0, 120.0
 """Visits that the profile's acceptance rates count for, and visits that are remembered."""

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from mcsd.planning.acceptance import DEPTH, RANKS, Rates, sibling_ranks
 from mcsd.planning.costs import StepCosts
-from mcsd.planning.plan import PLAIN
-from mcsd.tree import TreeShape
+from mcsd.tree import PLAIN, TreeShape
 
 MAX_NODES = 63
 """Nodes of the largest tree that is considered."""

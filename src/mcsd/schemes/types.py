@@ -10,7 +10,7 @@ from torch import Tensor
 from mcsd.grammars import mask_tokens
 from mcsd.sampling import BatchSamplingParams, Penalties, SparseDistributions, apply_penalties, probabilities
 from mcsd.schemes.mixed_shape import MixedShape
-from mcsd.tree import TreeShape
+from mcsd.tree import PLAIN, TreeShape
 
 
 @cache
@@ -78,7 +78,7 @@ class CandidateTree:
         """No candidates: plain decoding."""
         tokens = torch.zeros(batch, 0, dtype=torch.int64, device=device)
         failed = torch.zeros(batch, dtype=torch.bool, device=device)
-        return cls(TreeShape.parse("none"), tokens, tokens.bool(), tokens, None, failed)
+        return cls(PLAIN, tokens, tokens.bool(), tokens, None, failed)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mcsd.planning import Profile
-from mcsd.planning.plan import PLAIN
 from mcsd.planning.search import MAX_NODES, TreeChoice, best_tree, expected_speed
 from mcsd.schemes.registry import REGISTRY, supports
-from mcsd.tree import TreeShape
+from mcsd.tree import PLAIN, TreeShape
 
 _COUNTS = (8, 6, 4, 3, 2, 1)
 _MAX_LEVELS = 6
