@@ -1,7 +1,6 @@
 """The API with the client of OpenAI over HTTP: the engine's own texts, whole and streamed, and named refusals."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
@@ -17,18 +16,6 @@ MODEL = "tabular"
 TALK: Any = [{"role": "user", "content": "hello"}]
 SEEDED: dict[str, Any] = {"seed": 7, "max_tokens": 40, "temperature": 0.9}
 FIELDS: dict[str, Any] = {"seed": 7, "max_new_tokens": 40, "temperature": 0.9}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running(table_engine()) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with server.client() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Structured output over HTTP: the engine's own texts, and named refusals."""
 
-from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -9,7 +8,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from support.server import Running, running, table_engine
+from support.server import Running, table_engine
 
 TALK: Any = [{"role": "user", "content": "hello"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
@@ -23,18 +22,6 @@ class Answer(Enum):
 class Verdict(BaseModel):
     answer: Answer
     sure: bool
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running(table_engine()) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with server.client() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

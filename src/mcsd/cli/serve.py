@@ -13,7 +13,7 @@ from mcsd.cli.options import command, load_engine
 from mcsd.config import EngineOptions, option
 from mcsd.errors import InvalidOption, MissingPackage
 from mcsd.server import ListenOptions, ServerOptions
-from mcsd.server.options import check_exposure, read_config
+from mcsd.server.options import check_exposure, is_address, read_config
 
 KEY = "MCSD_API_KEY"
 """The environment variable of the key."""
@@ -46,7 +46,7 @@ def serve(*, engine: ServeEngineOptions, server: ServerOptions, listen: ListenOp
     listen = replace(listen, **{name: value for name, value in given.items() if hasattr(listen, name)})
     if server.api_key is None and os.environ.get(KEY):
         server = replace(server, api_key=os.environ[KEY])
-    if not _is_address(listen.host):
+    if not is_address(listen.host):
         server = replace(server, allowed_hosts=[*(server.allowed_hosts or ()), listen.host])
     check_exposure(server, listen)
     try:
@@ -66,7 +66,3 @@ def serve(*, engine: ServeEngineOptions, server: ServerOptions, listen: ListenOp
             f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}",
             "choose another --host or --port",
         ) from error
-
-
-def _is_address(host: str) -> bool:
-    return not any(letter.isalpha() for letter in host.replace(":", "")) or ":" in host

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -74,10 +75,9 @@ def create_app(engine: Engine | AsyncEngine | Callable[[], Engine], **options: A
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    writers: dict[int, TokenWriter] = {}
-
+    @cache
     def writer() -> TokenWriter:
-        return writers.setdefault(0, TokenWriter(service.engine))
+        return TokenWriter(service.engine)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:

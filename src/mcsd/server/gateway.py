@@ -5,7 +5,6 @@ A route that is not in `OPEN_ROUTES` needs the key, also one that is added later
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import re
 import secrets
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mcsd.server.api_errors import ApiError
 from mcsd.server.logs import log_event
+from mcsd.server.options import is_address
 from mcsd.server.service import Service
 
 OPEN_ROUTES = frozenset({"/health", "/ready"})
@@ -69,7 +69,9 @@ class Gateway:
         if not name.endswith("]"):
             name, colon, port = name.rpartition(":") if ":" in name else (name, "", "")
             port = colon + port
-        if (not port or _PORT.fullmatch(port)) and (name in self._hosts or _is_address(name)):
+        if (not port or _PORT.fullmatch(port)) and (
+            name in self._hosts or is_address(name.removeprefix("[").removesuffix("]"))
+        ):
             return
         raise ApiError(400, f"host {host!r:.80} is not allowed (see --allowed-host)", "invalid_host")
 
@@ -176,11 +178,3 @@ class _Disconnected(Exception):
 
 def _too_large(most: int) -> ApiError:
     return ApiError(413, f"the body is larger than {most} bytes", "body_too_large")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True

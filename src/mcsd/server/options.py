@@ -165,10 +165,16 @@ class ListenOptions:
     @property
     def is_loopback(self) -> bool:
         """Whether only programs on this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return ipaddress.ip_address(self.host).is_loopback if is_address(self.host) else self.host == "localhost"
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def check_exposure(server: ServerOptions, listen: ListenOptions) -> None:
