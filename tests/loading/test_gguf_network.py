@@ -53,11 +53,15 @@ def test_a_network_computes_what_transformers_does(path: Path, architecture: str
     assert len(linears(model)) == 2 * 4 + 1
     assert not list((path.parent / "home").glob("**/*.safetensors"))
     reference = quantize_reference(dequantized(path, torch.float32), PLAN)
-    pairs = list(zip(outputs(model), outputs(as_model(reference)), strict=True))
-    apart = torch.cat([((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).flatten() for ours, theirs in pairs])
+    theirs = as_model(reference)
+    # Texts of one token have no earlier one whose rounding may differ.
+    alone = [(score_text(model, [token]).logits, score_text(theirs, [token]).logits) for token in range(16)]
+    pairs = [*alone, *zip(outputs(model), outputs(theirs), strict=True)]
+    apart = torch.cat([((one - other).norm(dim=-1) / other.norm(dim=-1)).flatten() for one, other in pairs])
     # An activation halfway between two integers may be rounded either way. Then all later tokens of its text differ.
     assert apart.max() <= 0.05
-    assert apart.quantile(0.05) <= 1e-5
+    assert apart.quantile(0.1) <= 1e-5
+    assert apart[: len(alone)].median() <= 1e-5
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
