@@ -48,6 +48,21 @@ async def tokens_of(request: AsyncRequest) -> tuple[int, ...]:
     return tuple([id async for chunk in request for id in chunk.token_ids])
 
 
+def test_sequences_that_a_drafter_leaks_are_freed_and_counted() -> None:
+    engine = tabular_engine(max_batch=2)
+    remove, kept = engine.drafter.remove, iter([True])
+    engine.drafter.remove = lambda sequence: None if next(kept, False) else remove(sequence)  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as served:
+            assert (await served.generate([1], LONG)).token_ids == alone([1], LONG)
+            await asyncio.to_thread(wait_for, lambda: served.status.leaked == 1)
+            assert (await served.generate([2], LONG)).token_ids == alone([2], LONG)
+            assert served.status.leaked == 1
+
+    run(main())
+
+
 def test_tasks_share_a_batch() -> None:
     target = Watched()
 

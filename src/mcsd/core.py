@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from mcsd import kernels
+from mcsd.batch import Batch
 from mcsd.drafters import Drafter, with_look_up
-from mcsd.drafters.make import cache_slots
 from mcsd.errors import InvalidParameter, step_error
 from mcsd.graphs import GraphCache, Outputs, on_host
 from mcsd.models import LanguageModel, TokenLayout
 from mcsd.models.prefill import prefill
-from mcsd.models.prefix_cache import PrefixCache, TextsByBeginning, longest_common
+from mcsd.models.prefix_cache import TextsByBeginning, longest_common
 from mcsd.params import SamplingParams
 from mcsd.planning.plan import Plan, StepOutcome, check_planned
 from mcsd.request import Request, StartedText, token_logprobs
-from mcsd.request_queue import RequestQueue, request_length
 from mcsd.results import TokenLogprobs
 from mcsd.rng import DRAW, SAMPLE, VERIFY, PhiloxStream, PhiloxStreams
 from mcsd.sampling import BatchSamplingParams
@@ -32,7 +31,7 @@ from mcsd.tracing import trace_trees, with_path
 from mcsd.tree import PLAIN, TreeShape
 
 
-class EngineCore(RequestQueue):
+class EngineCore(Batch):
     """Steps a batch of requests with a target, a drafter and a scheme; the output follows the target's distribution.
 
     Args:
@@ -49,7 +48,6 @@ class EngineCore(RequestQueue):
         max_texts: of the prefix cache; 0: none.
 
     Attributes:
-        prefixes: the prefix cache of the target; a drafter that reads has its own.
         clock: the wall time of its steps.
         graphs: the captured forwards of the target, and verifications.
         tree: of the last step.
@@ -71,20 +69,16 @@ class EngineCore(RequestQueue):
         generation_config: Any = None,
         max_texts: int = 0,
     ) -> None:
-        super().__init__(target, tokenizer, request_length(max_length, target), defaults, generation_config)
-        self.drafter = drafter
+        options = max_batch, max_length, max_nodes, max_texts
+        super().__init__(target, drafter, *options, tokenizer, defaults, generation_config)
         self.plan = plan
-        self.max_batch = max_batch
         self.tree = PLAIN
         self.draft_levels = 0
-        self.cache = target.new_cache(max_batch, cache_slots(self.max_length, max_nodes))
-        self.prefixes = PrefixCache(self.cache, max_texts)
         self.graphs = GraphCache(target.device, getattr(target, "captures", False))
         self._matching: Scheme = SCHEMES["top-k"]()
         chosen = SCHEMES[scheme]
         self._scheme = self._step_scheme = self._matching if chosen.needs_q and not drafter.is_sampled else chosen()
-        self._running: list[Request] = []
-        self._sampling: BatchSamplingParams | None = None
+        self._sampling = BatchSamplingParams.of([], target.device)
         self._streams = PhiloxStreams(torch.empty(0, dtype=torch.int64))
         self.clock = StepClock(target.device)
         if target.device.type == "cpu" and target.vocab_size >= kernels.LARGE_VOCABULARY:
@@ -129,7 +123,9 @@ class EngineCore(RequestQueue):
             before = dict(self.clock.seconds)
             tree = self._draft()
             logits, hidden = self._score(tree)
-            traces = self._trace(tree, logits)
+            wanted = [index for index, request in enumerate(self._running) if request.trace]
+            # Verification may change the history.
+            traces = trace_trees(tree, logits, self._sampling, self._history, wanted)
             result, table = self._verify(tree, logits)
             verified = VerifiedSequence.read(table)
             self.clock.lap("judge")
@@ -150,13 +146,14 @@ class EngineCore(RequestQueue):
             self.clock.lap("other")
             request.clock = request.clock or dict(self.clock.seconds)
             self._running.append(request)
-            self._sampling = None
+            self._has_changed = True
             self._start(request, started, texts)
             self.clock.lap("prefill")
         device, running = self.target.device, self._running
         assert self.cache.batch_size == len(running)
-        if self._sampling is None:
+        if self._has_changed:
             self._sampling = BatchSamplingParams.of([r.params for r in running], device, [r.matcher for r in running])
+            self._has_changed = False
             self._streams = PhiloxStreams(torch.tensor([request.seed for request in running], device=device))
             # The history sees what the requests append to their tokens.
             pairs = [(request.prompt, request.tokens) for request in running]
@@ -199,9 +196,8 @@ class EngineCore(RequestQueue):
             self.drafter.expect(request.prompt, prediction)
 
     def _draft(self) -> CandidateTree:
-        assert self._sampling is not None
         assert self.plan is not None
-        shape = self.plan.choose(self._sampling.params)
+        shape = PLAIN if self._sampling.all_plain else self.plan.choose(self._sampling.params)
         # Where trees adapt, matching keeps them out of the text of a seed: it is that of plain decoding.
         matches = self.plan.adapts and self._sampling.any_seeded
         self._step_scheme = self._matching if matches else self._scheme
@@ -216,6 +212,8 @@ class EngineCore(RequestQueue):
             self.tree = shape
         self.drafter.min_confidence = getattr(self.plan, "min_confidence", 0.0)
         tree = self.drafter.draft(texts, self.tree, self._step_scheme, self._sampling, random)
+        if self._sampling.any_plain:
+            tree = tree.without(self._sampling.plain)
         self.draft_levels += tree.shape.depth
         self.clock.lap("draft")
         return tree
@@ -223,8 +221,12 @@ class EngineCore(RequestQueue):
     def _catch_up(self, shape: TreeShape, texts: list[list[int]]) -> TreeShape:
         """Let the drafter read what it lags behind by. Returns the tree; none if the plan finds it too slow."""
         stretches = getattr(self.plan, "stretches", None)
-        if stretches and any(unread := self.drafter.unread(texts)):
-            most = stretches(unread, [request.remaining for request in self._running])
+        if (stretches or self._sampling.any_plain) and any(unread := self.drafter.unread(texts)):
+            # What is decoded plainly need not be read.
+            takes = [request.params.speculative for request in self._running]
+            unread = [tokens * speculative for tokens, speculative in zip(unread, takes, strict=True)]
+            left = [request.remaining * request.params.speculative for request in self._running]
+            most = stretches(unread, left) if stretches else unread
             if most is None:
                 return PLAIN
             self.drafter.skip(texts, most)
@@ -248,7 +250,6 @@ class EngineCore(RequestQueue):
 
     def _verify(self, tree: CandidateTree, logits: Tensor) -> tuple[VerificationResult, Tensor]:
         """Verify the tree, and keep the accepted path in the target's cache. The table is what the host reads."""
-        assert self._sampling is not None
         scheme = self._step_scheme
 
         def verify(
@@ -287,7 +288,6 @@ class EngineCore(RequestQueue):
         self.drafter.commit(result.path, [each.path for each in verified], hidden)
 
     def _observe(self, tree: CandidateTree, verified: list[VerifiedSequence], before: dict[str, float]) -> None:
-        assert self._sampling is not None
         assert self.plan is not None
         spent = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
         paths = [each.path for each in verified]
@@ -297,20 +297,12 @@ class EngineCore(RequestQueue):
         self, tree: CandidateTree, result: VerificationResult, logits: Tensor
     ) -> list[list[TokenLogprobs]] | None:
         """Log-probabilities of the tokens of a step for each sequence; None if no request wants them."""
-        counts = [request.params.logprobs for request in self._running]
+        counts = (request.params.logprobs for request in self._running)
         most = max((count for count in counts if count is not None), default=None)
         if most is None:
             return None
         rows = torch.arange(len(logits), device=logits.device)[:, None]
         return token_logprobs(logits[rows, result.columns], result.emitted(tree), most)
-
-    def _trace(self, tree: CandidateTree, logits: Tensor) -> dict[int, StepTrace]:
-        """Traces for the requests that want one. Verification may change the history: they are made before."""
-        wanted = [index for index, request in enumerate(self._running) if request.trace]
-        if not wanted:
-            return {}
-        assert self._sampling is not None
-        return trace_trees(tree, logits, self._sampling, self._history, wanted)
 
     def _emit(
         self,
@@ -354,46 +346,3 @@ class EngineCore(RequestQueue):
             elif is_first:
                 # Now the prompt is known to have a distribution.
                 self._keep(i)
-
-    def _keep(self, index: int) -> None:
-        """Keep what was read of a sequence for later prompts. Its last step gave a distribution, so it holds no NaN."""
-        if self.prefixes.max_texts:
-            tokens = self._running[index].all_tokens
-            self.prefixes.keep(index, tokens)
-            self.drafter.keep(index, tokens)
-
-    def _free_cancelled(self) -> None:
-        while self._cancelled:
-            request = self._cancelled.popleft()
-            if request in self._running:
-                index = self._running.index(request)
-                self._keep(index)
-                self._free(index)
-            elif request in self._waiting:
-                self._waiting.remove(request)
-
-    def _free(self, index: int) -> None:
-        self.cache.remove(index)
-        self.drafter.remove(index)
-        self._running[index] = self._running[-1]
-        self._running.pop()
-        self._sampling = None
-
-    def _end_step_alone(self) -> None:
-        if self._running and self._running[0].alone and self._wait_for_others(self._running[0]):
-            self._keep(0)
-            self._free(0)
-
-    def _abort(self, error: BaseException) -> bool:
-        """Empty the batch after an error. Returns whether its requests go on, each alone."""
-        requests = [request for request in self._running if not request.done]
-        self._running.clear()
-        self._sampling = None
-        self.cache.clear()
-        self.drafter.clear()
-        if isinstance(error, Exception) and len(requests) > 1:
-            self._wait_alone(requests)
-            return True
-        for request in requests:
-            request.error = step_error(error)
-        return False

@@ -108,6 +108,8 @@ class SamplingParams:
         stopping_criteria: called after every token with all tokens so far; a true result ends the text.
         prediction: a text or token ids that the answer is expected to resemble, as in an edit of a given text. It is a
             source of candidates and does not change the distribution.
+        speculative: whether candidates are proposed. Without them the text is decoded plainly, whatever else is in the
+            batch, and a seed gives the text of plain decoding.
         json_schema: the text is JSON that this schema allows; a dict or JSON text.
         json_object: the text is a JSON object.
         regex: the whole text matches this regular expression.
@@ -141,6 +143,7 @@ class SamplingParams:
     logits_processors: Sequence[LogitsProcessor] = ()
     stopping_criteria: Sequence[StoppingCriterion] = ()
     prediction: str | Sequence[int] | None = None
+    speculative: bool = True
     json_schema: Mapping[str, Any] | str | None = None
     json_object: bool = False
     regex: str | None = None
@@ -152,7 +155,7 @@ class SamplingParams:
             if value is not None or name not in _OPTIONAL_NUMBERS:
                 # numpy's numbers pass the checks; the fields are Python's.
                 self._set(name, check(name, value, *limits, error=InvalidParameter))
-        for name in ("ignore_eos", "include_stop", "skip_special_tokens", "json_object"):
+        for name in ("ignore_eos", "include_stop", "skip_special_tokens", "speculative", "json_object"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidParameter(f"{name}={getattr(self, name)!r:.40} is not a bool", "give True or False")
         if not isinstance(self.logit_bias, Mapping):

@@ -178,5 +178,9 @@ class RequestQueue(ABC):
         """`step`, while no other thread steps."""
 
     @abstractmethod
+    def free_leaked(self) -> int:
+        """While no request runs or waits, free the sequences that are still in use, and return their number."""
+
+    @abstractmethod
     def _free_cancelled(self) -> None:
         """Free the sequences of cancelled requests."""

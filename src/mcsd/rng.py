@@ -130,6 +130,11 @@ class Randomness(Protocol):
         """Further numbers, independent of these: drawing them leaves the next ones of this stream as they are."""
         ...
 
+    @property
+    def again(self) -> "Randomness":
+        """The numbers of this stream from its start, for sequences that have used none of them."""
+        ...
+
 
 class PhiloxStream:
     """A `Randomness` for one step of a batch, from each sequence's own numbers.
@@ -211,6 +216,11 @@ class PhiloxStream:
     def beside(self) -> "PhiloxStream":
         """See `Randomness.beside`."""
         return PhiloxStream(self._seeds, self._positions, self._stream + _BESIDE)
+
+    @property
+    def again(self) -> "PhiloxStream":
+        """See `Randomness.again`."""
+        return self.with_tensors(self.tensors)
 
 
 def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class BatchSamplingParams:
         greedy: bool ``[B]``, sequences at temperature 0.
         top_k, top_p, min_p, typical_p: ``[B]``, as in `SamplingParams`.
         truncates: bool ``[B]``, sequences on which top-k, top-p or min-p has an effect.
+        plain: bool ``[B]``, sequences without `SamplingParams.speculative`.
     """
 
     params: tuple[SamplingParams, ...]
@@ -40,6 +41,7 @@ class BatchSamplingParams:
     min_p: Tensor
     typical_p: Tensor
     truncates: Tensor
+    plain: Tensor
 
     @classmethod
     def of(
@@ -62,7 +64,8 @@ class BatchSamplingParams:
         truncates = ((top_k > 0) | (top_p < 1) | (min_p > 0)) & ~greedy
         scaling = temperature.masked_fill(greedy, 1.0)
         states = (None,) * len(params) if matchers is None else tuple(matchers)
-        return cls(tuple(params), states, scaling, greedy, top_k, top_p, min_p, typical_p, truncates)
+        plain = torch.tensor([not p.speculative for p in params], device=device)
+        return cls(tuple(params), states, scaling, greedy, top_k, top_p, min_p, typical_p, truncates, plain)
 
     @cached_property
     def any_greedy(self) -> bool:
@@ -73,6 +76,16 @@ class BatchSamplingParams:
     def all_greedy(self) -> bool:
         """Whether every sequence is greedy."""
         return all(p.temperature == 0 for p in self.params)
+
+    @cached_property
+    def any_plain(self) -> bool:
+        """Whether a sequence is decoded plainly."""
+        return not all(p.speculative for p in self.params)
+
+    @cached_property
+    def all_plain(self) -> bool:
+        """Whether every sequence is."""
+        return not any(p.speculative for p in self.params)
 
     @cached_property
     def any_seeded(self) -> bool:
@@ -135,7 +148,8 @@ class BatchSamplingParams:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors."""
-        return self.temperature, self.greedy, self.top_k, self.top_p, self.min_p, self.typical_p, self.truncates
+        truncation = self.top_k, self.top_p, self.min_p, self.typical_p, self.truncates
+        return self.temperature, self.greedy, *truncation, self.plain
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "BatchSamplingParams":
         """A copy with other `tensors`."""
@@ -145,7 +159,8 @@ class BatchSamplingParams:
     def kind(self) -> Hashable:
         """What the host decides by: batches of equal kinds and sizes take the same operations."""
         unscaled = self.scaling_temperature is None
-        return self.any_greedy, self.all_greedy, self.any_truncates, self.any_typical, self.any_penalties, unscaled
+        truncates = self.any_truncates, self.any_typical
+        return self.any_greedy, self.all_greedy, *truncates, self.any_penalties, unscaled, self.any_plain
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ def trace_trees(
         tree, logits, sampling, history: as in `mcsd.schemes.base.Scheme.verify`.
         sequences: indices in the batch.
     """
+    if not sequences:
+        return {}
     if sampling.any_processors and logits.device.type != "cpu":
         tree, logits, sampling, history = (on_host(each) for each in (tree, logits, sampling, history))
     rows = torch.tensor(sequences, device=logits.device)

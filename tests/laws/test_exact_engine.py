@@ -6,6 +6,7 @@ to 1e-12. Faults in caches show only from the second step on, so texts are longe
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
@@ -74,16 +75,21 @@ def head(target: TransformersModel) -> BoundHead:
     return BoundHead(draft, target, "head")
 
 
-def engine_law(engine: mcsd.Engine, params: mcsd.SamplingParams, monkeypatch: pytest.MonkeyPatch) -> Law:
-    """The law of the texts that an engine gives after `PROMPT`."""
+def engine_law(
+    engine: mcsd.Engine,
+    params: mcsd.SamplingParams,
+    monkeypatch: pytest.MonkeyPatch,
+    others: Sequence[mcsd.SamplingParams] = (),
+) -> Law:
+    """The law of the texts that an engine gives after `PROMPT`, beside requests with the parameters ``others``."""
 
     def run(decisions: Decisions, start: Tensor) -> list[list[int]]:
         def streams(seeds: Tensor) -> SimpleNamespace:
             return SimpleNamespace(at=lambda positions, stream, on_device: Enumerated(decisions, seeds))
 
         monkeypatch.setattr(mcsd.core, "PhiloxStreams", streams)
-        each = [replace(params, seed=i) for i in range(len(start))]
-        return [list(done.token_ids) for done in engine.generate([PROMPT] * len(start), each)]
+        each = [replace(one, seed=i) for i, one in enumerate([params] * len(start) + list(others))]
+        return [list(done.token_ids) for done in engine.generate([PROMPT] * len(each), each)[: len(start)]]
 
     law: Law = defaultdict(float)
     for _, texts, chances in enumerate_all(1, run):

@@ -242,7 +242,6 @@ REFUSED: list[tuple[str, Any]] = [
     ("response_format", {"type": "xml"}),
     ("functions", []),
     ("reasoning_effort", "low"),
-    ("speculative", {"enabled": False}),
     ("speculative", {"tree": "4x2"}),
     ("speculative", {"scheme": "block"}),
     ("unknown_field", 1),
@@ -280,6 +279,15 @@ def test_what_the_engine_has_may_be_named_and_nulls_count_as_left_out(server: Ru
     body = {"messages": TALK, "max_tokens": 2, "stop": None, "tools": None, "logit_bias": None, "functions": None}
     body |= {"speculative": {"enabled": True, "tree": "2x1", "scheme": "mcss-wor"}, "response_format": {"type": "text"}}
     assert httpx.post(f"{server.url}/v1/chat/completions", json=body).status_code == 200
+
+
+def test_a_request_may_be_decoded_plainly(server: Running) -> None:
+    body = {"prompt": "a", "max_tokens": 20, "seed": 3, "return_token_ids": True, "speculative": {"enabled": False}}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body).json()
+    plain = table_engine(tree="none").generate("a", max_new_tokens=20, seed=3)
+    assert tuple(answer["choices"][0]["token_ids"]) == plain.token_ids
+    assert answer["usage"]["completion_tokens_details"]["rejected_prediction_tokens"] == 0
+    assert answer["usage"]["speculative_decoding"]["mean_acceptance_length"] == 1
 
 
 def test_errors_of_the_engine_have_openais_classes(client: openai.OpenAI) -> None:

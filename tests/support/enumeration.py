@@ -42,9 +42,17 @@ class Decisions:
         self.probability = torch.ones(runs, dtype=torch.float64)
 
     def decide(self, runs: Tensor, weights: Tensor) -> Tensor:
-        """One decision of some runs: int64 ``[A]``. ``weights [A, O]``: unnormalised probabilities of the outcomes."""
+        """One decision of some runs: int64 ``[A]``. ``weights [A, O]``: unnormalised probabilities of the outcomes.
+
+        Runs without a script, beyond the last one, take the first possible outcome: other sequences of a batch.
+        """
         if not len(runs):
             return runs
+        own = runs < len(self.script)
+        if not own.all():
+            taken = (weights > 0).to(torch.int8).argmax(-1)
+            taken[own] = self.decide(runs[own], weights[own])
+            return taken
         index = self.used[runs]
         width = max(self.script.shape[1], 1)
         scripted = index < self.length[runs]
@@ -105,6 +113,10 @@ class Enumerated:
 
     @property
     def beside(self) -> "Enumerated":
+        return self
+
+    @property
+    def again(self) -> "Enumerated":
         return self
 
     def accept(self, probability: Tensor, sequences: Tensor | None = None) -> Tensor:

@@ -67,6 +67,8 @@ def job(prompt: str, is_chat: bool = False, **fields: Any) -> Job:
     engine_fields = {name: value for name, value in fields.items() if name != "stream"}
     if "logit_bias" in body:
         body["logit_bias"] = {str(token): bias for token, bias in body["logit_bias"].items()}
+    if "speculative" in body:
+        body["speculative"] = {"enabled": body["speculative"]}
     if is_chat:
         if (count := body.pop("logprobs", None)) is not None:
             body |= {"logprobs": True, "top_logprobs": count}
@@ -106,6 +108,7 @@ def _mixed(random: Random, prompts: Sequence[str], longest: int, cancelled: floa
         "logprobs": random.randint(0, 5),
         "logit_bias": {random.randrange(200): random.uniform(-5, 5) for _ in range(3)},
         "ignore_eos": True,
+        "speculative": False,
     }
     fields |= {name: value for name, value in others.items() if random.random() < 0.25}
     made = job(random.choice(prompts), random.random() < 0.5, **fields)

@@ -29,6 +29,11 @@ class Drafter(ABC):
     is_sampled: ClassVar[bool] = True
     """Whether candidates are drawn from a q. If not, they are verified as scheme "top-k" verifies."""
 
+    @property
+    def sequences(self) -> int:
+        """How many sequences it has."""
+        return 0
+
     @abstractmethod
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """Add a sequence. Its prompt is best read in `catch_up`: a sequence may end before it is drafted for.

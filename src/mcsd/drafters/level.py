@@ -58,6 +58,11 @@ class LevelDrafter(Drafter):
         self._vocab_size = vocab_size
         self.chains = []
 
+    @property
+    def sequences(self) -> int:
+        """See `Drafter.sequences`."""
+        return self.cache.batch_size
+
     def catch_up(self, token_ids: list[list[int]]) -> None:
         """See `Drafter.catch_up`: one sequence at a time, all tokens but the last."""
         read = TextsByBeginning()

@@ -50,6 +50,11 @@ class MixedDrafter(Drafter):
         self._corpus = Corpus(corpus)
         self._sequences: list[LookUp | None] = [None] * running
 
+    @property
+    def sequences(self) -> int:
+        """See `Drafter.sequences`."""
+        return max(self.drawn.sequences, len(self._sequences))
+
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         self.drawn.add(prompt, hidden)

@@ -43,6 +43,11 @@ class NgramDrafter(Drafter):
         self._sequences: list[LookUp] = []
         self.cost: StepCost = default_cost
 
+    @property
+    def sequences(self) -> int:
+        """See `Drafter.sequences`."""
+        return len(self._sequences)
+
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         self._sequences.append(look_up_in(self._corpus, prompt))

@@ -17,8 +17,8 @@ class StepOutcome:
 
     Attributes:
         shape: the tree that was verified; it is empty if the drafter proposed nothing.
-        params: of the sequences.
-        paths: for each sequence, the accepted nodes from the root down.
+        params: of the sequences that had candidates.
+        paths: for each of them, the accepted nodes from the root down.
         seconds: time of prefill, draft, target, judge (verification) and commit; the step is not over.
     """
 
@@ -37,13 +37,16 @@ class StepOutcome:
     ) -> "StepOutcome":
         """The outcome of a step, of its drawn candidates.
 
-        A sequence whose looked-up candidate was accepted says nothing about drawn ones, and is left out.
+        Sequences without candidates are left out; so are those whose looked-up candidate was accepted, which says
+        nothing about drawn ones.
         """
+        both = [(one, path) for one, path in zip(params, paths, strict=True) if one.speculative]
         if isinstance(tree, TreeShape):
-            return cls(tree, params, paths, seconds)
-        drawn = [(one, tree.drawn_path(path)) for one, path in zip(params, paths, strict=True)]
-        known = [(one, path) for one, path in drawn if path is not None]
-        shape = tree.drawn if known else PLAIN
+            known, drawn = both, tree
+        else:
+            on_drawn = [(one, tree.drawn_path(path)) for one, path in both]
+            known, drawn = [(one, path) for one, path in on_drawn if path is not None], tree.drawn
+        shape = drawn if known else PLAIN
         return cls(shape, [one for one, _ in known], [path for _, path in known], seconds)
 
 

@@ -68,6 +68,8 @@ class Planner:
         self._shape = profile.tree or best_tree(profile.sampled, profile.costs, 1, *limits).shape
         self._batch = (0, 0)
         """Sequences of the batch, and greedy ones among them."""
+        self._share = 1.0
+        """Of the sequences of the batch, those that take candidates."""
         self._sampled = "sampled"
         """How sampled sequences of the batch are verified."""
         self._steps = 0
@@ -84,12 +86,13 @@ class Planner:
         """See `Plan.choose`."""
         self._probe = None
         batch = len(params), sum(one.temperature == 0 for one in params)
+        share = sum(one.speculative for one in params) / len(params)
         sampled = "matched" if any(one.is_seeded for one in params) else "sampled"
-        changed = (batch, sampled) != (self._batch, self._sampled)
+        changed = (batch, share, sampled) != (self._batch, self._share, self._sampled)
         if changed or self._steps % _SEARCH_INTERVAL == 0:
             if changed:
                 self._probed.clear()
-            self._batch, self._sampled = batch, sampled
+            self._batch, self._share, self._sampled = batch, share, sampled
             self._search()
         self._steps += 1
         if len(self._shape):
@@ -134,7 +137,7 @@ class Planner:
         if self._probe is not None:
             least, most = _PROBE_STRETCH
             affordable = int(_PROBE_SHARE * self._pause * plain / reading) if reading else most
-            return [min(most, max(least, affordable))] * batch_size
+            return [min(tokens, most, max(least, affordable)) for tokens in unread]
         both = zip(unread, remaining, strict=True)
         best = [best_stretch(tokens, left, plain, drafted, reading) for tokens, left in both]
         return [tokens for tokens, _ in best] if sum(saved for _, saved in best) > 0 else None
@@ -148,7 +151,7 @@ class Planner:
         for one, path in zip(outcome.params, paths, strict=True):
             self._acceptance["greedy" if one.temperature == 0 else self._sampled].observe(outcome.shape, path)
         if self._probe is not None:
-            self._probed.append((1 + sum(map(len, paths)) / len(paths), self._probe.seconds))
+            self._probed.append((1 + self._share * sum(map(len, paths)) / len(paths), self._probe.seconds))
             self._probe = None
             if len(self._probed) == _PROBE_STEPS:
                 self._finish_probe()
@@ -178,11 +181,11 @@ class Planner:
     def _rates(self) -> Rates:
         """Acceptance rates of the batch: the mean over its sequences."""
         batch_size, greedy = self._batch
-        if greedy in (0, batch_size):
-            return self._acceptance["greedy" if greedy else self._sampled].rates()
+        greedy_rates, sampled_rates = self._acceptance["greedy"].rates(), self._acceptance[self._sampled].rates()
         share = greedy / batch_size
-        both = zip(self._acceptance["greedy"].rates(), self._acceptance[self._sampled].rates(), strict=True)
-        return tuple(
-            tuple(share * one + (1 - share) * other for one, other in zip(greedy_rates, sampled_rates, strict=True))
-            for greedy_rates, sampled_rates in both
+        first, *rest = (
+            tuple(share * one + (1 - share) * other for one, other in zip(*level, strict=True))
+            for level in zip(greedy_rates, sampled_rates, strict=True)
         )
+        # Without candidates the first is not accepted, and the others are not reached.
+        return tuple(self._share * rate for rate in first), *rest

@@ -6,6 +6,7 @@ goes through `mcsd.rng.Randomness`. Names and limits of the schemes are in `mcsd
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -67,7 +68,12 @@ class Scheme(ABC):
             return verify_greedy(target)
         if tree.q is None:
             return verify_nodes(target, lambda node: sample_and_match(node, random))
-        return self._verify(target, tree.q, random)
+        if not sampling.any_plain:
+            return self._verify(target, tree.q, random)
+        # Nothing is verified where the draft has failed.
+        others = replace(tree, failed=tree.failed | sampling.plain)
+        result = self._verify(replace(target, tree=others), tree.q, random)
+        return _without_candidates(result, target, random.again)
 
     @abstractmethod
     def _verify(self, target: TargetDistributions, q: SparseDistributions, random: Randomness) -> VerificationResult:
@@ -124,6 +130,22 @@ class NodeScheme(Scheme):
             return torch.where(is_greedy, matched, picked), torch.where(is_greedy, best, token)
 
         return verify_nodes(target, verify_node)
+
+
+def _without_candidates(
+    result: VerificationResult, target: TargetDistributions, random: Randomness
+) -> VerificationResult:
+    """``result``, but for sequences that are decoded plainly: their token is sampled from p after the root."""
+    plain = target.sampling.plain
+    none = replace(CandidateTree.none(len(plain), plain.device), failed=~plain)
+    at_root = replace(target, tree=none, logits=target.logits[:, :1])
+    sampled = verify_nodes(at_root, lambda node: sample_and_match(node, random))
+    return VerificationResult(
+        result.path.masked_fill(plain[:, None], -1),
+        result.accepted.masked_fill(plain, 0),
+        torch.where(plain, sampled.token, result.token),
+        torch.where(plain, sampled.failed, result.failed),
+    )
 
 
 def top_k_if_greedy(

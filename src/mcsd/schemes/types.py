@@ -1,7 +1,7 @@
 """Data that schemes read and return: candidates, the target's distributions, the result of a verification."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -67,6 +67,10 @@ class CandidateTree:
         mixed = shape if isinstance(shape, MixedShape) else None
         whole = shape.shape if isinstance(shape, MixedShape) else shape
         return cls(whole, tokens, valid, choice, SparseDistributions(*q) if q else None, failed, mixed)
+
+    def without(self, sequences: Tensor) -> "CandidateTree":
+        """The tree without the candidates of some sequences, bool ``[B]``."""
+        return replace(self, valid=self.valid & ~sequences[:, None], failed=self.failed & ~sequences)
 
     @property
     def key(self) -> TreeShape | MixedShape:

@@ -104,6 +104,9 @@ class Metrics:
             gauge = GaugeMetricFamily(name, text, labels=_LABELS)
             gauge.add_metric(own, value)
             yield gauge
+        leaked = CounterMetricFamily("mcsd:leaked_sequences", "Sequences in use without a request.", labels=_LABELS)
+        leaked.add_metric(own, status.leaked)
+        yield leaked
         parts = CounterMetricFamily("mcsd:step_seconds", "Wall time of steps, by part.", labels=(*_LABELS, "part"))
         for part, seconds in engine.engine.seconds.items():
             parts.add_metric((*own, part), seconds)

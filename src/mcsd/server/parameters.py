@@ -37,7 +37,6 @@ def sampling_fields(body: Generation, engine: Engine) -> dict[str, Any]:
     Raises:
         ApiError: a value that the engine does not support.
     """
-    check_speculative(body.speculative, engine)
     fields = {name: value for name in _SAME_NAMES if (value := getattr(body, name, None)) is not None}
     if body.seed is not None:
         fields["seed"] = body.seed % (1 << 64)
@@ -45,7 +44,8 @@ def sampling_fields(body: Generation, engine: Engine) -> dict[str, Any]:
         fields["logit_bias"] = {int(token): bias for token, bias in biases.items()}
     if (prediction := getattr(body, "prediction", None)) is not None:
         fields["prediction"] = text_of(prediction.content)
-    return fields | _lengths(body, engine) | _logprobs(body) | structured_fields(body)
+    speculative = _speculative(body.speculative, engine)
+    return fields | speculative | _lengths(body, engine) | _logprobs(body) | structured_fields(body)
 
 
 def structured_fields(body: Generation) -> dict[str, Any]:
@@ -86,14 +86,9 @@ def _logprobs(body: Generation) -> dict[str, int]:
     return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}
 
 
-def check_speculative(given: Speculative | None, engine: Engine) -> None:
-    """Check that a request speculates as the engine does: all sequences of a batch share its tree.
-
-    Raises:
-        ApiError: it names another tree or scheme, or switches speculation on or off.
-    """
+def _speculative(given: Speculative | None, engine: Engine) -> dict[str, bool]:
     if given is None:
-        return
+        return {}
     has = {
         "enabled": engine.draft_name != "none",
         "scheme": engine.scheme_name,
@@ -101,12 +96,13 @@ def check_speculative(given: Speculative | None, engine: Engine) -> None:
     }
     for name, value in has.items():
         wanted = getattr(given, name)
-        if wanted is not None and wanted != value:
+        if wanted is not None and wanted != value and wanted is not False:
             raise unsupported(
                 f"speculative.{name}",
                 f"speculative.{name}={json.dumps(wanted)} of one request is not supported: this server has"
                 f" {json.dumps(value)}",
             )
+    return {} if given.enabled is None else {"speculative": given.enabled}
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

@@ -132,7 +132,7 @@ class StreamOptions(Body):
 
 
 class Speculative(Body):
-    """How the engine speculates. One batch has one tree, so a request can only name what the engine has."""
+    """Whether candidates are proposed. A batch has one tree and one scheme: a request can name those of the engine."""
 
     enabled: bool | None = None
     tree: Annotated[str, Field(max_length=256)] | None = None
