@@ -56,9 +56,9 @@ def test_sequences_that_a_drafter_leaks_are_freed_and_counted() -> None:
     async def main() -> None:
         async with AsyncEngine(engine) as served:
             assert (await served.generate([1], LONG)).token_ids == alone([1], LONG)
-            await asyncio.to_thread(wait_for, lambda: served.status.leaked == 1)
+            await asyncio.to_thread(wait_for, lambda: served.leaked_sequences == 1)
             assert (await served.generate([2], LONG)).token_ids == alone([2], LONG)
-            assert served.status.leaked == 1
+            assert served.leaked_sequences == 1
 
     run(main())
 

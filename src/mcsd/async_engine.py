@@ -111,6 +111,11 @@ class AsyncEngine:
         """Running and waiting requests, and the engine's health."""
         return self._thread.status
 
+    @property
+    def leaked_sequences(self) -> int:
+        """Sequences in use when no request was left. They were freed; mcsd or a drafter has a fault."""
+        return self._thread.leaked
+
     async def submit(self, prompt: Any, params: Any = None, *, trace: bool = False, **fields: Any) -> AsyncRequest:
         """Queue a prompt. Arguments are those of `Engine.stream`; the prompt is a text or token ids.
 

@@ -23,15 +23,12 @@ class EngineStatus(NamedTuple):
         waiting: requests that wait for a place in it.
         error: of the last step; None if it succeeded. If it stays, the model or its device is broken.
         closed: whether new requests are refused.
-        leaked: sequences that were still in use when no request was left, and have been freed. More than 0 is a fault
-            of mcsd or of a drafter.
     """
 
     running: int
     waiting: int
     error: BaseException | None
     closed: bool
-    leaked: int
 
 
 class SteppingThread:
@@ -41,6 +38,9 @@ class SteppingThread:
         engine: others may use it too.
         max_batch: requests that it runs together.
         max_waiting: requests that wait, at most; more are refused.
+
+    Attributes:
+        leaked: sequences that were still in use when no request was left, and have been freed.
     """
 
     def __init__(self, engine: RequestQueue, max_batch: int, max_waiting: int) -> None:
@@ -53,7 +53,7 @@ class SteppingThread:
         self._accepts = True
         self._stopped = False
         self._error: BaseException | None = None
-        self._leaked = 0
+        self.leaked = 0
         self._step_began: float | None = None
 
     @property
@@ -67,7 +67,7 @@ class SteppingThread:
         """The state now."""
         live = len(self._live)
         running = min(live, self._max_batch)
-        return EngineStatus(running, live - running, self._error, not self._accepts, self._leaked)
+        return EngineStatus(running, live - running, self._error, not self._accepts)
 
     def check_space(self, count: int) -> None:
         """Check that some more requests are accepted.
@@ -133,7 +133,7 @@ class SteppingThread:
             self._step_began = None
             self._deliver()
             if not self._live:
-                self._leaked += self._engine.free_leaked()
+                self.leaked += self._engine.free_leaked()
         self._end_all("the engine was closed")
         self._deliver()
 

@@ -14,10 +14,10 @@ from support.chisquare import runnable, table
 
 @pytest.mark.parametrize(("scheme", "tree"), runnable("2", "chain:2", "2x1"))
 def test_law_of_texts(scheme: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exact, all outcomes enumerated."""
-    size = 2 if tree == "2x1" else 3
+    """Exact, all outcomes enumerated; one batch has all texts of a round."""
+    size = 3 if tree == "2" else 2
     target = network(size, 1)
-    engine = mcsd.Engine(target, network(size, 2), tree=tree, scheme=scheme, max_batch=1024, max_length=16)
+    engine = mcsd.Engine(target, network(size, 2), tree=tree, scheme=scheme, max_batch=2048, max_length=16)
     params = mcsd.SamplingParams(temperature=0.8, max_new_tokens=2)
     plain, longer = replace(params, speculative=False), replace(params, max_new_tokens=6)
     expected = target_law(target, 2, 0.8)

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 import mcsd
-from support.threads import wait_for
+from support.threads import LIMIT, wait_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
@@ -57,7 +57,7 @@ class Server:
 def server() -> Iterator[Server]:
     server = Server()
     try:
-        wait_for(lambda: server.status() == "ready")
+        wait_for(lambda: server.status() == "ready", 4 * LIMIT)  # It may have to fetch its weights.
         yield server
     finally:
         server.process.kill()

@@ -109,7 +109,7 @@ class Running:
     def idle(self) -> None:
         """Wait until no sequence is in use."""
         wait_for(lambda: self.status[:2] == (0, 0) and not self.engine._running)
-        assert not self.status.leaked
+        assert not self.app.state.service._engine.leaked_sequences
 
     def stop(self) -> None:
         self.server.should_exit = self.server.force_exit = True

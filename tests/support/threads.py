@@ -85,8 +85,8 @@ class Gate:
         self._permits.release(passages)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
+def wait_for(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "deadlock"
         time.sleep(0.001)

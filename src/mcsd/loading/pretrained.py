@@ -178,6 +178,10 @@ def _explained(model: str | Path, location: Location, error: Exception, offline:
     what = f"{model}: {reason:.200}"
     if "only supported on GPU" in reason:
         return UnsupportedModel(what, "give weights that are not quantized, or a GGUF file")
+    if "custom code" in reason:
+        return UnsupportedModel(
+            f"{model} needs code of its own, which mcsd does not run", "choose a model that transformers has itself"
+        )
     if "not supported" in reason or "does not recognize this architecture" in reason or "Unrecognized" in reason:
         return UnsupportedModel(what, "choose a decoder-only model that transformers supports")
     if location.kind == "hub":

@@ -105,7 +105,7 @@ class Metrics:
             gauge.add_metric(own, value)
             yield gauge
         leaked = CounterMetricFamily("mcsd:leaked_sequences", "Sequences in use without a request.", labels=_LABELS)
-        leaked.add_metric(own, status.leaked)
+        leaked.add_metric(own, engine.leaked_sequences)
         yield leaked
         parts = CounterMetricFamily("mcsd:step_seconds", "Wall time of steps, by part.", labels=(*_LABELS, "part"))
         for part, seconds in engine.engine.seconds.items():

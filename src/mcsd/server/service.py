@@ -120,8 +120,8 @@ class Service:
         leaked = 0
         while self._engine is not None and self.state != "failed":
             await asyncio.sleep(min(_WATCH_SECONDS, self.options.step_seconds / 4))
-            if self._engine.status.leaked > leaked:
-                leaked = self._engine.status.leaked
+            if self._engine.leaked_sequences > leaked:
+                leaked = self._engine.leaked_sequences
                 log_event("sequences leaked", level="ERROR", total=leaked)
             if self._engine.step_seconds > self.options.step_seconds:
                 hung = StepHung(f"a step has taken more than {self.options.step_seconds:g} s", "restart the server")
