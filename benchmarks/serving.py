@@ -1,16 +1,18 @@
 """Throughput and latency of ``mcsd serve`` against the bare engine, and against plain decoding of one request.
 
-    python benchmarks/serving.py --target qwen2.5-coder-1.5b --draft qwen2.5-coder-0.5b
+    python benchmarks/serving.py --target qwen2.5-coder-1.5b --draft qwen2.5-coder-0.5b [--other NAME=URL]
 
 Each round makes the same texts three times: the engine with all prompts at once; clients of the server (one process,
 streamed answers, each client asks again when its answer has ended); and the engine without candidates, one prompt after
-the other. Prints tokens per second, their ratios (medians of rounds), and what clients see: the time to the first
-token, and between the chunks of a text, each of which has the tokens of a step.
+the other. Other servers of OpenAI's API, which run already, get the same requests in the same rounds. Prints tokens per
+second, their ratios (medians of rounds), and what clients see: the time to the first token, and between the chunks of a
+text, each of which has the tokens of a step. Clients and servers share the processor: their share of it is printed.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -27,7 +29,7 @@ import httpx2 as httpx
 import mcsd
 from mcsd.prompts import default_prompts
 
-SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "ignore_eos": True}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True}
 """Whatever a model's own defaults are."""
 
 
@@ -38,10 +40,12 @@ class Latencies:
     Attributes:
         first: from a request to its first tokens.
         between: between the chunks of a text.
+        shares: of the processor that the clients took, in each round.
     """
 
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
 
     def add(self, times: Sequence[float]) -> None:
         """Take the moments of a request and its chunks."""
@@ -61,23 +65,28 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plain", type=int, default=2, help="requests of plain decoding in a round")
+    parser.add_argument("--other", action="append", default=[], metavar="NAME=URL")
     args = parser.parse_args()
+    others = dict(other.split("=", 1) for other in args.other)
     engine = mcsd.Engine.load(args.target, args.draft, tree=args.tree, max_batch=args.clients)
     plain = mcsd.Engine(engine.target, "ngram", engine.tokenizer, tree="none")
     texts = default_prompts(engine.encoder)
     prompts = [texts[i % len(texts)] for i in range(args.clients * args.requests)]
-    latencies = Latencies()
-    rates: dict[str, list[float]] = {"engine": [], "server": [], "plain": []}
+    names = ["server", *others]
+    latencies = {name: Latencies() for name in names}
+    rates: dict[str, list[float]] = {name: [] for name in ("engine", "plain", *names)}
     with served(args) as url:
         for number in range(args.rounds + 1):
             rates["engine"].append(engine_rate(engine, prompts, args.tokens))
-            rates["server"].append(asyncio.run(server_rate(url, prompts, args.clients, args.tokens, latencies)))
+            for name, address in {"server": url, **others}.items():
+                load = server_rate(address, prompts, args.clients, args.tokens, latencies[name])
+                rates[name].append(asyncio.run(load))
             rates["plain"].append(
                 statistics.mean(engine_rate(plain, [prompt], args.tokens) for prompt in prompts[: args.plain])
             )
             if not number:
                 # The first round warms up.
-                rates, latencies = {name: [] for name in rates}, Latencies()
+                rates, latencies = {name: [] for name in rates}, {name: Latencies() for name in names}
     report(rates, latencies)
 
 
@@ -116,34 +125,41 @@ async def server_rate(url: str, prompts: Sequence[Any], clients: int, tokens: in
     async def ask(client: httpx.AsyncClient) -> None:
         nonlocal made
         for seed, prompt in left:
-            body = {**SAMPLING, "prompt": prompt, "seed": seed, "max_tokens": tokens}
-            times = [time.monotonic()]
-            async with client.stream(
-                "POST", "/v1/completions", json=body | {"stream": True, "return_token_ids": True}
-            ) as response:
-                assert response.status_code == 200
+            body = {**SAMPLING, "prompt": prompt, "seed": seed, "max_tokens": tokens, "stream": True}
+            times, last = [time.monotonic()], ""
+            body["stream_options"] = {"include_usage": True}
+            async with client.stream("POST", "/v1/completions", json=body) as response:
+                assert response.status_code == 200, await response.aread()
                 async for line in response.aiter_lines():
                     if line.startswith("data: {"):
                         times.append(time.monotonic())
-                        made += len(json.loads(line[6:])["choices"][0]["token_ids"])
-            latencies.add(times)
+                        last = line
+            # The last one has the usage, and no text.
+            latencies.add(times[:-1])
+            made += json.loads(last[6:])["usage"]["completion_tokens"]
 
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.process_time()
         await asyncio.gather(*(ask(client) for _ in range(clients)))
-        return made / (time.monotonic() - began)
+        seconds = time.monotonic() - began
+        latencies.shares.append((time.process_time() - worked) / seconds / (os.cpu_count() or 1))
+        return made / seconds
 
 
-def report(rates: dict[str, list[float]], latencies: Latencies) -> None:
+def report(rates: dict[str, list[float]], latencies: dict[str, Latencies]) -> None:
     """Print medians, and percentiles of the latencies."""
     for name, found in rates.items():
         print(f"{name:8} {statistics.median(found):7.1f} tokens/s   ({', '.join(f'{one:.1f}' for one in found)})")
-    for other in ("engine", "plain"):
+    for other in rates.keys() - {"server"}:
         ratios = [one / two for one, two in zip(rates["server"], rates[other], strict=True)]
         print(f"server / {other}: {statistics.median(ratios):.3f}   ({', '.join(f'{one:.3f}' for one in ratios)})")
-    for name, seconds in (("first token", latencies.first), ("between chunks", latencies.between)):
-        cuts = statistics.quantiles(seconds, n=100)
-        print(f"{name}: {1000 * cuts[49]:.0f} ms in the median, {1000 * cuts[98]:.0f} ms at the 99th percentile")
+    for name, seen in latencies.items():
+        for what, seconds in (("first token", seen.first), ("between chunks", seen.between)):
+            cuts = statistics.quantiles(seconds, n=100)
+            print(
+                f"{name}, {what}: {1000 * cuts[49]:.0f} ms in the median, {1000 * cuts[98]:.0f} at the 99th percentile"
+            )
+        print(f"{name}: clients took {statistics.median(seen.shares):.1%} of the processor")
 
 
 if __name__ == "__main__":

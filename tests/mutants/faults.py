@@ -20,7 +20,7 @@ _MAP = "models/vocabulary_map.py"
 _GREEDY, _KSEQ, _HUB = "schemes/greedy_draft.py", "schemes/kseq.py", "schemes/spechub.py"
 _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
 _CACHE, _LAYOUT, _MASKS, _FUSION = "models/protocol.py", "models/layout.py", "models/masks.py", "models/fusion.py"
-_GRAMMARS = "grammars.py"
+_GRAMMARS, _SCHEME = "grammars.py", "schemes/base.py"
 _PREFIX_CACHE, _MIXED = "models/prefix_cache.py", "schemes/mixed.py"
 KERNELS = "kernels/"
 _DECODER, _DISTRIBUTIONS = f"{KERNELS}decoder.cpp", f"{KERNELS}distributions.cpp"
@@ -32,6 +32,20 @@ _Q_THEN_ALPHA = """            q = torch.where(valid[:, None], renormalised(q.sc
 """
 
 FAULTS = (
+    Fault(
+        "plain sequences: what others accept is counted",
+        _SCHEME,
+        "result.accepted.masked_fill(plain, 0)",
+        "result.accepted",
+    ),
+    Fault("plain sequences: later numbers of the stream", _SCHEME, "target, random.again)", "target, random)"),
+    Fault(
+        "plain sequences: they fail with their draft",
+        _SCHEME,
+        "torch.where(plain, sampled.failed, result.failed)",
+        "result.failed",
+    ),
+    Fault("plain sequences: their candidates are matched", _CORE, "tree.without(self._sampling.plain)", "tree"),
     Fault(
         "residual with the new q instead of the old",
         _RECURSIVE,
