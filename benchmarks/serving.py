@@ -150,7 +150,7 @@ def report(rates: dict[str, list[float]], latencies: dict[str, Latencies]) -> No
     """Print medians, and percentiles of the latencies."""
     for name, found in rates.items():
         print(f"{name:8} {statistics.median(found):7.1f} tokens/s   ({', '.join(f'{one:.1f}' for one in found)})")
-    for other in rates.keys() - {"server"}:
+    for other in (name for name in rates if name != "server"):
         ratios = [one / two for one, two in zip(rates["server"], rates[other], strict=True)]
         print(f"server / {other}: {statistics.median(ratios):.3f}   ({', '.join(f'{one:.3f}' for one in ratios)})")
     for name, seen in latencies.items():

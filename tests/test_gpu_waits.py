@@ -27,6 +27,7 @@ SETTINGS = {
     "typical": (SamplingParams(typical_p=0.6), SamplingParams()),
     "penalties": (SamplingParams(repetition_penalty=1.2, frequency_penalty=0.1, logit_bias={3: 1.0}),),
     "greedy with penalties": (SamplingParams(temperature=0, presence_penalty=0.5),),
+    "plain": (SamplingParams(speculative=False), SamplingParams()),
     "logprobs": (SamplingParams(logprobs=3), SamplingParams()),
 }
 

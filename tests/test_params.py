@@ -58,6 +58,7 @@ BAD: dict[str, list[Any]] = {
         "x" * 131_073,
     ],
     "json_object": ["false", 1, None],
+    "speculative": ["false", 1, None],
     "regex": ["", b"x", 5, ["x"], "x" * 131_073],
     "grammar": ["", b"x", 5, ["x"], "x" * 131_073],
 }
@@ -87,6 +88,7 @@ GOOD: dict[str, list[Any]] = {
     "logits_processors": [(), [max]],
     "stopping_criteria": [(), [max]],
     "prediction": [None, "text", [1, 2], ()],
+    "speculative": [True, False],
     "json_schema": [None, "{}", '{"type": "object"}'],
     "json_object": [True, False],
     "regex": [None, "a+"],

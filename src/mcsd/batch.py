@@ -46,7 +46,7 @@ class Batch(RequestQueue):
         self.cache = target.new_cache(max_batch, cache_slots(self.max_length, max_nodes))
         self.prefixes = PrefixCache(self.cache, max_texts)
         self._running: list[Request] = []
-        self._has_changed = True  # since a subclass has set it to false
+        self._has_changed = True  # A subclass that has looked at them resets it.
 
     def free_leaked(self) -> int:
         """While no request runs or waits, free the sequences that are still in use, and return their number.

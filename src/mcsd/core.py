@@ -69,8 +69,9 @@ class EngineCore(Batch):
         generation_config: Any = None,
         max_texts: int = 0,
     ) -> None:
-        options = max_batch, max_length, max_nodes, max_texts
-        super().__init__(target, drafter, *options, tokenizer, defaults, generation_config)
+        super().__init__(
+            *(target, drafter, max_batch, max_length, max_nodes, max_texts, tokenizer, defaults), generation_config
+        )
         self.plan = plan
         self.tree = PLAIN
         self.draft_levels = 0
@@ -103,7 +104,8 @@ class EngineCore(Batch):
     def requests(self, prompt: Any, params: Any = None, **fields: Any) -> list[Request]:
         """See `RequestQueue.requests`."""
         made = super().requests(prompt, params, **fields)
-        if made[0].params.prediction and self.drafter.is_sampled and REGISTRY[self._scheme.name].tree_level:
+        takes = made[0].params.prediction and made[0].params.speculative
+        if takes and self.drafter.is_sampled and REGISTRY[self._scheme.name].tree_level:
             raise InvalidParameter(
                 f"scheme {self._scheme.name} verifies whole trees and takes no prediction beside a draft",
                 "use scheme mcss-wor, or draft='ngram'",
@@ -191,7 +193,7 @@ class EngineCore(Batch):
         texts.add(index, text)
         self.drafter.add(tokens, hidden)
         prediction = request.params.prediction
-        if prediction and not isinstance(prediction, str):
+        if prediction and request.params.speculative and not isinstance(prediction, str):
             self.drafter = with_look_up(self.drafter, len(self._running))
             self.drafter.expect(request.prompt, prediction)
 
@@ -210,7 +212,7 @@ class EngineCore(Batch):
         if shape != self.tree:
             check_planned(self.plan, self._scheme.name, shape)
             self.tree = shape
-        self.drafter.min_confidence = getattr(self.plan, "min_confidence", 0.0)
+        self.drafter.min_confidence = getattr(self.plan, "min_confidence", 0.0) if len(shape) else 0.0
         tree = self.drafter.draft(texts, self.tree, self._step_scheme, self._sampling, random)
         if self._sampling.any_plain:
             tree = tree.without(self._sampling.plain)
@@ -221,12 +223,8 @@ class EngineCore(Batch):
     def _catch_up(self, shape: TreeShape, texts: list[list[int]]) -> TreeShape:
         """Let the drafter read what it lags behind by. Returns the tree; none if the plan finds it too slow."""
         stretches = getattr(self.plan, "stretches", None)
-        if (stretches or self._sampling.any_plain) and any(unread := self.drafter.unread(texts)):
-            # What is decoded plainly need not be read.
-            takes = [request.params.speculative for request in self._running]
-            unread = [tokens * speculative for tokens, speculative in zip(unread, takes, strict=True)]
-            left = [request.remaining * request.params.speculative for request in self._running]
-            most = stretches(unread, left) if stretches else unread
+        if stretches and any(unread := self.drafter.unread(texts)):
+            most = stretches(unread, [request.remaining for request in self._running])
             if most is None:
                 return PLAIN
             self.drafter.skip(texts, most)
@@ -274,7 +272,7 @@ class EngineCore(Batch):
         if self._sampling.any_penalties and logits.device.type != "cpu":
             # The captured function reads them; it cannot make them.
             self._history.penalties(self._sampling, logits)
-        key = "verify", tree.key, scheme.name, self._sampling.kind
+        key = "verify", tree.key, scheme.name, self._sampling.kind, self._sampling.any_plain
         arguments = tree, logits, self._sampling, self._history, random
         *parts, table = self.graphs.run(key, verify, *arguments, generation=self.cache.generation)
         result = VerificationResult(*parts)
@@ -289,6 +287,8 @@ class EngineCore(Batch):
 
     def _observe(self, tree: CandidateTree, verified: list[VerifiedSequence], before: dict[str, float]) -> None:
         assert self.plan is not None
+        if self._sampling.all_plain:
+            return  # The plan was not asked.
         spent = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
         paths = [each.path for each in verified]
         self.plan.observe(StepOutcome.of(tree.key, self._sampling.params, paths, spent))

@@ -205,7 +205,7 @@ class Engine(EngineCore):
         return {
             "target": self.target_name,
             "draft": self.draft_name,
-            "tree": str(self.tree) if isinstance(self.plan, FixedTree) else "auto",
+            "tree": str(self.plan.shape) if isinstance(self.plan, FixedTree) else "auto",
             "scheme": self.scheme_name,
             "max_batch": self.max_batch,
             "max_length": self.max_length,

@@ -109,7 +109,7 @@ class SamplingParams:
         prediction: a text or token ids that the answer is expected to resemble, as in an edit of a given text. It is a
             source of candidates and does not change the distribution.
         speculative: whether candidates are proposed. Without them the text is decoded plainly, whatever else is in the
-            batch, and a seed gives the text of plain decoding.
+            batch, and a seed gives the text of plain decoding (in float32; otherwise up to rounding).
         json_schema: the text is JSON that this schema allows; a dict or JSON text.
         json_object: the text is a JSON object.
         regex: the whole text matches this regular expression.

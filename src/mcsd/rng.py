@@ -132,7 +132,7 @@ class Randomness(Protocol):
 
     @property
     def again(self) -> "Randomness":
-        """The numbers of this stream from its start, for sequences that have used none of them."""
+        """The numbers of this stream from its start, for sequences whose decisions so far are dropped."""
         ...
 
 

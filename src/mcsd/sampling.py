@@ -64,7 +64,7 @@ class BatchSamplingParams:
         truncates = ((top_k > 0) | (top_p < 1) | (min_p > 0)) & ~greedy
         scaling = temperature.masked_fill(greedy, 1.0)
         states = (None,) * len(params) if matchers is None else tuple(matchers)
-        plain = torch.tensor([not p.speculative for p in params], device=device)
+        plain = torch.tensor([not p.speculative for p in params], dtype=torch.bool, device=device)
         return cls(tuple(params), states, scaling, greedy, top_k, top_p, min_p, typical_p, truncates, plain)
 
     @cached_property
@@ -84,13 +84,13 @@ class BatchSamplingParams:
 
     @cached_property
     def all_plain(self) -> bool:
-        """Whether every sequence is."""
+        """Whether every sequence is decoded plainly."""
         return not any(p.speculative for p in self.params)
 
     @cached_property
     def any_seeded(self) -> bool:
-        """Whether a sequence is sampled with a seed; see `SamplingParams.is_seeded`."""
-        return any(p.is_seeded for p in self.params)
+        """Whether a sequence with candidates is sampled with a seed; see `SamplingParams.is_seeded`."""
+        return any(p.is_seeded and p.speculative for p in self.params)
 
     @cached_property
     def any_truncates(self) -> bool:
@@ -159,8 +159,7 @@ class BatchSamplingParams:
     def kind(self) -> Hashable:
         """What the host decides by: batches of equal kinds and sizes take the same operations."""
         unscaled = self.scaling_temperature is None
-        truncates = self.any_truncates, self.any_typical
-        return self.any_greedy, self.all_greedy, *truncates, self.any_penalties, unscaled, self.any_plain
+        return self.any_greedy, self.all_greedy, self.any_truncates, self.any_typical, self.any_penalties, unscaled
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,15 @@ class SteppingThread:
             self._step_began = None
             self._deliver()
             if not self._live:
-                self.leaked += self._engine.free_leaked()
+                self._free_leaked()
         self._end_all("the engine was closed")
         self._deliver()
+
+    def _free_leaked(self) -> None:
+        try:
+            self.leaked += self._engine.free_leaked()
+        except Exception as error:  # Of a drafter. The thread goes on.
+            self._error = error
 
     def _wait(self) -> bool:
         """Wait for requests; false once the thread must end."""

@@ -30,6 +30,7 @@ SHARED = """
 
 NO_OPTION = {
     *("n", "prediction", "logit_bias"),  # Not words of a command line.
+    "speculative",  # The command line has one request at a time: --tree none.
     *("logprobs", "prompt_logprobs", "logits_processors", "stopping_criteria"),  # Numbers and functions of Python.
 }
 """Sampling parameters without an option."""

@@ -1,4 +1,4 @@
-"""Sequences without candidates in a batch whose others have them: the target's law for both, and the text of a seed."""
+"""Sequences without candidates beside others: both follow the target's distribution, and a seed keeps its text."""
 
 from dataclasses import replace
 
@@ -7,7 +7,8 @@ import torch
 
 import mcsd
 from laws.test_exact_engine import check, engine_law, network, target_law
-from mcsd.drafters import ModelDrafter
+from mcsd.planning import Planner, Profile, StepCosts
+from mcsd.planning.acceptance import geometric_rates
 from mcsd.testing import TabularModel
 from support.chisquare import runnable, table
 
@@ -34,11 +35,17 @@ class DraftWithoutNumbers(TabularModel):
         self._logits[0] = torch.nan
 
 
+COSTS = StepCosts(((1, 1.0), (512, 1.5)), ((1, 0.02),), 0.0, 0.0, 0.0, 0.0)
+PROFILE = Profile(COSTS, geometric_rates(0.8, 0.1), geometric_rates(0.8, 0.1))
+"""Candidates cost little."""
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("scheme", ["mcss-wor", "top-k", "traversal"])
-@pytest.mark.parametrize("tree", ["2x2", "auto"])
-def test_a_seed_gives_the_text_of_plain_decoding(scheme: str, tree: str, temperature: float) -> None:
+@pytest.mark.parametrize("adapts", [False, True])
+def test_a_seed_gives_the_text_of_plain_decoding(scheme: str, adapts: bool, temperature: float) -> None:
     target, draft = TabularModel(table(5, 1).float()), TabularModel(table(5, 2).float())
+    tree = Planner(PROFILE, scheme) if adapts else "2x2"
     engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=4, max_length=256)
     plain = mcsd.Engine(target, tree="none", max_length=256)
     params = mcsd.SamplingParams(temperature=temperature, max_new_tokens=40, seed=9, speculative=False)
@@ -48,24 +55,32 @@ def test_a_seed_gives_the_text_of_plain_decoding(scheme: str, tree: str, tempera
     beside = engine.generate([[2], [0, 1], [3]], [other, params, other])
     assert [alone.token_ids, beside[1].token_ids] == [expected] * 2
     assert alone.stats.draft_tokens == beside[1].stats.draft_tokens == 0
-    # There is no tree that makes these tables faster.
-    assert (beside[0].stats.draft_tokens > 0) == (tree != "auto")
+    assert beside[0].stats.draft_tokens > 0
 
 
-def test_a_draft_reads_nothing_of_them_and_cannot_fail_them() -> None:
+def test_a_draft_cannot_fail_them() -> None:
     target, broken = TabularModel(table(5, 1).float()), DraftWithoutNumbers(table(5, 2).float())
     engine = mcsd.Engine(target, broken, tree="2", max_batch=2, max_length=256)
-    assert isinstance(engine.drafter, ModelDrafter)
-    lengths: list[list[int]] = []
-    catch_up = engine.drafter.catch_up
-
-    def recorded(texts: list[list[int]]) -> None:
-        catch_up(texts)
-        lengths.append([engine.drafter.cache.host_lengths[sequence] for sequence in range(len(texts))])  # type: ignore[attr-defined]
-
-    engine.drafter.catch_up = recorded  # type: ignore[method-assign]
     plain = mcsd.SamplingParams(max_new_tokens=4, speculative=False, logit_bias={0: 1e4})
-    fine = mcsd.SamplingParams(max_new_tokens=4, logit_bias={0: -1e4})
-    done = engine.generate([[1, 2] * 50, [1, 2] * 50], [plain, fine])
-    assert all(each.finish_reason == "length" for each in done)
-    assert lengths[0] == [0, 99]
+    other = mcsd.SamplingParams(max_new_tokens=4, logit_bias={0: -1e4})
+    assert engine.generate([1, 2], plain).token_ids == (0, 0, 0, 0)
+    done = engine.generate([[1, 2], [1, 2]], [plain, other])
+    assert [each.finish_reason for each in done] == ["length", "length"]
+    with pytest.raises(mcsd.errors.NonFiniteLogits):
+        engine.generate([1, 2], replace(plain, speculative=True))
+
+
+def test_look_up_and_predictions_are_not_for_them() -> None:
+    target = TabularModel(table(5, 1).float())
+    plain = mcsd.SamplingParams(max_new_tokens=40, temperature=0, speculative=False, prediction=[1] * 40)
+    other = mcsd.SamplingParams(max_new_tokens=40, temperature=0)
+    engine = mcsd.Engine(target, "ngram", tree="chain:3", max_batch=2, max_length=256)
+    expected = engine.generate([0, 1] * 9, other)
+    assert expected.stats.draft_tokens > 0
+    done = engine.generate([[0, 1] * 9] * 2, [plain, other])
+    assert [each.token_ids for each in done] == [expected.token_ids] * 2
+    assert done[0].stats.draft_tokens == 0 < done[1].stats.draft_tokens
+    drawn = mcsd.Engine(target, TabularModel(table(5, 2).float()), tree="chain:2", scheme="block", max_length=256)
+    assert drawn.generate([0, 1], plain).stats.draft_tokens == 0
+    with pytest.raises(mcsd.errors.InvalidParameter):
+        drawn.generate([0, 1], replace(plain, speculative=True))

@@ -22,7 +22,7 @@ REQUESTS = int(os.environ.get("MCSD_FUZZ_REQUESTS", "250"))
 """At least so many in all."""
 
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
-MOSTLY_REFUSED = {"model", "regex", "grammar", "speculative", "tools", "logit_bias"}
+MOSTLY_REFUSED = {"model", "regex", "grammar", "tools", "logit_bias"}
 """Fields that the document allows and this engine refuses, whatever is in them. Every second valid body is without."""
 
 WEIGHTS = {"/v1/chat/completions": 3, "/v1/completions": 3, "/v1/responses": 2, "/tokenize": 1, "/detokenize": 1}

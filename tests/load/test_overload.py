@@ -1,7 +1,7 @@
 """Ten times as many requests as the engine can take: refused at once, and the engine works as before afterwards.
 
-A rate is in answers a unit of a clock: of the wall clock, or of one that counts forwards and so is no slower on a busy
-machine."""
+On a machine that other tests share, half of the refusals must come within 100 ms, on an idle one 99 %. A rate is in
+answers a unit of a clock: of the wall clock, or of one that counts forwards and so is no slower on a busy machine."""
 
 import asyncio
 import time

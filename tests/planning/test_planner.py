@@ -70,6 +70,30 @@ def test_the_tree_shrinks_with_the_batch() -> None:
     assert len(planner().choose([GREEDY] * 8)) < len(planner().choose([GREEDY]))
 
 
+def test_sequences_without_candidates_make_trees_smaller_and_are_not_observed() -> None:
+    plain = mcsd.SamplingParams(temperature=0, speculative=False)
+    sizes = [len(planner().choose([GREEDY] * (8 - count) + [plain] * count)) for count in (0, 4, 7)]
+    assert sizes[0] >= sizes[1] > sizes[2]
+    # The rates of sampled sequences, which are good, are not mixed with those of greedy ones.
+    assert len(planner(BAD, GOOD).choose([SAMPLED, plain])) > 0
+    assert not len(planner(GOOD, BAD).choose([SAMPLED, plain]))
+    tree = TreeShape.parse("2x1")
+    outcome = StepOutcome.of(tree, [plain, SAMPLED, plain], [[], [0, 2], []], SECONDS)
+    assert (outcome.shape, outcome.params, outcome.paths) == (tree, [SAMPLED], [[0, 2]])
+    assert not len(StepOutcome.of(tree, [plain], [[]], SECONDS).shape)
+
+
+def test_a_seeded_request_without_candidates_makes_no_other_one_match() -> None:
+    plain = mcsd.SamplingParams(seed=1, speculative=False)
+    plan = planner()
+    for _ in range(300):
+        shape = plan.choose([SAMPLED, plain])
+        plan.observe(StepOutcome(shape, [SAMPLED], [[]], SECONDS))
+    # What has been learned is of sampled sequences, not of matched ones.
+    assert plan.choose([SAMPLED]) == TreeShape.parse("none")
+    assert len(plan.choose([mcsd.SamplingParams(seed=3)])) > 0
+
+
 def test_seeded_requests_adapt_by_acceptance_of_their_own() -> None:
     plan, seeded = planner(), mcsd.SamplingParams(seed=3)
     play(plan, 300, 0.0, SAMPLED)

@@ -277,8 +277,10 @@ def test_fields_without_effect_are_taken(server: Running, name: str) -> None:
 
 def test_what_the_engine_has_may_be_named_and_nulls_count_as_left_out(server: Running) -> None:
     body = {"messages": TALK, "max_tokens": 2, "stop": None, "tools": None, "logit_bias": None, "functions": None}
-    body |= {"speculative": {"enabled": True, "tree": "2x1", "scheme": "mcss-wor"}, "response_format": {"type": "text"}}
-    assert httpx.post(f"{server.url}/v1/chat/completions", json=body).status_code == 200
+    body |= {"response_format": {"type": "text"}}
+    for enabled in (True, False, True):
+        body["speculative"] = {"enabled": enabled, "tree": "2x1", "scheme": "mcss-wor"}
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=body).status_code == 200
 
 
 def test_a_request_may_be_decoded_plainly(server: Running) -> None:

@@ -109,7 +109,6 @@ class Running:
     def idle(self) -> None:
         """Wait until no sequence is in use."""
         wait_for(lambda: self.status[:2] == (0, 0) and not self.engine._running)
-        assert not self.app.state.service._engine.leaked_sequences
 
     def stop(self) -> None:
         self.server.should_exit = self.server.force_exit = True
@@ -124,6 +123,8 @@ def running(engine: Any, listen: dict[str, Any] | None = None, **options: Any) -
         yield server
     finally:
         server.stop()
+    served = server.app.state.service._engine
+    assert served is None or not served.leaked_sequences
 
 
 def raw(address: tuple[str, int], data: bytes | Sequence[bytes], seconds: float = 10.0) -> bytes:

@@ -36,6 +36,11 @@ class HiddenStateCollector(Drafter):
         """Drop the hidden states of finished texts."""
         self._finished.clear()
 
+    @property
+    def sequences(self) -> int:
+        """See `Drafter.sequences`."""
+        return len(self._running)
+
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         self._running.append((prompt[:-1], [] if hidden is None else [hidden[0]]))

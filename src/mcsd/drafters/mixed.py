@@ -97,10 +97,13 @@ class MixedDrafter(Drafter):
         for text, sequence in zip(token_ids, self._sequences if looking else (), strict=bool(looking)):
             if sequence:
                 sequence.update(text)
-        rates = [sequence.best(MAX_CHAIN)[1] if sequence else [] for sequence in self._sequences]
+        takes = [one.speculative for one in sampling.params]
+        both = zip(self._sequences, takes, strict=True)
+        rates = [sequence.best(MAX_CHAIN)[1] if sequence and speculative else [] for sequence, speculative in both]
         # Where verification reads q, the text of a seed depends on the tree, which must not depend on other sequences.
         pinned = scheme.needs_q and sampling.any_seeded
-        alone = bool(looking) and not pinned and min(map(sum, rates)) > shape.depth
+        fewest = min((sum(each) for each, speculative in zip(rates, takes, strict=True) if speculative), default=0)
+        alone = bool(looking) and not pinned and fewest > shape.depth
         drawn, otherwise = (0, 1.0) if alone else (len(shape), _DRAWN)
         nodes = {depth: drawn + depth for depth in (0, *DEPTHS)}
         tokens = [expected_tokens(each, otherwise) for each in rates]

@@ -68,7 +68,9 @@ class NgramDrafter(Drafter):
         sequences = self._sequences if len(shape) else []
         for text, sequence in zip(token_ids, sequences, strict=len(shape) > 0):
             sequence.update(text)
-        rates = [sequence.best(shape.depth)[1] for sequence in sequences]
+        takes = [one.speculative for one in sampling.params]
+        both = zip(sequences, takes, strict=False)
+        rates = [sequence.best(shape.depth)[1] if speculative else [] for sequence, speculative in both]
         depths = best_depths([expected_tokens(each) for each in rates], _nodes_by_depth(shape), self.cost)
         shape = _cut(shape, max(depths, default=0))
         if not len(shape):

@@ -66,10 +66,8 @@ class Planner:
         }
         limits = self._limits.max_width, self._limits.max_depth
         self._shape = profile.tree or best_tree(profile.sampled, profile.costs, 1, *limits).shape
-        self._batch = (0, 0)
-        """Sequences of the batch, and greedy ones among them."""
-        self._share = 1.0
-        """Of the sequences of the batch, those that take candidates."""
+        self._batch = (0, 0, 0)
+        """Sequences of the batch, those that take candidates, and greedy ones among these."""
         self._sampled = "sampled"
         """How sampled sequences of the batch are verified."""
         self._steps = 0
@@ -85,14 +83,14 @@ class Planner:
     def choose(self, params: Sequence[SamplingParams]) -> TreeShape:
         """See `Plan.choose`."""
         self._probe = None
-        batch = len(params), sum(one.temperature == 0 for one in params)
-        share = sum(one.speculative for one in params) / len(params)
-        sampled = "matched" if any(one.is_seeded for one in params) else "sampled"
-        changed = (batch, share, sampled) != (self._batch, self._share, self._sampled)
+        speculative = [one for one in params if one.speculative]
+        batch = len(params), len(speculative), sum(one.temperature == 0 for one in speculative)
+        sampled = "matched" if any(one.is_seeded for one in speculative) else "sampled"
+        changed = (batch, sampled) != (self._batch, self._sampled)
         if changed or self._steps % _SEARCH_INTERVAL == 0:
             if changed:
                 self._probed.clear()
-            self._batch, self._share, self._sampled = batch, share, sampled
+            self._batch, self._sampled = batch, sampled
             self._search()
         self._steps += 1
         if len(self._shape):
@@ -151,7 +149,8 @@ class Planner:
         for one, path in zip(outcome.params, paths, strict=True):
             self._acceptance["greedy" if one.temperature == 0 else self._sampled].observe(outcome.shape, path)
         if self._probe is not None:
-            self._probed.append((1 + self._share * sum(map(len, paths)) / len(paths), self._probe.seconds))
+            share = self._batch[1] / self._batch[0]
+            self._probed.append((1 + share * sum(map(len, paths)) / len(paths), self._probe.seconds))
             self._probe = None
             if len(self._probed) == _PROBE_STEPS:
                 self._finish_probe()
@@ -180,12 +179,17 @@ class Planner:
 
     def _rates(self) -> Rates:
         """Acceptance rates of the batch: the mean over its sequences."""
-        batch_size, greedy = self._batch
-        greedy_rates, sampled_rates = self._acceptance["greedy"].rates(), self._acceptance[self._sampled].rates()
-        share = greedy / batch_size
-        first, *rest = (
-            tuple(share * one + (1 - share) * other for one, other in zip(*level, strict=True))
-            for level in zip(greedy_rates, sampled_rates, strict=True)
-        )
-        # Without candidates the first is not accepted, and the others are not reached.
-        return tuple(self._share * rate for rate in first), *rest
+        batch_size, speculative, greedy = self._batch
+        if greedy in (0, speculative):
+            rates = self._acceptance["greedy" if greedy else self._sampled].rates()
+        else:
+            share = greedy / speculative
+            both = zip(self._acceptance["greedy"].rates(), self._acceptance[self._sampled].rates(), strict=True)
+            rates = tuple(
+                tuple(share * one + (1 - share) * other for one, other in zip(greedy_rates, sampled_rates, strict=True))
+                for greedy_rates, sampled_rates in both
+            )
+        if speculative == batch_size:
+            return rates
+        # Sequences that are decoded plainly accept no candidate at the root, and never come to the others.
+        return tuple(speculative / batch_size * rate for rate in rates[0]), *rates[1:]

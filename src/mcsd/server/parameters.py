@@ -89,14 +89,13 @@ def _logprobs(body: Generation) -> dict[str, int]:
 def _speculative(given: Speculative | None, engine: Engine) -> dict[str, bool]:
     if given is None:
         return {}
-    has = {
-        "enabled": engine.draft_name != "none",
-        "scheme": engine.scheme_name,
-        "tree": str(engine.tree) if isinstance(engine.plan, FixedTree) else "auto",
-    }
+    has: dict[str, str | bool] = {"scheme": engine.scheme_name}
+    has["tree"] = str(engine.plan.shape) if isinstance(engine.plan, FixedTree) else "auto"
+    if given.enabled:
+        has["enabled"] = engine.draft_name != "none"
     for name, value in has.items():
         wanted = getattr(given, name)
-        if wanted is not None and wanted != value and wanted is not False:
+        if wanted is not None and wanted != value:
             raise unsupported(
                 f"speculative.{name}",
                 f"speculative.{name}={json.dumps(wanted)} of one request is not supported: this server has"
