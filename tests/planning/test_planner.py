@@ -9,7 +9,7 @@ import torch
 import mcsd
 from mcsd.errors import InvalidTree
 from mcsd.planning import FixedTree, Planner, Profile, StepCosts, StepOutcome, TrialPlan
-from mcsd.planning.acceptance import DEPTH, RANKS, AcceptanceEstimate, geometric_rates
+from mcsd.planning.acceptance import DEPTH, RANKS, AcceptanceEstimate, Rates, geometric_rates
 from mcsd.planning.search import best_tree
 from mcsd.planning.trials import TEMPERATURES, TrialStep, run_trials
 from mcsd.schemes.registry import check_tree
@@ -18,6 +18,7 @@ from mcsd.tree import TreeShape
 from support.tiny import tiny
 
 COSTS = StepCosts(((1, 1.0), (4, 1.0), (64, 10.0)), ((1, 0.2),), 0.0, 0.0, 0.0, 0.0)
+CHEAP = StepCosts(((1, 1.0), (512, 1.5)), ((1, 0.02),), 0.0, 0.0, 0.0, 0.0)
 GOOD, BAD = geometric_rates(0.8, 0.1), geometric_rates(0.02, 0.01)
 SAMPLED, GREEDY = mcsd.SamplingParams(), mcsd.SamplingParams(temperature=0)
 SECONDS = {"draft": 0.0, "judge": 0.0, "commit": 0.0}
@@ -72,11 +73,15 @@ def test_the_tree_shrinks_with_the_batch() -> None:
 
 def test_sequences_without_candidates_make_trees_smaller_and_are_not_observed() -> None:
     plain = mcsd.SamplingParams(temperature=0, speculative=False)
-    sizes = [len(planner().choose([GREEDY] * (8 - count) + [plain] * count)) for count in (0, 4, 7)]
-    assert sizes[0] >= sizes[1] > sizes[2]
-    # The rates of sampled sequences, which are good, are not mixed with those of greedy ones.
-    assert len(planner(BAD, GOOD).choose([SAMPLED, plain])) > 0
-    assert not len(planner(GOOD, BAD).choose([SAMPLED, plain]))
+
+    def choice(params: list[mcsd.SamplingParams], greedy: Rates = GOOD, sampled: Rates = GOOD) -> TreeShape:
+        return Planner(Profile(CHEAP, greedy, sampled), "mcss-wor").choose(params)
+
+    sizes = [len(choice([GREEDY] * (8 - count) + [plain] * count)) for count in (0, 4, 7)]
+    assert sizes[0] > sizes[1] > sizes[2] > 0
+    # The rates of sampled sequences are not mixed with those of greedy ones.
+    deep, flat = choice([SAMPLED, plain], BAD, GOOD).depth, choice([SAMPLED, plain], GOOD, BAD).depth
+    assert deep > 2 >= flat
     tree = TreeShape.parse("2x1")
     outcome = StepOutcome.of(tree, [plain, SAMPLED, plain], [[], [0, 2], []], SECONDS)
     assert (outcome.shape, outcome.params, outcome.paths) == (tree, [SAMPLED], [[0, 2]])
@@ -85,13 +90,13 @@ def test_sequences_without_candidates_make_trees_smaller_and_are_not_observed() 
 
 def test_a_seeded_request_without_candidates_makes_no_other_one_match() -> None:
     plain = mcsd.SamplingParams(seed=1, speculative=False)
-    plan = planner()
+    plan = Planner(Profile(CHEAP, GOOD, GOOD), "mcss-wor")
     for _ in range(300):
         shape = plan.choose([SAMPLED, plain])
         plan.observe(StepOutcome(shape, [SAMPLED], [[]], SECONDS))
     # What has been learned is of sampled sequences, not of matched ones.
-    assert plan.choose([SAMPLED]) == TreeShape.parse("none")
-    assert len(plan.choose([mcsd.SamplingParams(seed=3)])) > 0
+    depths = [plan.choose([each]).depth for each in (SAMPLED, mcsd.SamplingParams(seed=3))]
+    assert depths[0] < depths[1]
 
 
 def test_seeded_requests_adapt_by_acceptance_of_their_own() -> None:
@@ -182,8 +187,7 @@ def test_no_plan_changes_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     target = torch.softmax(torch.randn(5, 5, dtype=torch.float64), -1)
     draft = torch.softmax(torch.randn(5, 5, dtype=torch.float64), -1)
     # Candidates cost little, so that the planner keeps drafting and only its trees change.
-    cheap = StepCosts(((1, 1.0), (512, 1.5)), ((1, 0.02),), 0.0, 0.0, 0.0, 0.0)
-    plans = (Whimsical(), Planner(Profile(cheap, GOOD, GOOD), "mcss-wor"))
+    plans = (Whimsical(), Planner(Profile(CHEAP, GOOD, GOOD), "mcss-wor"))
     for plan, seeded in itertools.product(plans, (False, True)):
         engine = mcsd.Engine(TabularModel(target), TabularModel(draft), tree=plan, max_batch=32)
         seen = torch.zeros(5, 5)
