@@ -112,6 +112,7 @@ def test_memory_does_not_grow_with_the_requests() -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.slow
 def test_the_test_sees_texts_that_are_kept_without_a_limit() -> None:
     assert in_own_process("unbounded")[0] > 0.03
 

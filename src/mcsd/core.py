@@ -70,7 +70,15 @@ class EngineCore(Batch):
         max_texts: int = 0,
     ) -> None:
         super().__init__(
-            *(target, drafter, max_batch, max_length, max_nodes, max_texts, tokenizer, defaults), generation_config
+            target,
+            drafter,
+            max_batch=max_batch,
+            max_length=max_length,
+            max_nodes=max_nodes,
+            max_texts=max_texts,
+            tokenizer=tokenizer,
+            defaults=defaults,
+            generation_config=generation_config,
         )
         self.plan = plan
         self.tree = PLAIN

@@ -6,9 +6,11 @@ transformers' own warpers for temperature, top-k, top-p and min-p.
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from scipy.stats import chi2
 from torch import Tensor
@@ -45,6 +47,11 @@ def runnable(*trees: str) -> list[tuple[str, str]]:
     """Every scheme with each of the trees that it supports."""
     shapes = {tree: mcsd.TreeShape.parse(tree) for tree in trees}
     return [(name, tree) for name in sorted(REGISTRY) for tree, shape in shapes.items() if supports(name, shape)]
+
+
+def others_slow(cases: Iterable[tuple[Any, ...]], fast: Callable[..., bool]) -> list[Any]:
+    """The cases of a test. All but the fast ones are left to ``make slow``."""
+    return [case if fast(*case) else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 def warped(rows: Tensor, params: mcsd.SamplingParams) -> Tensor:
