@@ -17,6 +17,7 @@ import mcsd
 from support.load import Refused, answer, client_of, job
 from support.memory import resident
 from support.server import Running, Table, running, table_engine
+from support.threads import LIMIT
 
 Clock = Callable[[], float]
 
@@ -70,7 +71,7 @@ def check_overload(server: Running, body: dict[str, Any], seconds: float, clock:
     memory: list[int] = []
 
     async def main() -> None:
-        async with client_of(server.url) as client:
+        async with client_of(server.url, 4 * LIMIT) as client:
             before = await rate(client, body, places, seconds, clock)
             memory.append(resident("VmRSS"))
             began = clock()

@@ -117,10 +117,10 @@ def _mixed(random: Random, prompts: Sequence[str], longest: int, cancelled: floa
 
 
 @asynccontextmanager
-async def client_of(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client for many requests at the same time."""
+async def client_of(url: str, seconds: float = LIMIT) -> AsyncIterator[httpx.AsyncClient]:
+    """A client for many requests at the same time, each of which is answered within some seconds."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=LIMIT) as client:
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=seconds) as client:
         yield client
 
 
