@@ -4,32 +4,20 @@ The chain is always proposed, right or wrong, and every scheme that may stand be
 False alarms and power of the chi-square tests are those of `test_engine_law`, with a level of 10⁻³ for this file.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 import mcsd
-from laws.test_engine_law import draft_of
+from laws.test_engine_law import draft_of, p_values
 from laws.test_exact_engine import check, engine_law, head, network, target_law
 from mcsd.drafters import MixedDrafter, NgramDrafter
 from mcsd.models import TransformersModel
 from mcsd.schemes.mixed_shape import MixedShape
 from mcsd.schemes.registry import REGISTRY
 from mcsd.testing import TabularModel
-from support.chisquare import (
-    BLOCKS,
-    block_law,
-    chi_square,
-    others_slow,
-    p_value,
-    runnable,
-    sample,
-    table,
-    transitions,
-    warped,
-)
+from support.chisquare import BLOCKS, others_slow, runnable, table
 
 MIXING = [(scheme, tree) for scheme, tree in runnable("2", "chain:2", "2x1") if not REGISTRY[scheme].tree_level]
 
@@ -97,14 +85,6 @@ GROUPS = [(scheme, tree) for scheme, tree in runnable(*DRAFTS) if not REGISTRY[s
 LEVEL = 1e-3 / (2 * len(GROUPS) * (len(SETTINGS) + 1))
 
 
-def p_values(engine: mcsd.Engine, target: torch.Tensor, settings: Sequence[mcsd.SamplingParams]) -> list[float]:
-    counts = sample(engine, settings, 10_000, seed=7)
-    laws = [warped(target, params) for params in settings]
-    blocks = [chi_square(one, block_law(law)) for one, law in zip(counts, laws, strict=True)]
-    single = [chi_square(transitions(one), law) for one, law in zip(counts, laws, strict=True)]
-    return [value for part in (blocks, single) for value in (p_value(*part), *map(p_value, part))]
-
-
 def mixed_engine(target: torch.Tensor, draft: torch.Tensor, tree: str, scheme: str) -> mcsd.Engine:
     models = TabularModel(target.float()), [TabularModel(draft.float()), "ngram"]
     return eager(mcsd.Engine(*models, tree=tree, scheme=scheme, max_batch=2048, max_length=3 * BLOCKS + 8))
@@ -117,7 +97,7 @@ def test_law(scheme: str, tree: str) -> None:
     seed = GROUPS.index((scheme, tree))
     target = table(5, seed)
     engine = mixed_engine(target, draft_of(DRAFTS[tree], target, seed), tree, scheme)
-    assert min(p_values(engine, target, SETTINGS)) > LEVEL
+    assert min(p_values(engine, target, SETTINGS, seed=7)) > LEVEL
 
 
 def test_a_seed_gives_the_same_text_beside_other_sequences() -> None:

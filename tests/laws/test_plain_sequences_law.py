@@ -7,9 +7,9 @@ import torch
 
 import mcsd
 from laws.test_exact_engine import check, engine_law, network, target_law
-from mcsd.planning import Planner, Profile, StepCosts
-from mcsd.planning.acceptance import geometric_rates
+from mcsd.planning import Planner, Profile
 from mcsd.testing import TabularModel
+from planning.test_planner import CHEAP, GOOD
 from support.chisquare import runnable, table
 
 
@@ -35,17 +35,12 @@ class DraftWithoutNumbers(TabularModel):
         self._logits[0] = torch.nan
 
 
-COSTS = StepCosts(((1, 1.0), (512, 1.5)), ((1, 0.02),), 0.0, 0.0, 0.0, 0.0)
-PROFILE = Profile(COSTS, geometric_rates(0.8, 0.1), geometric_rates(0.8, 0.1))
-"""Candidates cost little."""
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("scheme", ["mcss-wor", "top-k", "traversal"])
 @pytest.mark.parametrize("adapts", [False, True])
 def test_a_seed_gives_the_text_of_plain_decoding(scheme: str, adapts: bool, temperature: float) -> None:
     target, draft = TabularModel(table(5, 1).float()), TabularModel(table(5, 2).float())
-    tree = Planner(PROFILE, scheme) if adapts else "2x2"
+    tree = Planner(Profile(CHEAP, GOOD, GOOD), scheme) if adapts else "2x2"
     engine = mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=4, max_length=256)
     plain = mcsd.Engine(target, tree="none", max_length=256)
     params = mcsd.SamplingParams(temperature=temperature, max_new_tokens=40, seed=9, speculative=False)

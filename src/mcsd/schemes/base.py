@@ -70,7 +70,7 @@ class Scheme(ABC):
             return verify_nodes(target, lambda node: sample_and_match(node, random))
         if not sampling.any_plain:
             return self._verify(target, tree.q, random)
-        # Nothing is verified where the draft has failed.
+        # No scheme verifies candidates of a failed draft.
         others = replace(tree, failed=tree.failed | sampling.plain)
         result = self._verify(replace(target, tree=others), tree.q, random)
         return _without_candidates(result, target, random.again)
