@@ -95,7 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine",
         "errors",
         "lazy",
-        *("models", "planning", "request", "results", "stop_strings"),
+        *("models", "params", "planning", "request", "results", "stop_strings"),
     },
     "tune": {*_ENGINE, "config", "files", "lazy", "loading"},
     "verify": _TOOLS,

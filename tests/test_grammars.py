@@ -10,6 +10,7 @@ import mcsd
 from mcsd.errors import GrammarFailed, InvalidGrammar, InvalidParameter, NonFiniteLogits
 from mcsd.params import MAX_GRAMMAR, MAX_SCHEMA_DEPTH
 from mcsd.testing import TabularModel
+from support.faults import EXPLODING_GRAMMAR
 from support.small_tokenizers import byte_level
 
 TOKENIZER = byte_level(["ab", '"a"', '":', '{"', "<eos>", "true"], [("a", "b")])
@@ -157,19 +158,13 @@ def test_a_grammar_that_fails_ends_its_request_only() -> None:
     """Its state grows with the text, up to a limit of llguidance."""
     params = [
         mcsd.SamplingParams(temperature=0, max_new_tokens=12),
-        mcsd.SamplingParams(temperature=0, max_new_tokens=12, grammar=_EXPLODING),
+        mcsd.SamplingParams(temperature=0, max_new_tokens=12, grammar=EXPLODING_GRAMMAR),
     ]
     with pytest.raises(GrammarFailed, match=r"the grammar failed after \d+ new tokens") as caught:
         engine().generate([[5]] * 2, params)
     other, failed = caught.value.completions
     assert failed is None
     assert other.token_ids == engine().generate([5], params[0]).token_ids
-
-
-_RULES = range(2100)
-_EXPLODING = f'start: "xxxxxx" ({" | ".join(f"r{i}" for i in _RULES)})\n' + "\n".join(
-    f'r{i}: "a" r{i} "b" | "{i}"' for i in _RULES
-)
 
 
 def test_a_model_without_an_allowed_token_fails_by_name() -> None:

@@ -183,7 +183,7 @@ class SamplingParams:
                 raise InvalidParameter(f"{name}={given!r:.60} is not a list of callables", f"give {name}=[...]")
             self._set(name, tuple(given))
         if self.json_schema is not None:
-            self._set("json_schema", _schema_text(self.json_schema))
+            self._set("json_schema", schema_text(self.json_schema))
         for name in ("regex", "grammar"):
             _check_grammar_text(name, getattr(self, name))
         given = [name for name in _GRAMMARS if getattr(self, name) not in (None, False)]
@@ -307,8 +307,12 @@ def _check_grammar_text(name: str, text: Any) -> None:
         )
 
 
-def _schema_text(schema: Any) -> str:
-    """A JSON schema as JSON text, bounded in size and depth."""
+def schema_text(schema: Any) -> str:
+    """A JSON schema as JSON text.
+
+    Raises:
+        InvalidParameter: it is none, or exceeds `MAX_GRAMMAR` or `MAX_SCHEMA_DEPTH`.
+    """
     parsed = schema
     try:
         if isinstance(schema, str):

@@ -99,6 +99,10 @@ async def scheme_raises(world: World) -> None:
     await world.fails(world.job("text", top_k=faults.SCHEME_TOP_K), 500, "step_failed")
 
 
+async def grammar_fails(world: World) -> None:
+    await world.fails(world.job("text", grammar=faults.EXPLODING_GRAMMAR), 400, "grammar_failed")
+
+
 async def logits_are_nan(world: World) -> None:
     prompt = world.random.choice([f"text {faults.NAN}", f"text {faults.FUSES[faults.NAN][0]}"])
     await world.fails(world.job(prompt), 500, "non_finite_logits")
@@ -185,7 +189,7 @@ async def server_terminates(world: World) -> None:
 
 
 FAULTS: list[Callable[[World], Awaitable[None]]] = [
-    *(target_raises, allocation_fails, draft_raises, scheme_raises, logits_are_nan, detokenizer_raises),
+    *(target_raises, allocation_fails, draft_raises, scheme_raises, grammar_fails, logits_are_nan, detokenizer_raises),
     *(tokenizer_raises, processor_raises, client_disconnects, client_cancels, client_is_slow, request_times_out),
     *(queue_is_full, server_terminates),
 ]

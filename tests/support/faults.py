@@ -17,6 +17,12 @@ FUSES = dict(zip((TARGET, MEMORY, DRAFT, NAN, DECODE), ("ABC", "EFG", "HIJ", "LO
 SCHEME_TOP_K = 77
 """Breaks the verification of a request that samples with it."""
 
+_RULES = range(2100)
+EXPLODING_GRAMMAR = f'start: "xxxxxx" ({" | ".join(f"r{i}" for i in _RULES)})\n' + "\n".join(
+    f'r{i}: "a" r{i} "b" | "{i}"' for i in _RULES
+)
+"""A grammar that fails after some tokens: its state grows with the text, up to a limit of llguidance."""
+
 
 def token(character: str) -> int:
     return int(chat_tokenizer()(character)["input_ids"][0])

@@ -17,6 +17,18 @@ Text = tuple[tuple[int, ...], str, str]
 """Token ids, text and finish reason of a choice."""
 
 STOPS = (["\n"], ["e", "zz"], [". ", " the"], ["ab"])
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": [1, "two", None]}, "b": {"type": "boolean"}},
+    "required": ["a"],
+}
+FORMS: tuple[dict[str, Any], ...] = (
+    {"regex": "[a-z ]{3,30}[.!]"},
+    {"grammar": 'start: line+\nline: /[a-p]+/ ("," | "\\n")'},
+    {"json_schema": SCHEMA},
+    {"json_object": True},
+)
+"""Structured output."""
 
 
 class Refused(Exception):
@@ -69,6 +81,10 @@ def job(prompt: str, is_chat: bool = False, **fields: Any) -> Job:
         body["logit_bias"] = {str(token): bias for token, bias in body["logit_bias"].items()}
     if "speculative" in body:
         body["speculative"] = {"enabled": body["speculative"]}
+    if (schema := body.pop("json_schema", None)) is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+    if body.pop("json_object", False):
+        body["response_format"] = {"type": "json_object"}
     if is_chat:
         if (count := body.pop("logprobs", None)) is not None:
             body |= {"logprobs": True, "top_logprobs": count}
@@ -111,6 +127,9 @@ def _mixed(random: Random, prompts: Sequence[str], longest: int, cancelled: floa
         "speculative": False,
     }
     fields |= {name: value for name, value in others.items() if random.random() < 0.25}
+    if random.random() < 0.25:
+        # A text that never ends has no form.
+        fields = fields | random.choice(FORMS) | {"ignore_eos": False}
     made = job(random.choice(prompts), random.random() < 0.5, **fields)
     leaves = random.uniform(0, 0.01 * longest) if random.random() < cancelled else None
     return Job(made.path, made.body, made.prompt, made.fields, leaves)

@@ -8,14 +8,16 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from mcsd.engine import Engine
+from mcsd.errors import InvalidGrammar
+from mcsd.request import Request as EngineRequest
 from mcsd.results import Completion
 from mcsd.server.answers import TokenWriter, head, note, usage
-from mcsd.server.api_errors import unsupported
-from mcsd.server.parameters import chat_messages, sampling_fields, tool_definitions
-from mcsd.server.schema import ChatRequest
+from mcsd.server.api_errors import ApiError, unsupported
+from mcsd.server.parameters import chat_messages, sampling_fields, structured_fields, tool_definitions
+from mcsd.server.schema import ChatRequest, NamedTool
 from mcsd.server.service import Service, Texts, prompt_requests
 from mcsd.server.streams import Event, EventStream, unless_disconnected
-from mcsd.server.tool_calls import ToolCallParser, knows_format
+from mcsd.server.tool_calls import ToolCallParser, calls_grammar, knows_format
 
 
 async def chat(service: Service, body: ChatRequest, request: Request, writer: TokenWriter) -> Response:
@@ -25,8 +27,17 @@ async def chat(service: Service, body: ChatRequest, request: Request, writer: To
     fields = sampling_fields(body, engine)
     messages = chat_messages(body.messages)
     tools = _tools(body, engine)
-    made = lambda: prompt_requests(engine, [engine.chat_tokens(messages, tools)], fields)  # noqa: E731
-    texts = await service.submit(made)
+    calls = _grammar_of_calls(body, engine)
+
+    def make() -> list[EngineRequest]:
+        try:
+            return prompt_requests(engine, [engine.chat_tokens(messages, tools)], fields | calls)
+        except InvalidGrammar as error:
+            if calls:
+                raise ApiError(400, f"the parameters of a tool: {error}", "invalid_value", "tools") from error
+            raise
+
+    texts = await service.submit(make)
     answer = _Answer(service, body, texts, writer, bool(tools), request.scope["state"]["log"])
     if body.stream:
         return EventStream(texts, answer.events())
@@ -42,6 +53,24 @@ def _tools(body: ChatRequest, engine: Engine) -> list[dict[str, Any]] | None:
             "tools", "the chat template of this model takes no tools, or in a format that mcsd does not read"
         )
     return tool_definitions(body.tools)
+
+
+def _grammar_of_calls(body: ChatRequest, engine: Engine) -> dict[str, str]:
+    """The sampling parameter that makes an answer a call, or calls fit their schemas, where the request asks for it."""
+    functions = [tool.function.model_dump() for tool in body.tools or ()]
+    choice = body.tool_choice
+    is_forced = choice not in (None, "none", "auto")
+    if isinstance(choice, NamedTool):
+        functions = [each for each in functions if each["name"] == choice.function.name]
+    if is_forced and not functions:
+        raise ApiError(400, "tool_choice names no tool of this request", "invalid_value", "tool_choice")
+    if not is_forced:
+        if choice == "none" or not any(each["strict"] for each in functions):
+            return {}
+        functions = [each if each["strict"] else each | {"parameters": None} for each in functions]
+    if structured_fields(body):
+        raise ApiError(400, "calls that must fit a schema exclude structured output", "invalid_value", "tools")
+    return {"grammar": calls_grammar(functions, is_forced, engine.tokenizer)}
 
 
 class _Answer:

@@ -68,12 +68,12 @@ class ChatMessage(Body):
 
 
 class Function(Body):
-    """A function that the model may call."""
+    """A function that the model may call; ``strict``: every call of it fits its schema."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: Text | None = None
     parameters: Object | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class Tool(Body):
@@ -81,6 +81,19 @@ class Tool(Body):
 
     type: Literal["function"]
     function: Function
+
+
+class FunctionName(Body):
+    """The name of a function."""
+
+    name: Annotated[str, Field(max_length=256)]
+
+
+class NamedTool(Body):
+    """The tool that an answer must call."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class Prediction(Body):
@@ -211,7 +224,7 @@ class ChatRequest(_Sampling):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=_MOST_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     modalities: list[Literal["text"]] | None = None
 
 
