@@ -21,8 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lazy": set(),
     "system": set(),
     "step_lock": {"errors"},
-    "step_trace": set(),
-    "notebook": set(),
+    "tree_picture": set(),
+    "notebook": {"tree_picture"},
+    "step_trace": {"notebook", "tree_picture"},
     "progress": set(),
     "generation_config": {"errors"},
     "params": {"errors", "generation_config"},
@@ -101,7 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verify": _TOOLS,
     "distill": {*_TOOLS, "cpu"},
     "bench": {*_TOOLS, "cpu"},
-    "cli": {*_TOOLS, "bench", "distill", "server", "tune", "verify"},
+    "cli": {*_TOOLS, "bench", "distill", "server", "step_trace", "tree_picture", "tune", "verify"},
 }
 
 ORDER: dict[str, tuple[str, ...]] = {

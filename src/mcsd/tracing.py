@@ -112,11 +112,14 @@ def with_path(trace: StepTrace, root: int, path: Sequence[int], tokens: Sequence
         path, tokens: as in `mcsd.schemes.VerifiedSequence`.
         tokenizer: of the target, or None.
     """
-    pieces: tuple[str, ...] = ()
-    if tokenizer is not None:
-        before = [root if parent < 0 else trace.token_ids[parent] for parent in trace.parents]
-        pieces = tuple(_piece(tokenizer, *pair) for pair in zip(before, trace.token_ids, strict=True))
-    return replace(trace, pieces=pieces, path=tuple(path), token_id=tokens[-1] if len(tokens) > len(path) else None)
+    token = tokens[-1] if len(tokens) > len(path) else None
+    trace = replace(trace, path=tuple(path), token_id=token)
+    if tokenizer is None:
+        return trace
+    before = [root if parent < 0 else trace.token_ids[parent] for parent in trace.parents]
+    pieces = tuple(_piece(tokenizer, *pair) for pair in zip(before, trace.token_ids, strict=True))
+    last = trace.token_ids[path[-1]] if path else root
+    return replace(trace, pieces=pieces, piece=_piece(tokenizer, last, token))
 
 
 def _piece(tokenizer: Any, before: int | None, token: int | None) -> str:

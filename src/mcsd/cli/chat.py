@@ -35,7 +35,7 @@ def chat(
     engine: EngineOptions,
     sampling: SamplingArguments,
     system: System = None,
-    color: Color = False,
+    color: Color = None,
     json: Json = False,
 ) -> None:
     """Chat with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D quits.
@@ -58,7 +58,7 @@ def chat(
     if color and not json:
         print_color_legend()
     # Answers end by themselves, or with the context.
-    conversation = _Conversation(loaded, {"max_new_tokens": loaded.max_length} | fields, color, json)
+    conversation = _Conversation(loaded, {"max_new_tokens": loaded.max_length} | fields, bool(color), json)
     conversation.start(system)
     for message in _messages(interactive):
         try:

@@ -21,6 +21,11 @@ Raw = Annotated[
 ]
 Profile = Annotated[bool, typer.Option("--profile", help="Print tree, scheme and the time of each part of a step.")]
 
+ShowTree = Annotated[
+    bool,
+    typer.Option("--show-tree", help="Print the candidate tree of each step before the text; with --json, as data."),
+]
+
 
 @command
 def generate(
@@ -30,8 +35,9 @@ def generate(
     sampling: SamplingArguments,
     raw: Raw = False,
     system: System = None,
-    color: Color = False,
+    color: Color = None,
     profile: Profile = False,
+    show_tree: ShowTree = False,
     json: Json = False,
 ) -> None:
     """Answer a prompt, or continue a text if the model has no chat template. Text goes to stdout, a summary to stderr.
@@ -42,32 +48,44 @@ def generate(
 
     mcsd generate --raw "Once upon a time" -n 64 --temperature 0 --color
 
+    mcsd generate "Why is the sky blue?" --show-tree -n 16
+
     mcsd generate - --json < prompt.txt
     """
     fields = sampling.given()
     if raw and system is not None:
         raise InvalidOption("--raw leaves no place for --system", "leave one of them out")
+    if profile and show_tree:
+        raise InvalidOption("--show-tree slows down the steps that --profile measures", "leave one of them out")
     text = _read(prompt)
     loaded = load_engine(replace(engine, max_batch=1))
     profiler = StepProfiler(loaded) if profile else None
     chat = system is not None or (loaded.encoder.has_chat_template and not raw)
     if chat:
         messages = [{"role": "system", "content": system}] if system is not None else []
-        stream = loaded.stream_chat([*messages, {"role": "user", "content": text}], **fields)
+        stream = loaded.stream_chat([*messages, {"role": "user", "content": text}], trace=show_tree, **fields)
     else:
-        stream = loaded.stream(text, **fields)
+        stream = loaded.stream(text, trace=show_tree, **fields)
+    if show_tree and not json:
+        # Imported when it is used: rich's parts take time to import.
+        from mcsd.cli.tree_view import show_steps
+
+        stream = iter(list(show_steps(stream, color)))
     if not json:
         print_prompt(text, "\n" if chat else "")
         if color:
             print_color_legend()
-    chunks = list(stream if json else write_stream(stream, color))
+    chunks = list(stream if json else write_stream(stream, bool(color)))
     done = chunks[-1].completion
     assert done is not None
     measured = profiler.profile(chunks) if profiler else None
     if json:
-        print_json(completion_json(loaded, done) | ({"profile": asdict(measured)} if measured else {}))
+        steps = {"steps": [asdict(chunk.trace) for chunk in chunks if chunk.trace]} if show_tree else {}
+        print_json(completion_json(loaded, done) | ({"profile": asdict(measured)} if measured else {}) | steps)
         return
     print(summary(loaded, done), file=sys.stderr)
+    if show_tree:
+        print("the steps were slower than without --show-tree", file=sys.stderr)
     if measured:
         print("\n".join(profile_table(measured)), file=sys.stderr)
 

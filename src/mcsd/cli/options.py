@@ -70,7 +70,7 @@ Grammar = Annotated[
 IgnoreEos = Annotated[bool | None, _sampling("--ignore-eos", help="Continue after an end-of-sequence token.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Color = Annotated[bool, typer.Option("--color/--no-color", help="Color the drafted tokens.")]
+Color = Annotated[bool | None, typer.Option("--color/--no-color", help="Color the drafted tokens.")]
 System = Annotated[
     str | None, typer.Option("--system", help="System prompt.", show_default="that of the chat template, if any")
 ]
