@@ -10,7 +10,7 @@ PROMPT ?= "The three most important rules for writing a test are"
 QUICK := $(wildcard tests/test_*.py) $(addprefix tests/,schemes models drafters cpu kernels mutants cli/test_cli_options.py \
 	laws/test_greedy.py laws/test_exact_law.py planning/test_search.py tune/test_configurations.py)
 
-.PHONY: demo quick test lint slow fuzz laws mutants schemas large triton bench gpu clean
+.PHONY: demo quick test lint slow fuzz laws mutants schemas large triton bench docs gpu clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -62,6 +62,14 @@ triton: $(READY)
 bench: $(READY)
 	$(BIN)/mcsd bench --baselines plain,generate --out $(OUT) $(ARGS)
 
+# The documentation site, in build/site; a broken link, anchor or reference is an error. Pages are built in the places that
+# they have here, so that their links lead to the same files on a code host and on the site.
+docs: .venv/.docs
+	rm -rf build/pages build/site && mkdir -p build/pages
+	cp -r *.md LICENSE docs examples build/pages
+	$(BIN)/python -m zensical build --strict
+	MCSD_SITE=build/site $(BIN)/python -m pytest tests/test_site.py
+
 # Checks and timings on a CUDA card, docs/gpu.md. Needs torch and transformers; nothing is installed or downloaded.
 gpu:
 	PYTHONPATH=src:benchmarks $(PYTHON) -m gpu --seconds $(SECONDS) --out $(OUT) $(ARGS)
@@ -71,5 +79,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,bench]"
 	touch $@
 
+.venv/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .triton .cache build .pytest_cache .mypy_cache .ruff_cache .hypothesis

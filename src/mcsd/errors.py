@@ -1,36 +1,36 @@
 """All errors that mcsd raises on purpose: one line that says what was given, and a hint that says what to do.
 
-* McsdError
-  x ModelError                 the model or its weights
-    + UnknownModel             no model has this name, path or hub id
-    + UnsupportedModel         an architecture the engine cannot run
-    + VocabularyMismatch       draft and target do not share a vocabulary
-    + WeightsCorrupt           a broken, truncated or altered weight file
-    + DownloadFailed           the package index or the hub did not deliver the weights
-  x OutputFailed               a file could not be written
-  x OutOfMemory                the weights or the key-value cache do not fit into memory
-  x DataError                  training text or prompts are missing, empty or unreadable
-  x MissingPackage             an optional dependency is not installed
-  x OptionError                an option of the engine or of a command
-    + UnknownScheme
-    + InvalidTree
-    + InvalidOption            another option with a value outside its range
-  x RequestError               one request; other requests are not affected
-    + InvalidParameter         a sampling parameter outside its range
-      - InvalidGrammar         a schema, regular expression or grammar that does not compile
-    + EmptyPrompt
-    + PromptTooLong
-    + TokenOutOfVocabulary
-    + StoppingCriterionFailed  a stopping criterion of the request raised an error
-    + NonFiniteLogits          the model's logits have NaN or no finite value
-    + ProcessorFailed          a logits processor of the request raised an error
-    + GrammarFailed            the grammar of the request became too complex in the middle of its text
-    + RequestInterrupted       cancelled, or running when an engine step was interrupted
-    + StepFailed               a step with this request alone raised an error
-    + EngineBusy               too many requests wait, or the engine was called from inside its own step
-    + EngineClosed             the engine was closed
-    + RequestTimedOut          waited or ran for too long
-    + StepHung                 a step of the engine did not end
+    * McsdError
+      x ModelError                 the model or its weights
+        + UnknownModel             no model has this name, path or hub id
+        + UnsupportedModel         an architecture the engine cannot run
+        + VocabularyMismatch       draft and target do not share a vocabulary
+        + WeightsCorrupt           a broken, truncated or altered weight file
+        + DownloadFailed           the package index or the hub did not deliver the weights
+      x OutputFailed               a file could not be written
+      x OutOfMemory                the weights or the key-value cache do not fit into memory
+      x DataError                  training text or prompts are missing, empty or unreadable
+      x MissingPackage             an optional dependency is not installed
+      x OptionError                an option of the engine or of a command
+        + UnknownScheme
+        + InvalidTree
+        + InvalidOption            another option with a value outside its range
+      x RequestError               one request; other requests are not affected
+        + InvalidParameter         a sampling parameter outside its range
+          - InvalidGrammar         a schema, regular expression or grammar that does not compile
+        + EmptyPrompt
+        + PromptTooLong
+        + TokenOutOfVocabulary
+        + StoppingCriterionFailed  a stopping criterion of the request raised an error
+        + NonFiniteLogits          the model's logits have NaN or no finite value
+        + ProcessorFailed          a logits processor of the request raised an error
+        + GrammarFailed            the grammar of the request became too complex in the middle of its text
+        + RequestInterrupted       cancelled, or running when an engine step was interrupted
+        + StepFailed               a step with this request alone raised an error
+        + EngineBusy               too many requests wait, or the engine was called from inside its own step
+        + EngineClosed             the engine was closed
+        + RequestTimedOut          waited or ran for too long
+        + StepHung                 a step of the engine did not end
 
 A `McsdWarning` is not an error: the result is correct, but slower or less than possible.
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mcsd.schemes.types import CandidateTree, TokenHistory, VerificationResult, VerifiedSequence
 
     SCHEMES: Mapping[str, type[Scheme]]
+    """The class of every scheme, by name."""
 
 __all__ = ["SCHEMES", "CandidateTree", "Scheme", "TokenHistory", "VerificationResult", "VerifiedSequence"]
 
