@@ -26,7 +26,6 @@ model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16)
 tokenizer = AutoTokenizer.from_pretrained(args.model)
 question = [{"role": "user", "content": "Why is the sky blue? Answer in five sentences."}]
 inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-settings = {"max_new_tokens": args.tokens, "do_sample": False}
 
 # Keep these two objects: they keep the draft, the memory of keys and values, and the measurements of tree "auto".
 speculative = mcsd.hf.speculative(args.draft, tree=args.tree)
@@ -36,10 +35,10 @@ engine = mcsd.Engine(model, args.draft, tokenizer, tree=args.tree, optimize=True
 def new_tokens(system: str) -> list[int]:
     """The greedy answer of a system."""
     if system == "engine, optimized":
-        return [*engine.generate(inputs, **settings).token_ids]
+        return [*engine.generate(inputs, temperature=0, max_new_tokens=args.tokens).token_ids]
     decoding = {"custom_generate": speculative} if system == "custom_generate" else {}
-    output: list[int] = model.generate(**inputs, **settings, **decoding)[0].tolist()
-    return output[inputs["input_ids"].shape[1] :]
+    output = model.generate(**inputs, max_new_tokens=args.tokens, do_sample=False, **decoding)
+    return [*output[0, inputs["input_ids"].shape[1] :].tolist()]
 
 
 systems = ("model.generate", "custom_generate", "engine, optimized")
@@ -55,8 +54,6 @@ for system in systems:
     same = "same text" if texts[system] == texts["model.generate"] else "another text: bfloat16 rounds near-ties apart"
     ratio = median(rates[system]) / median(rates["model.generate"])
     print(f"{system:18} {median(rates[system]):6.1f} tokens/s  {ratio:.2f} x generate  {same}")
-length = engine.generate(inputs, **settings).stats.mean_acceptance_length
-print(
-    f"{length:.2f} tokens per forward of the target: the most that speculation can gain over plain decoding in the same"
-)
-print("engine. The rest of the optimized engine's speed is its packed layers. Below 1.00 x, the draft costs too much.")
+length = engine.generate(inputs, temperature=0, max_new_tokens=args.tokens).stats.mean_acceptance_length
+print(f"{length:.2f} tokens per forward of the target: at most so much faster than plain decoding in the same engine.")
+print("The rest of the optimized engine's speed is its packed layers. Below 1.00 x, the draft costs too much.")

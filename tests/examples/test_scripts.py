@@ -57,6 +57,7 @@ def test_openai_client() -> None:
     assert all(float(match[4]) > 0 for match in found if match)
 
 
+@pytest.mark.slow
 def test_compare_schemes() -> None:
     _, *rows, _, _ = lines("compare_schemes.py", "--tokens", "16")
     pattern = r"(\S+) +(\d+)  (\S+) +([\d.]+) ± ([\d.]+) +(\d+)%$"
