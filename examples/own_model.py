@@ -35,7 +35,8 @@ engine = mcsd.Engine(model, args.draft, tokenizer, tree=args.tree, optimize=True
 def new_tokens(system: str) -> list[int]:
     """The greedy answer of a system."""
     if system == "engine, optimized":
-        return [*engine.generate(inputs, temperature=0, max_new_tokens=args.tokens).token_ids]
+        [done] = engine.generate(inputs, temperature=0, max_new_tokens=args.tokens)
+        return [*done.token_ids]
     decoding = {"custom_generate": speculative} if system == "custom_generate" else {}
     output = model.generate(**inputs, max_new_tokens=args.tokens, do_sample=False, **decoding)
     return [*output[0, inputs["input_ids"].shape[1] :].tolist()]
@@ -54,6 +55,7 @@ for system in systems:
     same = "same text" if texts[system] == texts["model.generate"] else "another text: bfloat16 rounds near-ties apart"
     ratio = median(rates[system]) / median(rates["model.generate"])
     print(f"{system:18} {median(rates[system]):6.1f} tokens/s  {ratio:.2f} x generate  {same}")
-length = engine.generate(inputs, temperature=0, max_new_tokens=args.tokens).stats.mean_acceptance_length
+[done] = engine.generate(inputs, temperature=0, max_new_tokens=args.tokens)
+length = done.stats.mean_acceptance_length
 print(f"{length:.2f} tokens per forward of the target: at most so much faster than plain decoding in the same engine.")
 print("The rest of the optimized engine's speed is its packed layers. Below 1.00 x, the draft costs too much.")
