@@ -59,5 +59,8 @@ with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
                     decoding = "speculative" if speculative else "plain"
                     print(f"{clients} at once, {decoding:11} {tokens:4} tokens {rate:6.1f} tokens/s")
         print("Texts that run at once share each read of the weights, so speculation can save less of it for each.")
+        print(
+            "Tree auto decodes plainly where that is faster. Other programs on these cores change all of the numbers."
+        )
     finally:
         server.terminate()  # accepted requests end first

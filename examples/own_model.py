@@ -17,7 +17,7 @@ import mcsd.hf
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="hub id or folder")
 parser.add_argument("--draft", default="smollm2-135m-head")
-parser.add_argument("--tree", default="auto", help="with auto, the first call of each system measures the pair")
+parser.add_argument("--tree", default="2x1", help="with auto, the first call of each system measures the pair")
 parser.add_argument("--tokens", type=int, default=64)
 parser.add_argument("--rounds", type=int, default=3)
 args = parser.parse_args()

@@ -46,7 +46,7 @@ def test_own_model() -> None:
 
 
 def test_openai_client() -> None:
-    *rows, _ = lines("openai_client.py", "--tokens", "8")
+    *rows, _, _ = lines("openai_client.py", "--tokens", "8")
     found = [re.match(r"(\d) at once, (plain|speculative) +(\d+) tokens +([\d.]+) tokens/s$", row) for row in rows]
     assert [(match[1], match[2], int(match[3])) for match in found if match] == [
         ("1", "plain", 8),
