@@ -10,7 +10,7 @@ PROMPT ?= "The three most important rules for writing a test are"
 QUICK := $(wildcard tests/test_*.py) $(addprefix tests/,schemes models drafters cpu kernels mutants cli/test_cli_options.py \
 	laws/test_greedy.py laws/test_exact_law.py planning/test_search.py tune/test_configurations.py)
 
-.PHONY: demo quick test lint slow fuzz laws mutants schemas large triton bench docs gpu clean
+.PHONY: demo quick test lint slow fuzz laws mutants schemas large triton bench docs ray gpu clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -52,6 +52,11 @@ schemas: $(READY)
 # Needs 1.6 GB of weights and 12 GB of memory.
 large: $(READY)
 	$(BIN)/python -m pytest -m large
+
+# On a Ray cluster of this machine. Installs ray and pyarrow, some 500 MB.
+ray: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
+	$(BIN)/python -m pytest tests/ray -rP
 
 # The Triton kernels for CUDA cards in triton's interpreter. Installs triton, some 1 GB, into .triton.
 triton: $(READY)

@@ -98,11 +98,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "lazy",
         *("models", "params", "planning", "request", "results", "stop_strings"),
     },
+    "batch_files": {"config", "engine", "errors", "files", "lazy", "server"},
+    "ray": {"async_engine", "batch_files", "config", "engine", "errors", "lazy", "params", "results"},
     "tune": {*_ENGINE, "config", "files", "lazy", "loading"},
     "verify": _TOOLS,
     "distill": {*_TOOLS, "cpu"},
     "bench": {*_TOOLS, "cpu"},
-    "cli": {*_TOOLS, "bench", "distill", "server", "step_trace", "tree_picture", "tune", "verify"},
+    "cli": {*_TOOLS, "batch_files", "bench", "distill", "server", "step_trace", "tree_picture", "tune", "verify"},
 }
 
 ORDER: dict[str, tuple[str, ...]] = {
@@ -141,6 +143,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("options", "logs", "schema", "api_errors", "metrics", "service", "gateway", "parameters", "tool_calls"),
         *("answers", "streams", "chat", "completions", "responses", "app", "listen"),
     ),
+    "batch_files": ("options", "lines", "output", "answers", "run"),
     "drafters": (
         *("base", "level", "model", "translated", "head", "look_up", "corpus", "depths", "ngram", "mixed", "make"),
     ),

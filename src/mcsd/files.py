@@ -191,8 +191,12 @@ def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[s
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path, of: Path | None = None) -> Iterator[None]:
     """Lock a file, which is created if it is missing, while the block runs. A kill releases the lock too.
+
+    Args:
+        path: the file.
+        of: what the lock protects; None: its folder.
 
     Raises:
         InvalidOption: another process holds it.
@@ -208,6 +212,6 @@ def exclusive_lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InvalidOption(
-                f"{path.parent} is being written by another process", "wait until it ends, or choose another folder"
+                f"{of or path.parent} is being written by another process", "wait until it ends, or write elsewhere"
             ) from error
         yield

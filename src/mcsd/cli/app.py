@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from mcsd.cli.batch import batch
 from mcsd.cli.bench import bench
 from mcsd.cli.cache import cache
 from mcsd.cli.chat import chat
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(batch)
 app.command()(tune)
 app.command()(bench)
 app.command()(distill)

@@ -1,0 +1,137 @@
+"""Requests through the application of the server, without a network: the same checks, answers and errors."""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI
+from starlette.types import Message
+
+from mcsd.batch_files.lines import Line
+from mcsd.batch_files.output import answer_line
+from mcsd.engine import Engine
+from mcsd.errors import RequestInterrupted
+from mcsd.server import create_app
+from mcsd.server.api_errors import ApiError, unsupported
+
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+_SUBMITTED = 2
+"""Requests that run or wait, for each sequence of the batch: the next ones are ready when a sequence is free."""
+_AHEAD = 64
+"""Requests between the first that has no answer and the last that was begun, for each sequence of the batch."""
+_NO_LIMITS = {"max_waiting": 1 << 20, "max_wait_seconds": 86400.0, "max_run_seconds": 86400.0}
+"""Limits of the server that protect one client from others."""
+
+
+class Answer(NamedTuple):
+    """The answer to a request.
+
+    Attributes:
+        text: a line of the output.
+        failed: whether it is an error.
+        tokens: that were generated for it.
+    """
+
+    text: str
+    failed: bool
+    tokens: int
+
+
+def answers(engine: Engine, lines: Iterable[Line], served_name: str | None = None) -> Iterator[Answer]:
+    """Answer requests, in their order. Many share the batch of the engine; they are read as places become free.
+
+    Args:
+        engine: answers them.
+        lines: the requests.
+        served_name: the name of the model in requests and answers; None: that of the target.
+
+    Raises:
+        McsdError: the engine cannot go on. An error of a single request is its answer.
+    """
+    stream = _answers(engine, lines, served_name)
+
+    async def following() -> Answer | None:
+        return await anext(stream, None)
+
+    with asyncio.Runner() as runner:
+        try:
+            while (answer := runner.run(following())) is not None:
+                yield answer
+        finally:
+            runner.run(stream.aclose())
+
+
+async def _answers(engine: Engine, lines: Iterable[Line], served_name: str | None) -> AsyncGenerator[Answer, None]:
+    app = create_app(engine, served_name=served_name, **_NO_LIMITS)
+    free = asyncio.Semaphore(_SUBMITTED * engine.max_batch)
+    begun: deque[asyncio.Task[Answer]] = deque()
+    async with app.router.lifespan_context(app):
+        try:
+            for line in lines:
+                await free.acquire()
+                begun.append(asyncio.create_task(_answer(app, line)))
+                begun[-1].add_done_callback(lambda _: free.release())
+                while begun and (begun[0].done() or len(begun) >= _AHEAD * engine.max_batch):
+                    yield await begun.popleft()
+            while begun:
+                yield await begun.popleft()
+        finally:
+            for task in begun:
+                task.cancel()
+            await asyncio.gather(*begun, return_exceptions=True)
+
+
+async def _answer(app: FastAPI, line: Line) -> Answer:
+    try:
+        given = _body(line)
+        status, body = await _post(app, line.value["url"], given)
+    except ApiError as error:
+        status, body = error.status, error.body
+    if status in (429, 503) and body["error"]["code"] != "request_timed_out":
+        raise app.state.service.error or RequestInterrupted(body["error"]["message"], "run it again to go on")
+    usage = body.get("usage", {})
+    tokens = usage.get("completion_tokens", usage.get("output_tokens", 0))
+    return Answer(answer_line(line, status, body), status != 200, tokens)
+
+
+def _body(line: Line) -> bytes:
+    """The body of a request, with a seed: a text that is begun again after a kill is the same."""
+    method, url, body = (line.value.get(name) for name in ("method", "url", "body"))
+    if method != "POST":
+        raise ApiError(400, f"method {method!r:.40} is not POST", "invalid_value", "method")
+    if url not in URLS:
+        raise ApiError(404, f"url {url!r:.80} is not one of {', '.join(URLS)}", "not_found", "url")
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body is no JSON object", "invalid_value", "body")
+    if body.get("stream") is True:
+        raise unsupported("stream", "a batch has no streams")
+    if body.get("seed") is None:
+        body = body | {"seed": line.seed}
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
+
+
+async def _post(app: FastAPI, path: str, body: bytes) -> tuple[int, Any]:
+    """The status and the JSON of an answer of an application."""
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    headers.append((b"content-length", str(len(body)).encode()))
+    scope = {
+        **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"},
+        **{"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers},
+        **{"client": None, "server": None},
+    }
+    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    answer: list[Message] = []
+
+    async def receive() -> Message:
+        if not unread:
+            await asyncio.Event().wait()  # The client stays.
+        return unread.pop()
+
+    async def send(message: Message) -> None:
+        answer.append(message)
+
+    await app(scope, receive, send)
+    return answer[0]["status"], json.loads(b"".join(message.get("body", b"") for message in answer[1:]))
