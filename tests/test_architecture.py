@@ -98,7 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "lazy",
         *("models", "params", "planning", "request", "results", "stop_strings"),
     },
-    "batch_files": {"config", "engine", "errors", "files", "lazy", "server"},
+    "batch_files": {"async_engine", "config", "engine", "errors", "files", "lazy", "server"},
     "ray": {"async_engine", "batch_files", "config", "engine", "errors", "lazy", "params", "results"},
     "tune": {*_ENGINE, "config", "files", "lazy", "loading"},
     "verify": _TOOLS,

@@ -87,6 +87,7 @@ def test_other_options_are_refused(options: BatchOptions, whole: bytes) -> None:
         replace(options, served_name="another"),
         changed(options, target="qwen"),
         changed(options, tree="2x1"),
+        changed(options, tree="none"),
         changed(options, scheme="mcss"),
         changed(options, dtype="float32"),
     ):

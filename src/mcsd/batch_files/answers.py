@@ -3,16 +3,17 @@
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from starlette.types import Message
 
+from mcsd.async_engine import AsyncEngine
 from mcsd.batch_files.lines import Line
 from mcsd.batch_files.output import answer_line
 from mcsd.engine import Engine
-from mcsd.errors import RequestInterrupted
+from mcsd.errors import RequestInterrupted, step_error
 from mcsd.server import create_app
 from mcsd.server.api_errors import ApiError, unsupported
 
@@ -22,8 +23,8 @@ _SUBMITTED = 2
 """Requests that run or wait, for each sequence of the batch: the next ones are ready when a sequence is free."""
 _AHEAD = 64
 """Requests between the first that has no answer and the last that was begun, for each sequence of the batch."""
-_NO_LIMITS = {"max_waiting": 1 << 20, "max_wait_seconds": 86400.0, "max_run_seconds": 86400.0}
-"""Limits of the server that protect one client from others."""
+_MOST_WAITING, _MOST_SECONDS = 1 << 20, 86400.0
+"""Instead of the limits of the server that protect one client from others."""
 
 
 class Answer(NamedTuple):
@@ -40,7 +41,7 @@ class Answer(NamedTuple):
     tokens: int
 
 
-def answers(engine: Engine, lines: Iterable[Line], served_name: str | None = None) -> Iterator[Answer]:
+def answers(engine: Engine, lines: Iterable[Line], served_name: str | None = None) -> Generator[Answer, None, None]:
     """Answer requests, in their order. Many share the batch of the engine; they are read as places become free.
 
     Args:
@@ -65,14 +66,15 @@ def answers(engine: Engine, lines: Iterable[Line], served_name: str | None = Non
 
 
 async def _answers(engine: Engine, lines: Iterable[Line], served_name: str | None) -> AsyncGenerator[Answer, None]:
-    app = create_app(engine, served_name=served_name, **_NO_LIMITS)
+    served = AsyncEngine(engine, _MOST_WAITING)
+    app = create_app(served, served_name=served_name, max_wait_seconds=_MOST_SECONDS, max_run_seconds=_MOST_SECONDS)
     free = asyncio.Semaphore(_SUBMITTED * engine.max_batch)
     begun: deque[asyncio.Task[Answer]] = deque()
-    async with app.router.lifespan_context(app):
+    async with served, app.router.lifespan_context(app):
         try:
             for line in lines:
                 await free.acquire()
-                begun.append(asyncio.create_task(_answer(app, line)))
+                begun.append(asyncio.create_task(_answer(app, served, line)))
                 begun[-1].add_done_callback(lambda _: free.release())
                 while begun and (begun[0].done() or len(begun) >= _AHEAD * engine.max_batch):
                     yield await begun.popleft()
@@ -84,14 +86,15 @@ async def _answers(engine: Engine, lines: Iterable[Line], served_name: str | Non
             await asyncio.gather(*begun, return_exceptions=True)
 
 
-async def _answer(app: FastAPI, line: Line) -> Answer:
+async def _answer(app: FastAPI, engine: AsyncEngine, line: Line) -> Answer:
     try:
         given = _body(line)
         status, body = await _post(app, line.value["url"], given)
     except ApiError as error:
         status, body = error.status, error.body
     if status in (429, 503) and body["error"]["code"] != "request_timed_out":
-        raise app.state.service.error or RequestInterrupted(body["error"]["message"], "run it again to go on")
+        cause = app.state.service.error or engine.status.error
+        raise step_error(cause) if cause else RequestInterrupted(body["error"]["message"], "run it again to go on")
     usage = body.get("usage", {})
     tokens = usage.get("completion_tokens", usage.get("output_tokens", 0))
     return Answer(answer_line(line, status, body), status != 200, tokens)

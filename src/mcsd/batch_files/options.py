@@ -43,6 +43,7 @@ class BatchOptions:
     def key(self) -> bytes:
         """A digest of all options that answers depend on."""
         engine = {name: str(value) for name, value in asdict(self.engine).items() if name not in _SPEED}
-        engine["tree"] = str(parse_tree(self.engine.scheme, self.engine.tree) or "auto")
+        shape = parse_tree(self.engine.scheme, self.engine.tree)
+        engine["tree"] = "auto" if shape is None else str(shape)
         settings = {"version": _VERSION, "engine": engine, "served_name": self.served_name, "seed": self.seed}
         return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode()).digest()

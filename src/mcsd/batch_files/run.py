@@ -1,7 +1,8 @@
 """The run of a batch: check the input, go on after the answers that there are, write the others as they come."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 
@@ -39,7 +40,7 @@ class BatchProgress:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
-AnswerSource = Callable[[Iterator[Line]], Iterable[Answer]]
+AnswerSource = Callable[[Iterator[Line]], Generator[Answer, None, None]]
 """Answers requests, in their order. It is not called if there are none."""
 
 
@@ -79,11 +80,12 @@ def run_batch(
             engine = load() if load else Engine.from_options(options.engine)
             source = lambda lines: answers(engine, lines, options.served_name)  # noqa: E731
         began = time.monotonic()
-        for answer in source(chain([first], output.unanswered)):
-            output.append(answer.text)
-            progress.answered += 1
-            progress.failed += answer.failed
-            progress.tokens += answer.tokens
-            progress.seconds = time.monotonic() - began
-            report(progress)
+        with closing(source(chain([first], output.unanswered))) as found:
+            for answer in found:
+                output.append(answer.text)
+                progress.answered += 1
+                progress.failed += answer.failed
+                progress.tokens += answer.tokens
+                progress.seconds = time.monotonic() - began
+                report(progress)
         return progress

@@ -1,7 +1,7 @@
 """Offline inference through Ray Data: an engine on each of several actors. Extra ``ray``."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import fields
 from itertools import chain, islice
 from typing import Any
@@ -109,7 +109,7 @@ def run_batch(
     check_int("batch_size", batch_size, 1, 1 << 20)
     where = _actors(concurrency, num_cpus, num_gpus)
 
-    def source(lines: Iterator[Line]) -> Iterator[Answer]:
+    def source(lines: Iterator[Line]) -> Generator[Answer, None, None]:
         for first in lines:
             blocks = _blocks(chain([first], lines), batch_size)
             dataset = ray.data.from_arrow(blocks).map_batches(
