@@ -172,17 +172,17 @@ def test_the_batch_is_full_and_few_lines_are_read_ahead() -> None:
 
     def lines() -> Iterator[Line]:
         nonlocal read
-        for i in range(600):
+        for i in range(300):
             read += 1
-            length = 400 if i == 100 else 1 + i % 7
+            length = 900 if i == 50 else 5 + i % 7
             yield Line.of(request(f"r{i}", TEXT, {"prompt": "a", "max_tokens": length}).encode(), b"key")
 
     ahead = []
     for done, answer in enumerate(answers(engine, lines())):
         assert json.loads(answer.text)["custom_id"] == f"r{done}"
-        assert (answer.failed, answer.tokens) == (False, 400 if done == 100 else 1 + done % 7)
+        assert (answer.failed, answer.tokens) == (False, 900 if done == 50 else 5 + done % 7)
         ahead.append(read - done)
-    assert len(ahead) == 600
+    assert len(ahead) == 300
     assert 64 < max(ahead) <= 129
     assert ahead[0] < 20
-    assert sum(size == 2 for size in sizes) > 0.9 * len(sizes)
+    assert sum(size == 2 for size in sizes) > 0.75 * len(sizes)

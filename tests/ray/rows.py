@@ -39,7 +39,7 @@ def main() -> None:
         for row, prompt in zip(rows, prompts, strict=True):
             if prompt in ("", [1 << 20]):
                 assert row["completion"] is row["finish_reason"] is None
-                assert ("vocabulary" if prompt else "empty") in row["error"]
+                assert ("outside" if prompt else "empty") in row["error"]
                 continue
             own = engine.chat(prompt, **params) if kind == "messages" else engine.generate(prompt, **params)
             assert (row["completion"], list(row["token_ids"])) == (own.text, list(own.token_ids))

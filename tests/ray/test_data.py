@@ -47,7 +47,7 @@ def processes_with(mark: str) -> list[str]:
 
 def start(mark: str, script: str, *words: object) -> subprocess.Popen[str]:
     # Two engines on two cores: one thread each.
-    environment = os.environ | {"MCSD_TEST_MARK": mark, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"MCSD_TEST_MARK": mark, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, str(HERE / script), *map(str, words)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, text=True, env=environment, **streams)  # type: ignore[call-overload, no-any-return]

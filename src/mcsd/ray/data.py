@@ -175,6 +175,7 @@ class _Completer:
         async with AsyncEngine(self._engine, max_waiting=1 << 20) as engine:
 
             async def one(prompt: Any) -> Any:
+                prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # An array of a column of tensors.
                 if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
                     # In a column all messages have the same fields; those that a message lacks are null.
                     messages = [{k: v for k, v in message.items() if v is not None} for message in prompt]
