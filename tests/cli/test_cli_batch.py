@@ -20,7 +20,7 @@ from support.cli import Run, assert_one_line_error, start
         (["missing.jsonl", "out.jsonl", "--max-batch", "0"], 2, "max_batch=0"),
         (["missing.jsonl", "out.jsonl", "--seed", "-1"], 2, "seed=-1"),
         (["missing.jsonl", "out.jsonl", "--scheme", "nonsense"], 2, "nonsense"),
-        (["missing.jsonl"], 2, "OUTPUT"),
+        (["missing.jsonl"], 2, "output"),
     ],
 )
 def test_wrong_words(words: list[str], code: int, error: str, run: Run) -> None:
