@@ -46,7 +46,7 @@ def test_a_process_that_is_killed_or_interrupted_goes_on(tiny: Path, tmp_path: P
         body = {"prompt": f"{i} and", "max_tokens": length, "ignore_eos": True} | ({"seed": i} if i % 2 else {})
         lines.append(request(f"r{i}", TEXT, body))
     given, whole, parts = write_lines(tmp_path / "in", lines), tmp_path / "whole", tmp_path / "parts"
-    words = ["-m", tiny, "-md", "ngram", "--tree", "2x1", "--max-batch", "4"]
+    words = ["-m", tiny, "-md", "ngram", "--tree", "2x1", "--max-batch", "4", "--dtype", "float32"]
     result = run("batch", given, whole, *words, "--json")
     assert result.code == 0, result.err
     summary = json.loads(result.out)

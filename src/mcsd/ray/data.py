@@ -105,6 +105,7 @@ def run_batch(
 
     Raises:
         McsdError: see `mcsd.batch_files.run_batch`.
+        ray.exceptions.RayError: an actor cannot load its engine, or cannot go on.
     """
     check_int("batch_size", batch_size, 1, 1 << 20)
     where = _actors(concurrency, num_cpus, num_gpus)
