@@ -40,10 +40,14 @@ LENGTHS = [20 + 5 * (i % 7) for i in range(60)]
 
 @pytest.mark.thorough
 def test_a_process_that_is_killed_or_interrupted_goes_on(tiny: Path, tmp_path: Path, run: Run) -> None:
-    """Half of the requests have no seed; all are sampled."""
+    """Half of the requests have no seed; all are sampled, from few tokens.
+
+    Random weights make thousands of tokens almost equally probable, so that rounding in another batch changes texts.
+    """
     lines = []
     for i, length in enumerate(LENGTHS):
-        body = {"prompt": f"{i} and", "max_tokens": length, "ignore_eos": True} | ({"seed": i} if i % 2 else {})
+        body = {"prompt": f"{i} and", "max_tokens": length, "ignore_eos": True, "top_k": 4}
+        body |= {"seed": i} if i % 2 else {}
         lines.append(request(f"r{i}", TEXT, body))
     given, whole, parts = write_lines(tmp_path / "in", lines), tmp_path / "whole", tmp_path / "parts"
     words = ["-m", tiny, "-md", "ngram", "--tree", "2x1", "--max-batch", "4", "--dtype", "float32"]
