@@ -31,6 +31,7 @@
         + EngineClosed             the engine was closed
         + RequestTimedOut          waited or ran for too long
         + StepHung                 a step of the engine did not end
+        + ReplicaLost              the process that made the text has ended
 
 A `McsdWarning` is not an error: the result is correct, but slower or less than possible.
 
@@ -219,6 +220,12 @@ class RequestTimedOut(RequestError):
 
 class StepHung(RequestError):
     """A step of the engine did not end in time; the engine cannot go on."""
+
+    exit_code = 1
+
+
+class ReplicaLost(RequestError):
+    """The replica that made the text has ended, or its engine has failed; a text that has begun is cut off."""
 
     exit_code = 1
 

@@ -11,6 +11,7 @@ from mcsd.errors import (
     NonFiniteLogits,
     ProcessorFailed,
     PromptTooLong,
+    ReplicaLost,
     RequestError,
     RequestInterrupted,
     RequestTimedOut,
@@ -22,7 +23,7 @@ from mcsd.errors import (
 RETRY_SECONDS = 1
 """What ``Retry-After`` says: a place in the batch becomes free within seconds."""
 
-_UNAVAILABLE = (EngineClosed, RequestInterrupted, RequestTimedOut, StepHung)
+_UNAVAILABLE = (EngineClosed, ReplicaLost, RequestInterrupted, RequestTimedOut, StepHung)
 _OUR_FAULT = (NonFiniteLogits, ProcessorFailed, StepFailed)
 
 

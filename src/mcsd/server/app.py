@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -23,7 +22,7 @@ from mcsd.server.answers import TokenWriter
 from mcsd.server.api_errors import ApiError, api_error, validation_error
 from mcsd.server.chat import chat
 from mcsd.server.completions import complete
-from mcsd.server.gateway import Gateway
+from mcsd.server.gateway import add_gateway
 from mcsd.server.options import ServerOptions
 from mcsd.server.parameters import chat_messages
 from mcsd.server.responses import respond
@@ -52,6 +51,15 @@ def create_app(engine: Engine | AsyncEngine | Callable[[], Engine], **options: A
         finally:
             await service.stop()
 
+    app = create_routes(service, lifespan)
+    add_gateway(app, service.options, service.metrics.observe_answer)
+    return app
+
+
+def create_routes(
+    service: Service, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
+) -> FastAPI:
+    """The routes of a service, without the gateway: for callers that a gateway lets in."""
     app = FastAPI(
         title="mcsd", version=mcsd.__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
@@ -62,15 +70,6 @@ def create_app(engine: Engine | AsyncEngine | Callable[[], Engine], **options: A
     app.add_exception_handler(McsdError, _answer)
     app.add_exception_handler(RequestValidationError, _answer)
     app.add_exception_handler(StarletteHTTPException, _answer)
-    app.add_middleware(Gateway, service=service)
-    if service.options.cors_origins:
-        # Around the gateway: a browser asks before it sends the key.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(service.options.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-        )
     return app
 
 

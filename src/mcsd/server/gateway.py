@@ -9,14 +9,16 @@ import json
 import re
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mcsd.server.api_errors import ApiError
 from mcsd.server.logs import log_event
-from mcsd.server.options import is_address
-from mcsd.server.service import Service
+from mcsd.server.options import ServerOptions, is_address
 
 OPEN_ROUTES = frozenset({"/health", "/ready"})
 """Routes that need no key: whether the server works, for what supervises it."""
@@ -25,18 +27,31 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PORT = re.compile(r":[0-9]{1,5}")
 
 
-class Gateway:
-    """ASGI middleware around all routes.
+def add_gateway(app: Starlette, options: ServerOptions, observe: Callable[[str, int], None]) -> None:
+    """Put the gateway around the routes of an application, and around it what browsers ask before they send the key.
 
     Args:
         app: the routes.
-        service: its options and metrics.
+        options: of the server.
+        observe: called with the route and the status of every answer.
     """
+    app.add_middleware(Gateway, options=options, observe=observe)
+    if options.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(options.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+
+class Gateway:
+    """ASGI middleware around all routes; see `add_gateway`."""
+
+    def __init__(self, app: ASGIApp, options: ServerOptions, observe: Callable[[str, int], None]) -> None:
         self._app = app
-        self._service = service
-        options = service.options
+        self._options = options
+        self.observe = observe
         self._key = None if options.api_key is None else options.api_key.encode()
         self._hosts = {"localhost", *(name.lower() for name in options.allowed_hosts or ())}
 
@@ -86,12 +101,12 @@ class Gateway:
 
     async def _body(self, length: bytes, receive: Receive) -> Receive:
         """Read the body, and return a `receive` that gives it again."""
-        most = self._service.options.max_body_bytes
+        most = self._options.max_body_bytes
         if not length.isdigit() or len(length) > 18 or int(length) > most:
             raise _too_large(most)
         body = bytearray()
         try:
-            async with asyncio.timeout(self._service.options.body_seconds):
+            async with asyncio.timeout(self._options.body_seconds):
                 more = True
                 while more:
                     message = await receive()
@@ -158,7 +173,7 @@ class _Exchange:
 
     def _log(self) -> None:
         route = getattr(self._scope.get("route"), "path", "other")
-        self._gateway._service.metrics.observe_answer(route, self._status)
+        self._gateway.observe(route, self._status)
         if route in OPEN_ROUTES:
             return  # Whoever supervises the server asks every few seconds.
         log_event(

@@ -6,17 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import h11
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mcsd.errors import StepHung
 from mcsd.server.logs import log_event, log_to_stderr
-from mcsd.server.options import ListenOptions, check_exposure
-from mcsd.server.service import Service
+from mcsd.server.options import ListenOptions, ServerOptions, check_exposure
 
 MAX_HEADER_BYTES = 16 << 10
 _KEEP_ALIVE_SECONDS = 5
@@ -24,11 +23,26 @@ _LAST_ANSWERS_SECONDS = 2.0
 """After a step has hung, for the answers that say so."""
 
 
-def serve(app: FastAPI, listen: ListenOptions, announce: Callable[[str], None] = lambda url: None) -> None:
+class Served(Protocol):
+    """What is behind an application, as far as its listener knows: the attributes of `mcsd.server.service.Service`."""
+
+    options: ServerOptions
+    error: BaseException | None
+    on_failure: Callable[[], None]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether accepted requests have not ended."""
+
+    def drain(self) -> None:
+        """Refuse new requests; accepted ones go on."""
+
+
+def serve(app: Starlette, listen: ListenOptions, announce: Callable[[str], None] = lambda url: None) -> None:
     """Serve an application of `create_app` until SIGTERM or SIGINT, and end accepted requests first.
 
     Args:
-        app: the application.
+        app: the application; its ``state.service`` is a `Served`.
         listen: where.
         announce: called with the address, once it can be reached.
 
@@ -45,14 +59,14 @@ def serve(app: FastAPI, listen: ListenOptions, announce: Callable[[str], None] =
 
 
 def make_server(
-    app: FastAPI, listen: ListenOptions, announce: Callable[[str], None] = lambda url: None
+    app: Starlette, listen: ListenOptions, announce: Callable[[str], None] = lambda url: None
 ) -> "DrainingServer":
     """The server that `serve` runs.
 
     Raises:
         InvalidOption: other machines could use the server without a key.
     """
-    service: Service = app.state.service
+    service: Served = app.state.service
     check_exposure(service.options, listen)
     config = uvicorn.Config(
         app,
@@ -79,7 +93,7 @@ class DrainingServer(uvicorn.Server):
     """A server that lets accepted requests end: meanwhile it says that it drains. A second signal ends it at once."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, listen: ListenOptions, announce: Callable[[str], None]
+        self, config: uvicorn.Config, service: Served, listen: ListenOptions, announce: Callable[[str], None]
     ) -> None:
         super().__init__(config)
         self.service, self._listen, self._announce = service, listen, announce

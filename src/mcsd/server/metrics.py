@@ -1,12 +1,15 @@
 """Metrics for Prometheus, in a registry of their own. Where vLLM has a metric it has vLLM's name."""
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from mcsd.async_engine import AsyncEngine
 from mcsd.results import Stats
+
+if TYPE_CHECKING:
+    from mcsd.async_engine import AsyncEngine
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _LABELS = ("model_name", "engine")
@@ -19,9 +22,17 @@ class Metrics:
         model: name of the model, a label of every metric.
         engine: returns the engine; None while it is loading.
         state: returns the state of the server, as ``/ready`` tells it.
+        name: of the engine, among those of several processes.
     """
 
-    def __init__(self, model: Callable[[], str], engine: Callable[[], AsyncEngine | None], state: Callable[[], str]):
+    def __init__(
+        self,
+        model: Callable[[], str],
+        engine: Callable[[], "AsyncEngine | None"],
+        state: Callable[[], str],
+        name: str = "0",
+    ):
+        self._name = name
         self._registry = CollectorRegistry(auto_describe=True)
         self._model, self._engine, self._state = model, engine, state
         self._registry.register(self)
@@ -52,7 +63,7 @@ class Metrics:
         return Histogram(name, text, _LABELS, registry=self._registry, buckets=_SECONDS)
 
     def _own(self) -> tuple[str, str]:
-        return self._model(), "0"
+        return self._model(), self._name
 
     def observe_chunk(self, tokens: int, seconds: float, is_first: bool) -> None:
         """Count the tokens of a step of a text.
@@ -90,8 +101,8 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """What the engine itself knows, when Prometheus asks."""
-        ready = GaugeMetricFamily("mcsd:ready", "Whether the server is ready.", labels=("state",))
-        ready.add_metric([self._state()], float(self._state() == "ready"))
+        ready = GaugeMetricFamily("mcsd:ready", "Whether the server is ready.", labels=("engine", "state"))
+        ready.add_metric([self._name, self._state()], float(self._state() == "ready"))
         yield ready
         engine = self._engine()
         if engine is None:

@@ -28,6 +28,7 @@ class Service:
     Args:
         engine: an engine; or a function that loads it, which `start` calls in a thread.
         options: of the server.
+        name: of the engine, in metrics.
 
     Attributes:
         state: loading, ready, draining or failed.
@@ -35,7 +36,9 @@ class Service:
         on_failure: called once when loading has failed or a step hangs.
     """
 
-    def __init__(self, engine: Engine | AsyncEngine | Callable[[], Engine], options: ServerOptions) -> None:
+    def __init__(
+        self, engine: Engine | AsyncEngine | Callable[[], Engine], options: ServerOptions, name: str = "0"
+    ) -> None:
         self.options = options
         self.state: State = "loading"
         self.error: BaseException | None = None
@@ -46,7 +49,7 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
         if isinstance(engine, Engine | AsyncEngine):
             self._take(engine)
-        self.metrics = Metrics(lambda: self.model, lambda: self._engine, lambda: self.state)
+        self.metrics = Metrics(lambda: self.model, lambda: self._engine, lambda: self.state, name)
 
     def _take(self, engine: Engine | AsyncEngine) -> None:
         self._engine = engine if isinstance(engine, AsyncEngine) else AsyncEngine(engine, self.options.max_waiting)
@@ -150,12 +153,16 @@ class Texts:
         service: counts them.
         requests: submitted.
         began: when the HTTP request began, by the monotonic clock.
+
+    Attributes:
+        have_begun: whether one of them has tokens.
     """
 
     def __init__(self, service: Service, requests: list[AsyncRequest], began: float) -> None:
         self._service = service
         self._requests = requests
         self._began = began
+        self.have_begun = False
         loop, options = asyncio.get_running_loop(), service.options
         self._timers = {each: loop.call_later(options.max_wait_seconds, self._look, each) for each in requests}
 
@@ -240,6 +247,7 @@ class Texts:
         try:
             async with aclosing(request.__aiter__()) as chunks:
                 async for chunk in chunks:
+                    self.have_begun = True
                     now = time.monotonic()
                     metrics.observe_chunk(len(chunk.token_ids), now - last, is_first)
                     last, is_first = now, False

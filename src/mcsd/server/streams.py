@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -12,7 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from mcsd.errors import McsdError
 from mcsd.server.api_errors import ApiError, api_error
-from mcsd.server.service import Texts
+
+if TYPE_CHECKING:
+    from mcsd.server.service import Texts
 
 T = TypeVar("T")
 
@@ -22,13 +24,15 @@ Event = dict[str, Any]
 class EventStream(StreamingResponse):
     """Sends events; a client that goes away cancels the texts they come from.
 
+    Nothing is sent before there is text: so a proxy may send a request that has got no event to another server.
+
     Args:
         texts: cancelled at the end, if they have not ended.
         events: JSON objects. One with a ``type`` that begins with "response." is sent with that name.
         ends: whether "[DONE]" is the last event.
     """
 
-    def __init__(self, texts: Texts, events: AsyncGenerator[Event, None], ends: bool = True) -> None:
+    def __init__(self, texts: "Texts", events: AsyncGenerator[Event, None], ends: bool = True) -> None:
         self._texts, self._events, self._ends = texts, events, ends
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(self._lines(), media_type="text/event-stream", headers=headers)
@@ -39,16 +43,25 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
     async def _lines(self) -> AsyncIterator[str]:
+        held = ""
         try:
             async for event in self._events:
                 name = event.get("type", "")
-                yield (f"event: {name}\n" if name.startswith("response.") else "") + _data(event)
+                held += (f"event: {name}\n" if name.startswith("response.") else "") + _data(event)
+                if self._texts.have_begun:
+                    yield held
+                    held = ""
         except McsdError as error:
             # The status is sent already.
-            yield _data(api_error(error).body)
+            yield held + error_event(api_error(error))
             return
         if self._ends:
             yield "data: [DONE]\n\n"
+
+
+def error_event(error: ApiError) -> str:
+    """The last event of a stream that fails."""
+    return _data(error.body)
 
 
 def _data(event: Event) -> str:
