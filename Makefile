@@ -53,7 +53,7 @@ schemas: $(READY)
 large: $(READY)
 	$(BIN)/python -m pytest -m large
 
-# On a Ray cluster of this machine. Installs ray and pyarrow, some 500 MB.
+# Replicas by Ray Serve and batches by Ray Data, on a cluster of this machine. Installs ray and pyarrow, some 500 MB.
 ray: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
 	$(BIN)/python -m pytest tests/ray -rP

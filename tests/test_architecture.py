@@ -99,12 +99,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("models", "params", "planning", "request", "results", "stop_strings"),
     },
     "batch_files": {"async_engine", "config", "engine", "errors", "files", "lazy", "server"},
-    "ray": {"async_engine", "batch_files", "config", "engine", "errors", "lazy", "params", "results"},
+    "ray": {"async_engine", "batch_files", "config", "engine", "errors", "lazy", "params", "results", "server"},
     "tune": {*_ENGINE, "config", "files", "lazy", "loading"},
     "verify": _TOOLS,
     "distill": {*_TOOLS, "cpu"},
     "bench": {*_TOOLS, "cpu"},
-    "cli": {*_TOOLS, "batch_files", "bench", "distill", "server", "step_trace", "tree_picture", "tune", "verify"},
+    "cli": {*_TOOLS, "batch_files", "bench", "distill", "ray", "server", "step_trace", "tree_picture", "tune", "verify"},
 }
 
 ORDER: dict[str, tuple[str, ...]] = {
@@ -144,6 +144,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("answers", "streams", "chat", "completions", "responses", "app", "listen"),
     ),
     "batch_files": ("options", "lines", "output", "answers", "run"),
+    "ray": ("options", "data", "routing", "router", "front_metrics", "front", "replica", "application", "local"),
     "drafters": (
         *("base", "level", "model", "translated", "head", "look_up", "corpus", "depths", "ngram", "mixed", "make"),
     ),

@@ -41,7 +41,7 @@ _lazy = lazy_attributes(
         "TreeShape": "mcsd.tree",
     },
 )
-_PACKAGES = ("models", "drafters", "hf", "testing")
+_PACKAGES = ("models", "drafters", "hf", "ray", "testing")
 
 
 def __getattr__(name: str) -> Any:

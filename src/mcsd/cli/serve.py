@@ -3,17 +3,22 @@
 import logging
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcsd.cli.options import command, load_engine
+from mcsd.cli.options import command, fetch_pair, load_engine
 from mcsd.config import EngineOptions, option
 from mcsd.errors import InvalidOption, MissingPackage
+from mcsd.ray import RayOptions
 from mcsd.server import ListenOptions, ServerOptions
 from mcsd.server.options import check_exposure, is_address, read_config
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 KEY = "MCSD_API_KEY"
 """The environment variable of the key."""
@@ -32,7 +37,14 @@ class ServeEngineOptions(EngineOptions):
 
 
 @command
-def serve(*, engine: ServeEngineOptions, server: ServerOptions, listen: ListenOptions, config: Config = None) -> None:
+def serve(
+    *,
+    engine: ServeEngineOptions,
+    server: ServerOptions,
+    listen: ListenOptions,
+    ray: RayOptions,
+    config: Config = None,
+) -> None:
     """Serve a model over HTTP with the API of OpenAI. Ctrl-C or SIGTERM ends accepted requests first.
 
     Examples:
@@ -40,6 +52,8 @@ def serve(*, engine: ServeEngineOptions, server: ServerOptions, listen: ListenOp
     mcsd serve -m smollm2-135m
 
     MCSD_API_KEY=secret mcsd serve --host 0.0.0.0 --port 8080 --allowed-host llm.example.com
+
+    mcsd serve --ray 4 --ray-cpus 8
     """
     given = read_config(config) if config is not None else {}
     server = replace(server, **{name: value for name, value in given.items() if hasattr(server, name)})
@@ -50,19 +64,32 @@ def serve(*, engine: ServeEngineOptions, server: ServerOptions, listen: ListenOp
         server = replace(server, allowed_hosts=[*(server.allowed_hosts or ()), listen.host])
     check_exposure(server, listen)
     try:
-        from mcsd.server.app import create_app
         from mcsd.server.listen import serve as run
+
+        application = _application(engine, server, ray)
     except ModuleNotFoundError as error:
         raise MissingPackage(f"the server needs {error.name}", 'pip install "mcsd[server]"') from error
     # Commands hide the messages of libraries; those of the server are its log.
     logging.disable(logging.NOTSET)
     for library in ("transformers", "huggingface_hub", "torch"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    app = create_app(lambda: load_engine(engine), **vars(server))
     try:
-        run(app, listen, lambda url: print(f"serving {engine.target} on {url}/v1", file=sys.stderr, flush=True))
+        with application as app:
+            run(app, listen, lambda url: print(f"serving {engine.target} on {url}/v1", file=sys.stderr, flush=True))
     except OSError as error:
         raise InvalidOption(
             f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}",
             "choose another --host or --port",
         ) from error
+
+
+def _application(engine: EngineOptions, server: ServerOptions, ray: RayOptions) -> "AbstractContextManager[Starlette]":
+    """The server of one engine, or the front of several."""
+    if ray.num_replicas:
+        from mcsd.ray.local import ray_application
+
+        fetch_pair(engine.target, engine.draft if engine.tree != "none" else engine.target)
+        return ray_application(engine, server, ray)
+    from mcsd.server.app import create_app
+
+    return nullcontext(create_app(lambda: load_engine(engine), **vars(server)))
