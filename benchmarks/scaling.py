@@ -9,7 +9,6 @@ replica takes requests again; and for many replicas the time to choose one, and 
 
 import argparse
 import asyncio
-import json
 import os
 import re
 import statistics
@@ -109,13 +108,10 @@ def print_times(name: str, url: str, requests: int, started: float) -> None:
         for _ in range(requests + 10):
             began = time.monotonic()
             with client.stream("POST", "/v1/completions", json=BODY) as answer:
-                for line in answer.iter_lines():
-                    if line.startswith("data: {"):
-                        json.loads(line[6:])
-                        first.append(time.monotonic() - began)
-                        break
-                for _ in answer.iter_lines():
-                    pass
+                events = (line for line in answer.iter_lines() if line.startswith("data: {"))
+                next(events)
+                first.append(time.monotonic() - began)
+                assert not list(events)[1:]
     first = sorted(first[10:])
     median, slow = statistics.median(first), first[int(0.99 * len(first))]
     print(f"{name}: first text after {median * 1e3:.1f} ms (99 %: {slow * 1e3:.1f}); ready after {started:.1f} s")
