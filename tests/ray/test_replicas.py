@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,21 @@ def test_a_replica_whose_step_hangs_is_replaced_and_its_requests_move(url: str, 
         return replicas_of(url) == 2 and len(before & now) == 1 and len(now) == 2
 
     wait_until(replaced, 2 * LIMIT)
+
+
+def test_replicas_follow_the_load_and_metrics_are_those_of_all_fronts(url: str) -> None:
+    scale = {"min_replicas": 2, "max_replicas": 3, "target_ongoing_requests": 1, "upscale_delay_s": 0.5}
+    scale |= {"metrics_interval_s": 0.5, "look_back_period_s": 2.0}
+    serve.run(mcsd.ray.deployment(table_engine, autoscaling_config=scale, num_fronts=2))
+    wait_until(lambda: replicas_of(url) == 2, 2 * LIMIT)
+    body = {"prompt": "x", "max_tokens": 3900, "ignore_eos": True, "stream": True}
+    with ExitStack() as streams:
+        for _ in range(6):
+            streams.enter_context(httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=LIMIT))
+        wait_until(lambda: replicas_of(url) == 3, LIMIT)
+    fronts = metric(url, "mcsd:replicas")
+    assert len(fronts) == 2
+    assert all('front="' in labels and 'front=""' not in labels for labels in fronts)
 
 
 def test_wrong_options_have_names() -> None:
