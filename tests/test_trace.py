@@ -78,6 +78,10 @@ def test_p_and_q_are_those_of_the_tables(scheme: str) -> None:
             best = [(int(index), float(value)) for value, index in zip(*p[last].topk(TOP), strict=True) if value > 0]
             assert [token for token, _ in top] == [token for token, _ in best]
             assert [value for _, value in top] == pytest.approx([value for _, value in best], abs=1e-5)
+            if scheme != "top-k" and node - 1 in trace.parents and None not in trace.token_ids:
+                drawn = [float(q[last, token]) for token, _ in best]
+                assert trace.top_q[node] == pytest.approx(drawn, abs=1e-5)
+        assert trace.scheme == scheme
 
 
 def test_the_accepted_share_of_first_candidates_is_what_p_and_q_say() -> None:
@@ -111,7 +115,8 @@ def test_candidates_that_are_not_drawn_have_no_q(draft: str | None, temperature:
     options = {"draft": draft} if draft else {}
     params = SamplingParams(temperature=temperature, seed=1, max_new_tokens=30)
     traces = [trace for _, _, trace in steps(engine(**options), params, (3, 5, 3, 5, 3))]
-    assert all(each is None for trace in traces for each in trace.q)
+    assert all(each is None for trace in traces for each in [*trace.q, *(q for top in trace.top_q for q in top)])
+    assert {trace.scheme for trace in traces} == {"top-k"}
     tokens = [token for trace in traces for token in trace.token_ids]
     assert any(token is not None for token in tokens)
     assert draft is None or None in tokens

@@ -135,7 +135,7 @@ class EngineCore(Batch):
             logits, hidden = self._score(tree)
             wanted = [index for index, request in enumerate(self._running) if request.trace]
             # Verification may change the history.
-            traces = trace_trees(tree, logits, self._sampling, self._history, wanted)
+            traces = trace_trees(tree, logits, self._sampling, self._history, wanted, self._step_scheme.name)
             result, table = self._verify(tree, logits)
             verified = VerifiedSequence.read(table)
             self.clock.lap("judge")

@@ -21,9 +21,11 @@ class StepTrace:
         p: the same under the target: the distribution that verification uses, with penalties, temperature and
             truncation. None where it is none (NaN).
         top: the target's most probable tokens and their probabilities after the root and after each candidate.
+        top_q: the probabilities of the same tokens under the draft; None where candidates were not drawn from it.
         path: the accepted candidates, from the root on.
         token_id: the token that the target added after the path; None if it gave no distribution there. The chunk has
             fewer tokens if the text ended before.
+        scheme: the name of the scheme that verified the step; "top-k" where candidates were not drawn (see ``q``).
         piece: the text that it adds after the path; empty without a tokenizer.
     """
 
@@ -33,8 +35,10 @@ class StepTrace:
     q: tuple[float | None, ...]
     p: tuple[float | None, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]
+    top_q: tuple[tuple[float | None, ...], ...]
     path: tuple[int, ...]
     token_id: int | None
+    scheme: str
     piece: str = ""
 
     @property

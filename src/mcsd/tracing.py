@@ -24,33 +24,40 @@ def trace_trees(
     sampling: BatchSamplingParams,
     history: TokenHistory,
     sequences: Sequence[int],
+    scheme: str,
 ) -> dict[int, StepTrace]:
     """The traces of some sequences, before their verification, with an empty path.
 
     Args:
         tree, logits, sampling, history: as in `mcsd.schemes.base.Scheme.verify`.
         sequences: indices in the batch.
+        scheme: the name of the scheme of the step.
     """
     if not sequences:
         return {}
     if sampling.any_processors and logits.device.type != "cpu":
         tree, logits, sampling, history = (on_host(each) for each in (tree, logits, sampling, history))
     rows = torch.tensor(sequences, device=logits.device)
-    p, top = _target(TargetDistributions(tree, logits, sampling, history), rows)
-    table = [tree.tokens[rows].double(), tree.valid[rows].double(), p, _draft(tree, sampling, rows), top]
+    p, top, values = _target(TargetDistributions(tree, logits, sampling, history), rows)
+    best = torch.cat([top.double(), values, _draft_at(tree, sampling, rows, top)], dim=2)
+    table = [tree.tokens[rows].double(), tree.valid[rows].double(), p, _draft(tree, sampling, rows), best]
     # One read from the device. Token ids are exact in float64.
     read = torch.cat([part.flatten(1) for part in table], dim=1).tolist()
-    return {sequence: _step_trace(tree.shape.parents, row) for sequence, row in zip(sequences, read, strict=True)}
+    is_drawn = [tree.q is not None and sampling.params[sequence].temperature > 0 for sequence in sequences]
+    return {
+        sequence: _step_trace(tree.shape.parents, row, scheme if drawn else "top-k")
+        for sequence, row, drawn in zip(sequences, read, is_drawn, strict=True)
+    }
 
 
-def _target(target: TargetDistributions, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """float64 ``[A, n]``: p of each candidate after its parent; ``[A, 1 + n, 2 · TOP]``: `StepTrace.top`."""
+def _target(target: TargetDistributions, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p of each candidate, float64 ``[A, n]``; the tokens of `StepTrace.top` and their p, ``[A, 1 + n, k]``."""
     tokens, shape, device = target.tree.tokens, target.tree.shape, rows.device
     # On a GPU they are computed for the whole batch only.
     sequences = rows if device.type == "cpu" else torch.arange(len(tokens), device=device)
     among = torch.arange(len(rows)) if device.type == "cpu" else rows
     p = torch.zeros(len(rows), len(shape), dtype=torch.float64, device=device)
-    top = []
+    top, values = [], []
     for column, children in enumerate(shape.children.tolist()):
         path = paths_of(shape, device)[column].expand(len(sequences), -1)
         after, _ = target.after(torch.full_like(sequences, column), path, sequences if device.type == "cpu" else None)
@@ -58,8 +65,9 @@ def _target(target: TargetDistributions, rows: Tensor) -> tuple[Tensor, Tensor]:
         nodes = [child for child in children if child >= 0]
         p[:, nodes] = after.gather(1, tokens[rows][:, nodes])
         best = after.topk(min(TOP, after.shape[1]))
-        top.append(torch.cat([best.indices.double(), best.values], dim=1))
-    return p, torch.stack(top, dim=1)
+        top.append(best.indices)
+        values.append(best.values)
+    return p, torch.stack(top, dim=1), torch.stack(values, dim=1)
 
 
 def _draft(tree: CandidateTree, sampling: BatchSamplingParams, rows: Tensor) -> Tensor:
@@ -75,27 +83,37 @@ def _draft(tree: CandidateTree, sampling: BatchSamplingParams, rows: Tensor) -> 
     return torch.where(drawn, weights.double(), nan)
 
 
-def _step_trace(parents: tuple[int, ...], row: list[float]) -> StepTrace:
+def _draft_at(tree: CandidateTree, sampling: BatchSamplingParams, rows: Tensor, tokens: Tensor) -> Tensor:
+    """float64: q of ``tokens [A, 1 + n, k]`` after each node, NaN where nothing was drawn from it."""
+    if tree.q is None:
+        return torch.full(tokens.shape, nan, dtype=torch.float64, device=rows.device)
+    support, weights = tree.q.support[rows], tree.q.weights[rows].double()
+    q = (weights[:, :, None] * (support[:, :, None] == tokens[..., None])).sum(-1)
+    drawn = (weights.sum(-1) > 0) & ~sampling.greedy[rows][:, None]
+    return torch.where(drawn[..., None], q, nan)
+
+
+def _step_trace(parents: tuple[int, ...], row: list[float], scheme: str) -> StepTrace:
     count = len(parents)
     tokens, valid, p, q = (row[part * count : (part + 1) * count] for part in range(4))
     size = (len(row) - 4 * count) // (1 + count)
-    tops = [row[4 * count + node * size : 4 * count + (node + 1) * size] for node in range(1 + count)]
+    nodes = [row[4 * count + node * size : 4 * count + (node + 1) * size] for node in range(1 + count)]
+    # The most probable tokens of each node, with p and q.
+    tops = [
+        list(zip(*(node[part * size // 3 : (part + 1) * size // 3] for part in range(3)), strict=True))
+        for node in nodes
+    ]
     return StepTrace(
         parents=parents,
         token_ids=tuple(int(token) if there else None for token, there in zip(tokens, valid, strict=True)),
         pieces=(),
         q=tuple(_number(value, there) for value, there in zip(q, valid, strict=True)),
         p=tuple(_number(value, there) for value, there in zip(p, valid, strict=True)),
-        top=tuple(
-            tuple(
-                (int(token), value)
-                for token, value in zip(top[: size // 2], top[size // 2 :], strict=True)
-                if value > 0
-            )
-            for top in tops
-        ),
+        top=tuple(tuple((int(token), value) for token, value, _ in top if value > 0) for top in tops),
+        top_q=tuple(tuple(_number(q, True) for _, value, q in top if value > 0) for top in tops),
         path=(),
         token_id=None,
+        scheme=scheme,
     )
 
 
