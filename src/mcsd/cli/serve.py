@@ -15,7 +15,7 @@ from mcsd.config import EngineOptions, option
 from mcsd.errors import InvalidOption, MissingPackage
 from mcsd.ray import RayOptions
 from mcsd.server import ListenOptions, ServerOptions
-from mcsd.server.options import check_exposure, is_address, read_config
+from mcsd.server.options import check_exposure, has_playground, is_address, read_config
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -60,6 +60,7 @@ def serve(
     listen = replace(listen, **{name: value for name, value in given.items() if hasattr(listen, name)})
     if server.api_key is None and os.environ.get(KEY):
         server = replace(server, api_key=os.environ[KEY])
+    server = replace(server, playground=has_playground(server, listen))
     if not is_address(listen.host):
         server = replace(server, allowed_hosts=[*(server.allowed_hosts or ()), listen.host])
     check_exposure(server, listen)
@@ -73,9 +74,14 @@ def serve(
     logging.disable(logging.NOTSET)
     for library in ("transformers", "huggingface_hub", "torch"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+    def announce(url: str) -> None:
+        page = f", playground on {url}/" if server.playground else ""
+        print(f"serving {engine.target} on {url}/v1{page}", file=sys.stderr, flush=True)
+
     try:
         with application as app:
-            run(app, listen, lambda url: print(f"serving {engine.target} on {url}/v1", file=sys.stderr, flush=True))
+            run(app, listen, announce)
     except OSError as error:
         raise InvalidOption(
             f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}",

@@ -24,7 +24,8 @@ from mcsd.server.chat import chat
 from mcsd.server.completions import complete
 from mcsd.server.gateway import add_gateway
 from mcsd.server.options import ServerOptions
-from mcsd.server.parameters import chat_messages
+from mcsd.server.page import add_page
+from mcsd.server.parameters import chat_messages, speculation
 from mcsd.server.responses import respond
 from mcsd.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, ResponsesRequest, TokenizeRequest
 from mcsd.server.service import Service
@@ -66,6 +67,8 @@ def create_routes(
     app.state.service = service
     app.router.route_class = _StrictRoute
     _add_routes(app, service)
+    if service.options.playground:
+        add_page(app)
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(McsdError, _answer)
     app.add_exception_handler(RequestValidationError, _answer)
@@ -93,8 +96,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         engine = service.engine
-        one = {"id": service.model, "object": "model", "created": 0, "owned_by": "mcsd"}
-        return {"object": "list", "data": [one | {"max_model_len": engine.max_length}]}
+        one: dict[str, Any] = {"id": service.model, "object": "model", "created": 0, "owned_by": "mcsd"}
+        one |= {"max_model_len": engine.max_length, "speculative": speculation(engine)}
+        return {"object": "list", "data": [one]}
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mcsd.server.schema import ChatRequest, NamedTool
 from mcsd.server.service import Service, Texts, prompt_requests
 from mcsd.server.streams import Event, EventStream, unless_disconnected
 from mcsd.server.tool_calls import ToolCallParser, calls_grammar, knows_format
+from mcsd.server.traces import trace_object, wants_trace
 
 
 async def chat(service: Service, body: ChatRequest, request: Request, writer: TokenWriter) -> Response:
@@ -27,11 +28,12 @@ async def chat(service: Service, body: ChatRequest, request: Request, writer: To
     fields = sampling_fields(body, engine)
     messages = chat_messages(body.messages)
     tools = _tools(body, engine)
+    trace = wants_trace(body, service.options)
     calls = _grammar_of_calls(body, engine)
 
     def make() -> list[EngineRequest]:
         try:
-            return prompt_requests(engine, [engine.chat_tokens(messages, tools)], fields | calls)
+            return prompt_requests(engine, [engine.chat_tokens(messages, tools)], fields | calls, trace)
         except InvalidGrammar as error:
             if calls:
                 raise ApiError(400, f"the parameters of a tool: {error}", "invalid_value", "tools") from error
@@ -135,6 +137,8 @@ class _Answer:
                     more["logprobs"] = self._writer.chat_logprobs(chunk.logprobs)
                 if self._body.return_token_ids:
                     more["token_ids"] = chunk.token_ids
+                if chunk.trace is not None:
+                    more["trace"] = trace_object(chunk.trace, chunk.pieces, self._writer)
                 if text or more:
                     yield event(index, {"content": text}, **more)
                 for place, call in enumerate(parser.calls[known:] if parser else (), known):

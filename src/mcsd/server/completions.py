@@ -13,6 +13,7 @@ from mcsd.server.parameters import sampling_fields
 from mcsd.server.schema import CompletionRequest
 from mcsd.server.service import Service, Texts, prompt_requests
 from mcsd.server.streams import Event, EventStream, unless_disconnected
+from mcsd.server.traces import trace_object, wants_trace
 
 
 async def complete(service: Service, body: CompletionRequest, request: Request, writer: TokenWriter) -> Response:
@@ -21,7 +22,8 @@ async def complete(service: Service, body: CompletionRequest, request: Request, 
     prompts = _prompts(body)
     service.check_size(body.model, body.n * len(prompts))
     fields = sampling_fields(body, engine)
-    texts = await service.submit(lambda: prompt_requests(engine, prompts, fields))
+    trace = wants_trace(body, service.options)
+    texts = await service.submit(lambda: prompt_requests(engine, prompts, fields, trace))
     answer = _Answer(service, body, texts, writer, request.scope["state"]["log"])
     if body.stream:
         return EventStream(texts, answer.events())
@@ -75,6 +77,8 @@ class _Answer:
                     choice["logprobs"] = self._writer.text_logprobs(chunk.logprobs, lengths[index])
                 if self._body.return_token_ids:
                     choice["token_ids"] = chunk.token_ids
+                if chunk.trace is not None:
+                    choice["trace"] = trace_object(chunk.trace, chunk.pieces, self._writer)
                 if chunk.completion is not None:
                     done[index] = chunk.completion
                     choice["finish_reason"] = chunk.completion.finish_reason

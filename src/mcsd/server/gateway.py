@@ -19,9 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mcsd.server.api_errors import ApiError
 from mcsd.server.logs import log_event
 from mcsd.server.options import ServerOptions, is_address
+from mcsd.server.page import FILES
 
-OPEN_ROUTES = frozenset({"/health", "/ready"})
-"""Routes that need no key: whether the server works, for what supervises it."""
+_SUPERVISION = frozenset({"/health", "/ready"})
+
+OPEN_ROUTES = _SUPERVISION | FILES.keys()
+"""Routes that need no key: whether the server works, for what supervises it; and the files of the playground."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PORT = re.compile(r":[0-9]{1,5}")
@@ -174,7 +177,7 @@ class _Exchange:
     def _log(self) -> None:
         route = getattr(self._scope.get("route"), "path", "other")
         self._gateway.observe(route, self._status)
-        if route in OPEN_ROUTES:
+        if route in _SUPERVISION:
             return  # Whoever supervises the server asks every few seconds.
         log_event(
             "request",

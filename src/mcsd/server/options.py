@@ -30,6 +30,8 @@ class ServerOptions:
         allowed_hosts: names in the header ``Host`` besides localhost; addresses are always allowed, because rebinding
             a name needs a name.
         cors_origins: origins of web pages that may use the server from a browser.
+        playground: whether the server shows its page at ``/`` and gives traces of steps to clients that ask. None: off;
+            `mcsd serve` then turns it on where only this machine can connect.
         max_body_bytes: of the body of a request.
         max_completions: of one request: its prompts times ``n``.
         body_seconds: for sending the body of a request.
@@ -80,6 +82,14 @@ class ServerOptions:
         shown="none",
         panel=_PANEL,
     )
+    playground: bool | None = option(
+        None,
+        "--playground/--no-playground",
+        help="Serve a page at / that shows speculation step by step.",
+        type=bool | None,
+        shown="on where only this machine can connect",
+        panel=_PANEL,
+    )
     max_body_bytes: int = 2 << 20
     max_completions: int = 16
     body_seconds: float = 30.0
@@ -92,6 +102,8 @@ class ServerOptions:
                 raise InvalidOption(f"{name} is not a text of 1 to 512 printable characters", "give another one")
         if self.api_key is not None and not self.api_key.isascii():
             raise InvalidOption("api_key has characters that a header cannot carry", "use letters and digits")
+        if self.playground not in (None, True, False):
+            raise InvalidOption(f"playground={self.playground!r:.40} is not true or false", "give one of them")
         check_int("max_waiting", self.max_waiting, 0, 1 << 20)
         check_int("max_body_bytes", self.max_body_bytes, 1 << 10, 1 << 28)
         check_int("max_completions", self.max_completions, 1, 256)
@@ -188,6 +200,11 @@ def check_exposure(server: ServerOptions, listen: ListenOptions) -> None:
             f"--host {listen.host} lets other machines use the server without a key",
             "set MCSD_API_KEY, or listen on 127.0.0.1",
         )
+
+
+def has_playground(server: ServerOptions, listen: ListenOptions) -> bool:
+    """Whether a server that listens there has the playground: by default if only this machine can connect."""
+    return listen.is_loopback if server.playground is None else server.playground
 
 
 def read_config(file: Path) -> dict[str, Any]:

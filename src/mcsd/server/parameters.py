@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mcsd.engine import Engine
@@ -86,11 +87,17 @@ def _logprobs(body: Generation) -> dict[str, int]:
     return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}
 
 
+def speculation(engine: Engine) -> dict[str, Any]:
+    """The draft, tree and scheme of an engine. The draft is named without its folder."""
+    tree = str(engine.plan.shape) if isinstance(engine.plan, FixedTree) else "auto"
+    return {"draft": Path(engine.draft_name).name, "tree": tree, "scheme": engine.scheme_name}
+
+
 def _speculative(given: Speculative | None, engine: Engine) -> dict[str, bool]:
     if given is None:
         return {}
-    has: dict[str, str | bool] = {"scheme": engine.scheme_name}
-    has["tree"] = str(engine.plan.shape) if isinstance(engine.plan, FixedTree) else "auto"
+    has = speculation(engine)
+    del has["draft"]
     if given.enabled:
         has["enabled"] = engine.draft_name != "none"
     for name, value in has.items():

@@ -152,6 +152,12 @@ class Speculative(Body):
     scheme: Annotated[str, Field(max_length=64)] | None = None
 
 
+class SpeculativeOfChunks(Speculative):
+    """The same, for answers whose chunks can carry traces."""
+
+    trace: bool = False
+
+
 class WithoutEffect(Body):
     """Fields of OpenAI's API that have no effect on the text."""
 
@@ -212,6 +218,7 @@ class _Sampling(Generation):
         | None
     ) = None
     stream_options: StreamOptions | None = None
+    speculative: SpeculativeOfChunks | None = None
     prediction: Prediction | None = None
     response_format: Annotated[PlainText | JsonObject | JsonSchema, Field(discriminator="type")] | None = None
 

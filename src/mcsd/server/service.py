@@ -261,6 +261,9 @@ class Texts:
                     log_event("step failed", level="ERROR", **place_of(failed.__cause__))
 
 
-def prompt_requests(engine: Engine, prompts: list[Any], fields: dict[str, Any]) -> list[Request]:
+def prompt_requests(engine: Engine, prompts: list[Any], fields: dict[str, Any], trace: bool = False) -> list[Request]:
     """The requests of several prompts with equal parameters."""
-    return [request for prompt in prompts for request in engine.requests(prompt, **fields)]
+    requests = [request for prompt in prompts for request in engine.requests(prompt, **fields)]
+    for request in requests:
+        request.trace = trace
+    return requests
