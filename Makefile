@@ -10,7 +10,7 @@ PROMPT ?= "The three most important rules for writing a test are"
 QUICK := $(wildcard tests/test_*.py) $(addprefix tests/,schemes models drafters cpu kernels mutants cli/test_cli_options.py \
 	laws/test_greedy.py laws/test_exact_law.py planning/test_search.py tune/test_configurations.py)
 
-.PHONY: demo quick test lint slow fuzz laws mutants schemas large triton bench docs ray gpu clean
+.PHONY: demo quick test lint slow fuzz laws mutants schemas large triton bench docs ray page gpu clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -62,6 +62,11 @@ ray: $(READY)
 triton: $(READY)
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .triton "triton>=3.4"
 	PYTHONPATH=.triton $(BIN)/python -m pytest tests/cuda
+
+# The playground in a browser. Installs playwright; skipped where Chromium is missing (apt-get install chromium).
+page: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[page]"
+	$(BIN)/python -m pytest tests/page
 
 # Against transformers on the same weights: make bench ARGS="--target qwen2.5-coder-1.5b --prompts alpaca.jsonl"
 bench: $(READY)
