@@ -104,7 +104,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verify": _TOOLS,
     "distill": {*_TOOLS, "cpu"},
     "bench": {*_TOOLS, "cpu"},
-    "cli": {*_TOOLS, "batch_files", "bench", "distill", "ray", "server", "step_trace", "tree_picture", "tune", "verify"},
+    "cli": {
+        *_TOOLS,
+        "batch_files",
+        "bench",
+        "distill",
+        "ray",
+        "server",
+        "step_trace",
+        "tree_picture",
+        "tune",
+        "verify",
+    },
 }
 
 ORDER: dict[str, tuple[str, ...]] = {

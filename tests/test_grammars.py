@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mcsd
-from mcsd.errors import GrammarFailed, InvalidGrammar, InvalidParameter, NonFiniteLogits
+from mcsd.errors import GrammarFailed, InvalidGrammar, InvalidParameter, NoTokenLeft
 from mcsd.params import MAX_GRAMMAR, MAX_SCHEMA_DEPTH
 from mcsd.testing import TabularModel
 from support.faults import EXPLODING_GRAMMAR
@@ -171,5 +171,5 @@ def test_a_model_without_an_allowed_token_fails_by_name() -> None:
     table = torch.zeros(SIZE, SIZE)
     table[:, 5] = 1.0
     alone = mcsd.Engine(TabularModel(table), "ngram", TOKENIZER, tree="none", max_length=32)
-    with pytest.raises(NonFiniteLogits, match="a grammar"):
+    with pytest.raises(NoTokenLeft, match="a grammar"):
         alone.generate([5], regex="a")

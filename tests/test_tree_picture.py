@@ -21,8 +21,10 @@ TRACE = StepTrace(
     q=(0.4, 0.3, None, 0.2, None, 0.1, 0.1),
     p=(0.8, 0.1, 0.5, None, None, 0.25, 0.1),
     top=((), (), (), ((16, 0.75), (14, 0.25)), (), (), (), ()),
+    top_q=((), (), (), (0.5, None), (), (), (), ()),
     path=(0, 2),
     token_id=16,
+    scheme="mcss-wor",
     piece=" is",
 )
 
@@ -37,7 +39,8 @@ def chain(count: int, accepted: int) -> StepTrace:
     """A chain of candidates whose first ones were accepted."""
     parents, tokens = tuple(range(-1, count - 1)), tuple(range(count))
     pieces, numbers = tuple(f"t{token}" for token in tokens), (0.5,) * count
-    return StepTrace(parents, tokens, pieces, numbers, numbers, ((),) * (count + 1), tokens[:accepted], 7, "end")
+    top = ((),) * (count + 1)
+    return StepTrace(parents, tokens, pieces, numbers, numbers, top, top, tokens[:accepted], 7, "mcss-wor", "end")
 
 
 def wide(count: int, accepted: int) -> StepTrace:
@@ -77,7 +80,7 @@ def test_tokens_without_text_are_shown_by_their_numbers() -> None:
 
 
 def test_a_step_without_candidates() -> None:
-    plain = StepTrace((), (), (), (), (), (((3, 0.9),),), (), 3, "x")
+    plain = StepTrace((), (), (), (), (), (((3, 0.9),),), ((None,),), (), 3, "mcss-wor", "x")
     assert drawn(plain) == [("root", "", "", ['"x"']), ("from the target", '"x"', "p 0.900", [])]
     assert plain.summary == "no candidates · acceptance length 1"
 
@@ -162,6 +165,6 @@ def test_traces_of_an_engine_name_the_text_of_the_target_s_token() -> None:
 def test_pictures_need_no_torch() -> None:
     code = (
         "import sys; from mcsd import StepTrace;"
-        "StepTrace((), (), (), (), (), ((),), (), 3)._repr_html_(); sys.exit('torch' in sys.modules)"
+        "StepTrace((), (), (), (), (), ((),), ((),), (), 3, 'top-k')._repr_html_(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

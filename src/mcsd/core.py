@@ -142,7 +142,7 @@ class EngineCore(Batch):
             self._commit(result, verified, hidden)
             self.clock.lap("commit")
             self._observe(tree, verified, before)
-            self._emit(tree, verified, self._logprobs(tree, result, logits), traces)
+            self._emit(tree, verified, logits, self._logprobs(tree, result, logits), traces)
             self._end_step_alone()
         except BaseException as error:
             if not self._abort(error):
@@ -316,6 +316,7 @@ class EngineCore(Batch):
         self,
         tree: CandidateTree,
         verified: list[VerifiedSequence],
+        logits: Tensor,
         logprobs: list[list[TokenLogprobs]] | None,
         traces: dict[int, StepTrace],
     ) -> None:
@@ -338,8 +339,9 @@ class EngineCore(Batch):
             except Exception as error:  # Of the tokenizer.
                 reason, request.error = None, step_error(error)
             if each.failed and not reason and request.error is None:
-                is_draft = bool(tree.failed[i])
-                request.error = request.failure(self.drafter.name if is_draft else self.target_name, is_draft)
+                is_draft, is_finite = bool(tree.failed[i]), bool(logits[i].amax(-1).isfinite().all())
+                name = self.drafter.name if is_draft else self.target_name
+                request.error = request.failure(name, is_draft, is_finite)
             if request.error is not None:
                 self._free(i)
             elif reason:

@@ -23,6 +23,7 @@
         + TokenOutOfVocabulary
         + StoppingCriterionFailed  a stopping criterion of the request raised an error
         + NonFiniteLogits          the model's logits have NaN or no finite value
+        + NoTokenLeft              the parameters of the request leave no token to go on with
         + ProcessorFailed          a logits processor of the request raised an error
         + GrammarFailed            the grammar of the request became too complex in the middle of its text
         + RequestInterrupted       cancelled, or running when an engine step was interrupted
@@ -172,6 +173,12 @@ class StoppingCriterionFailed(RequestError):
 
 class NonFiniteLogits(RequestError):
     """The model's logits for this request hold NaN, or no finite value at all."""
+
+    exit_code = 1
+
+
+class NoTokenLeft(RequestError):
+    """The logits are finite, but the parameters of the request leave no token: a grammar and bad words, for example."""
 
     exit_code = 1
 

@@ -15,6 +15,7 @@ from mcsd.errors import (
     GrammarFailed,
     McsdError,
     NonFiniteLogits,
+    NoTokenLeft,
     ProcessorFailed,
     RequestError,
     StoppingCriterionFailed,
@@ -103,12 +104,13 @@ class Request:
         """New tokens that may still follow."""
         return self._max_new_tokens - len(self.tokens)
 
-    def failure(self, model: str, is_draft: bool) -> RequestError:
+    def failure(self, model: str, is_draft: bool, is_finite: bool) -> RequestError:
         """Why there is no distribution to go on with.
 
         Args:
             model: the name of the model that gave none.
             is_draft: whether it drafts.
+            is_finite: whether the logits of the target are usable, before the parameters of the request.
         """
         for processor in self.params.logits_processors:
             if (error := getattr(processor, "error", None)) is not None:
@@ -119,10 +121,10 @@ class Request:
             return GrammarFailed(
                 f"the grammar failed after {len(self.tokens)} new tokens: {self.matcher.error}", "give a simpler one"
             )
-        if (self.params.logits_processors or self.matcher is not None) and not is_draft:
-            return NonFiniteLogits(
-                f"{model} gave no distribution after {len(self.all_tokens)} tokens, or its processors (bad words,"
-                " minimal length, constraints, a grammar, your own) leave no token",
+        if is_finite and not is_draft:
+            return NoTokenLeft(
+                f"after {len(self.all_tokens)} tokens the parameters of the request leave no token (bad words, minimal"
+                " length, constraints, a grammar, logits processors)",
                 "relax them",
             )
         role, hint = ("draft", ", or draft='ngram'") if is_draft else ("target", "")

@@ -26,7 +26,7 @@ class StepTrace:
         token_id: the token that the target added after the path; None if it gave no distribution there. The chunk has
             fewer tokens if the text ended before.
         scheme: the name of the scheme that verified the step; "top-k" where candidates were not drawn (see ``q``).
-        piece: the text that it adds after the path; empty without a tokenizer.
+        piece: the text that ``token_id`` adds after the path; empty without a tokenizer.
     """
 
     parents: tuple[int, ...]

@@ -24,8 +24,10 @@ TRACE = StepTrace(
     q=(0.4, 0.3, 0.6, 0.2, None, 0.1),
     p=(0.8, 0.1, 0.5, 0.0, 0.2, 0.25),
     top=((), (), (), ((16, 0.75),), (), (), ()),
+    top_q=((), (), (), (0.5,), (), (), ()),
     path=(0, 2),
     token_id=16,
+    scheme="mcss-wor",
     piece="\n",
 )
 CHUNK = Chunk(" Paris.\n", (10, 12, 16), 2, (" Paris", ".", "\n"), trace=TRACE)
@@ -99,7 +101,8 @@ def test_a_deep_chain_stays_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 900
     numbers, tokens = (0.5,) * count, tuple(range(count))
     parents, pieces = tuple(range(-1, count - 1)), tuple(f"t{token}" for token in tokens)
-    deep = StepTrace(parents, tokens, pieces, numbers, numbers, ((),) * (count + 1), tokens[:800], 7, "end")
+    top = ((),) * (count + 1)
+    deep = StepTrace(parents, tokens, pieces, numbers, numbers, top, top, tokens[:800], 7, "mcss-wor", "end")
     lines = shown(monkeypatch, replace(CHUNK, trace=deep)).splitlines()
     # The 800th candidate has two children: the 801st and the target's token.
     assert [line for line in lines if '"t799"' in line or '"t801"' in line or '"end"' in line] == [

@@ -105,7 +105,8 @@ def test_an_answer_is_the_call_that_is_asked_for(stream: bool, marks_are_tokens:
     tokenizer = chat_tokenizer()
     tokenizer.add_tokens(["<tool_call>", "</tool_call>"] if marks_are_tokens else [])
     size = len(tokenizer)
-    target, draft = (TabularModel(torch.rand(size, size).softmax(-1)) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    target, draft = (TabularModel(torch.rand(size, size, generator=generator).softmax(-1)) for _ in range(2))
     options: Any = {"model": "tabular", "messages": TALK, "tools": TOOLS, "max_tokens": 200, "temperature": 1}
     options |= {"stream": stream, "logit_bias": no_spaces}
     second = {"type": "function", "function": {"name": "second"}}
@@ -152,7 +153,7 @@ def test_calls_of_strict_tools_fit_their_schemas(mark: list[str], strict: bool, 
     tokenizer = chat_tokenizer()
     tokenizer.add_tokens([*mark, "</tool_call>"])
     begin = tokenizer.convert_tokens_to_ids(mark)
-    weights = torch.rand(len(tokenizer), len(tokenizer))
+    weights = torch.rand(len(tokenizer), len(tokenizer), generator=torch.Generator().manual_seed(0))
     weights[:, [begin[0], tokenizer.eos_token_id]] = 5
     weights[begin[:-1], begin[-1]] = 5000
     engine = mcsd.Engine(TabularModel(weights / weights.sum(-1, keepdim=True)), "ngram", tokenizer, tree="chain:2")
@@ -170,3 +171,12 @@ def test_calls_of_strict_tools_fit_their_schemas(mark: list[str], strict: bool, 
             assert done.choices[0].finish_reason == ("tool_calls" if message.tool_calls else "stop")
             assert not strict or "<tool_call>" not in (message.content or "")
     assert {*found} == ({"first", "second"} if strict else set())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_parameters_that_leave_no_token_are_the_fault_of_the_request(server: Running, stream: bool) -> None:
+    body = {"prompt": "a", "regex": "ab", "bad_words": ["b"], "stream": stream, "temperature": 1}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body)
+    assert answer.status_code == (200 if stream else 400)
+    assert '"code":"no_token_left"' in answer.text.replace(": ", ":")
+    assert '"type":"invalid_request_error"' in answer.text.replace(": ", ":")
