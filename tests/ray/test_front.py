@@ -209,7 +209,7 @@ def test_a_client_that_goes_away_cancels_the_answer() -> None:
 
 def test_the_front_knows_all_routes_of_a_replica() -> None:
     engine = table_engine()
-    routes = create_routes(Service(engine, ServerOptions())).routes
+    routes = create_routes(Service(engine, ServerOptions(playground=True))).routes
     paths = {str(getattr(route, "path", "")) for route in routes}
     front = Front(lambda: None, ServerOptions())
     assert paths == FORWARDED | set(front._own)

@@ -27,12 +27,14 @@ from mcsd.server.api_errors import ApiError, api_error
 from mcsd.server.gateway import add_gateway
 from mcsd.server.logs import log_event, place_of
 from mcsd.server.options import ServerOptions
+from mcsd.server.page import FILES
 from mcsd.server.streams import error_event
 
 FORWARDED = frozenset(
     {
         *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models"),
         *("/tokenize", "/detokenize", "/version", "/openapi.json"),
+        *FILES,
     }
 )
 """The routes that any replica answers."""
