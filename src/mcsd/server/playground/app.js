@@ -113,7 +113,7 @@ async function send(signal) {
 
 function summary(clock, usage) {
   const { mean_acceptance_length: length, target_calls: steps } = usage.speculative_decoding;
-  const speed = clock.speed ? `, ${clock.speed.toFixed(1)} tokens/s with the drawing of steps` : "";
+  const speed = clock.speed ? `, ${clock.speed.toFixed(1)} tokens/s while steps are shown` : "";
   const text = `${count(usage.completion_tokens, "token")} in ${count(steps, "step")}`;
   return `${text}: acceptance length ${length.toFixed(2)} tokens a step${speed}.`;
 }

@@ -56,9 +56,9 @@ function verdict([fast, plain], body) {
     ? "The texts are too short to time."
     : times > 1.03
       ? `Speculation was ${times.toFixed(1)} times as fast.`
-      : `Speculation was ${times.toFixed(2)} times as fast as plain decoding here: this tree costs more time than its guesses save.`;
+      : `Speculation took ${(1 / times).toFixed(1)} times as long here: this tree costs more time than its guesses save.`;
   if (fast.content === plain.content) return `${speed} Both texts are the same.`;
   return body.temperature > 0
-    ? `${speed} The texts differ, because each was drawn at random; the probabilities were the same.`
+    ? `${speed} The texts differ: each was drawn at random, with the same probabilities. A seed repeats a text with the same settings.`
     : `${speed} The texts differ, because the numbers are rounded a little differently when several tokens are read at once.`;
 }

@@ -34,7 +34,10 @@ function draft(trace, server) {
   const who = server.draft.startsWith("ngram")
     ? [" here is a look-up: it finds the same words earlier in the text and proposes what followed them, ", number]
     : [`, a small and fast model (${server.draft}), proposes `, number];
-  const guess = first.q == null ? "." : `: the draft finds it ${percent(first.q)} likely. This number is called q.`;
+  const guess =
+    first.q == null
+      ? "."
+      : `: the draft finds it ${percent(first.q)} likely. This number is called q, and guesses are drawn at random by it.`;
   return item(
     "The draft guesses",
     paragraph(
@@ -51,7 +54,8 @@ function target(trace, server) {
     "The target reads all guesses at once",
     paragraph(
       ...["The ", term("target"), ` is the large model (${server.name}), whose text you want. It reads all candidates in one `],
-      "pass; writing by itself, it needs a pass for each token. It tells how likely it finds each candidate. This number ",
+      "pass, which takes little longer than a pass over one token unless the tree is large; writing by itself, it needs a pass ",
+      "for each token. It tells how likely it finds each candidate. This number ",
       ...["is called p. For ", quoted(first.text), ` it is ${percent(first.p)}.`],
     ),
   );
@@ -75,16 +79,16 @@ function verification(trace) {
 const RULES = {
   recursive: () =>
     " tests the candidates, one after the other. Where p is at least q, a candidate passes for certain. Where the draft was" +
-    " too sure of it, it passes with a chance of p divided by q. So good guesses stay, and what is written is exactly as random" +
-    " as if the target had written alone.",
+    " too sure of it, it passes with a chance of p divided by q. So good guesses stay, and every text is exactly as likely as if" +
+    " the target had written alone.",
   matching: (trace) =>
     " lets the target pick its next token as if there were no guesses: " +
     // At temperature 0 one token has all of the probability.
     (trace.top.every((top) => top.length === 1) ? "its most probable one." : "at random, with its own probabilities p.") +
     " If a candidate is that token, it is accepted, and the same goes on after it.",
   other: (trace) =>
-    ` follows the scheme ${trace.scheme}: it accepts candidates by their p and q so that what is written is exactly as random` +
-    " as if the target had written alone. The more p exceeds q, the better a candidate's chance.",
+    ` follows the scheme ${trace.scheme}: it accepts candidates by their p and q so that every text is exactly as likely as if` +
+    " the target had written alone. The more p exceeds q, the better a candidate's chance.",
 };
 
 /** The lines of candidates that are tested one after the other. */
@@ -94,7 +98,7 @@ function tests(candidates) {
     const start = [accepted ? "✓ " : "✕ ", quoted(text)];
     if (q == null) return [...start, ` was copied from earlier text, and the target is asked to pick it by itself: ${outcome}.`];
     const both = ` has ${equation("p", p)} and ${equation("q", q)}`;
-    if (place) return [...start, `${both}. Only what earlier rejections left of p counts: ${outcome}.`];
+    if (place) return [...start, `${both}. After a rejection, only what it left of p counts: ${outcome}.`];
     if (p >= q) return [...start, `${both}. p is at least q: ${outcome}.`];
     return [...start, `${both}. Its chance was ${equation("p / q", p / q)}. This time: ${outcome}.`];
   });
@@ -125,17 +129,17 @@ function own(trace) {
   }
   const subtracts = kindOf(trace) === "recursive" && first.q != null;
   const rule = subtracts
-    ? ["So q is subtracted from p, and what stays above zero is the ", term("residual"), ". The token is drawn from that."]
-    : ["So the token is drawn from what the rejections leave of p: the ", term("residual"), "."];
+    ? ["So q is subtracted from p, and what stays above zero is the ", term("residual"), ". The token is drawn from that, "]
+    : ["So the token is drawn from what the rejections leave of p: the ", term("residual"), ", "];
   return [
     item(
       "The target's own token, from the residual",
       paragraph(
-        ...["No candidate passed here, so the target adds a token itself: ", token, ". It is not drawn from p: tokens that the "],
-        ...["draft likes too much have had their chance already, and would come too often. ", ...rule],
+        ...["No candidate passed here, so the target adds a token itself: ", token, ". Drawn from p, a token that the draft "],
+        ...["proposes often would get a second chance, and come too often. ", ...rule, "as parts of its sum."],
       ),
       table(trace, subtracts),
-      ...(subtracts && second ? [paragraph("Each further rejection subtracts once more in the same way.")] : []),
+      ...(subtracts && second ? [paragraph("The table shows the first rejection; each further one subtracts once more in the same way.")] : []),
     ),
   ];
 }
@@ -170,7 +174,7 @@ function table(trace, residual) {
 function gain({ tokens, trace }) {
   const text =
     tokens.length > 1
-      ? `Without guesses it would have taken ${tokens.length} passes.`
+      ? `Without guesses it would have taken ${tokens.length} passes. This saves time if the draft takes less than they do.`
       : "As many as without guesses: this time they did not help.";
   const ends = /^<\|.*\|>$/.test(trace.token?.text) ? ` ${trace.token.text} is no text: it is the sign that ends the answer.` : "";
   return item("The gain", paragraph(`${count(tokens.length, "token")} from one pass of the target. ${text}${ends}`));

@@ -5,7 +5,7 @@ import { childrenOf, fates, originClass } from "./steps.js";
 
 const FULL = 42; // pixels of a node with p and q
 const LINE = 26; // the same where each node has a line of its own
-const SMALL = 20; // of a candidate that was not needed
+const SMALL = 20; // of a candidate that was not reached
 const GAP = 6;
 const COLUMN = 118; // the least width of a column
 const MOST_COLUMN = 190;
@@ -123,8 +123,8 @@ const cut = (text, most) => (text.length > most ? `${text.slice(0, Math.max(1, M
 const STATES = {
   accepted: "accepted",
   rejected: "rejected",
-  skipped: "not needed: another candidate was accepted before it",
-  unreached: "not needed: what it continues was not accepted",
+  skipped: "not reached: another candidate was accepted before it",
+  unreached: "not reached: what it continues was not accepted",
 };
 
 function tooltip(node) {
