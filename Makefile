@@ -10,7 +10,7 @@ PROMPT ?= "The three most important rules for writing a test are"
 QUICK := $(wildcard tests/test_*.py) $(addprefix tests/,schemes models drafters cpu kernels mutants cli/test_cli_options.py \
 	laws/test_greedy.py laws/test_exact_law.py planning/test_search.py tune/test_configurations.py)
 
-.PHONY: demo quick test lint slow fuzz laws mutants schemas large triton bench docs ray page gpu clean
+.PHONY: demo quick test lint slow fuzz laws mutants schemas large triton bench docs ray page speculators gpu clean
 
 demo: $(READY)
 	$(BIN)/mcsd pull smollm2-135m
@@ -48,6 +48,15 @@ mutants: $(READY)
 # Answers under the schemas of the JSON Schema Test Suite: make schemas ARGS="--suite jsonschema-4.26.0.tar.gz --count 500"
 schemas: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m schemas.run $(ARGS)
+
+# Published EAGLE-3 heads against speculators' own model, in an environment of its own: it needs an older transformers.
+SPECULATORS := "speculators==0.9.0"
+speculators: $(READY)
+	$(PYTHON) -m venv .speculators
+	.speculators/bin/python -m pip install --quiet "transformers==5.19.0" torch numpy safetensors pydantic \
+		pydantic-settings loguru httpx psutil rich tqdm typer click datasets openai
+	.speculators/bin/python -m pip install --quiet --no-deps $(SPECULATORS)
+	PYTHONPATH=tests $(BIN)/python -m parity.run
 
 # Needs 1.6 GB of weights and 12 GB of memory.
 large: $(READY)
@@ -94,4 +103,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv .triton .cache build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .triton .speculators .cache build .pytest_cache .mypy_cache .ruff_cache .hypothesis

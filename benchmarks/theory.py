@@ -28,9 +28,10 @@ from torch import Tensor
 import mcsd
 from mcsd.cpu.weight_plan import Role, plan_weights
 from mcsd.drafters.level import SUPPORT
-from mcsd.loading.load import LoadedModel, is_head, load, load_draft, resolve_dtype
+from mcsd.loading.load import LoadedModel, load, load_draft, resolve_dtype
+from mcsd.loading.published_heads import is_head
 from mcsd.models import TokenLayout
-from mcsd.models.draft_head import BoundHead
+from mcsd.models.bound_head import BoundHead
 from mcsd.models.prefill import score_text
 from mcsd.models.protocol import DecoderModel
 from mcsd.prompts import evenly_spaced, load_prompts

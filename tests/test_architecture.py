@@ -134,7 +134,7 @@ ORDER: dict[str, tuple[str, ...]] = {
             "fusion",
             "draft_vocabulary",
         ),
-        *("transformers", "self_check", "draft_head", "token_texts", "vocabulary_map", "compatibility"),
+        *("transformers", "self_check", "draft_head", "bound_head", "token_texts", "vocabulary_map", "compatibility"),
     ),
     "cpu": (
         *("quantization", "packed_linear", "weight_plan", "native_linear", "gguf_linear", "onednn_linear"),
@@ -143,7 +143,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "cuda": ("triton_code", "triton_kernels", "layers"),
     "loading": (
         *("catalog", "disk_usage", "gguf_cache", "gguf_file", "pretrained", "gguf_network", "converted", "int8_cache"),
-        "load",
+        *("mtp_head", "published_heads", "load"),
     ),
     "schemes": (
         *("registry", "mixed_shape", "types", "residual", "device_walk", "node_level", "tree_level", "mixed", "base"),

@@ -9,14 +9,15 @@ import torch
 
 import mcsd
 from mcsd import SCHEMES, SamplingParams, graphs
-from mcsd.models.draft_head import BoundHead, DraftHead, HeadConfig
+from mcsd.models.bound_head import BoundHead
+from mcsd.models.draft_head import DraftHead, HeadConfig
 from mcsd.models.transformers import TransformersModel
 from mcsd.schemes.registry import REGISTRY
 from mcsd.testing import TabularModel
 from support.recorded_graph import record, waits_are_errors
 from support.simulated_cuda import Counts, SimulatedCuda, move, recording, simulated
 from support.small_tokenizers import characters, translated
-from support.tiny import VOCABULARY, tiny
+from support.tiny import VOCABULARY, published_head_config, tiny
 
 STEPS = 4
 FIELDS: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True}
@@ -126,13 +127,14 @@ def networks(drafter: str) -> tuple[Any, Any]:
     if drafter == "ngram":
         return target, drafter
     torch.manual_seed(0)
-    head = DraftHead(HeadConfig("tiny", VOCABULARY, 32, (1, -1), 1, VOCABULARY))
+    own = HeadConfig("tiny", VOCABULARY, 32, (1, -1), 1, VOCABULARY)
+    head = DraftHead(own if drafter == "head" else published_head_config())
     return target, BoundHead(move(head), target, "head")
 
 
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("tree", ["none", "chain:4", "4x2x1", "parents:-1,-1,-1,0,0,1,3"])
-@pytest.mark.parametrize("drafter", ["model", "translated", "head", "ngram", "model+ngram"])
+@pytest.mark.parametrize("drafter", ["model", "translated", "head", "published head", "ngram", "model+ngram"])
 def test_networks(drafter: str, tree: str, batch: int) -> None:
     target, draft = networks(drafter)
     engine = mcsd.Engine(target, draft, tree=tree, max_batch=batch, max_length=100)

@@ -11,13 +11,14 @@ from torch import Tensor
 import mcsd
 from mcsd import SCHEMES, SamplingParams, graphs
 from mcsd.graphs import GraphCache, ReadTensors
-from mcsd.models.draft_head import BoundHead, DraftHead, HeadConfig
+from mcsd.models.bound_head import BoundHead
+from mcsd.models.draft_head import DraftHead, HeadConfig
 from mcsd.models.transformers import TransformersModel
 from mcsd.schemes.registry import REGISTRY
 from mcsd.testing import TabularModel
 from support.recorded_graph import record, waits_are_errors
 from support.simulated_cuda import DEVICE, SimulatedCuda, move, recording, simulated
-from support.tiny import VOCABULARY, tiny
+from support.tiny import VOCABULARY, published_head_config, tiny
 
 SETTINGS = {
     "sampled": (SamplingParams(),),
@@ -66,7 +67,8 @@ def networks(drafter: str, captures: bool, move: Callable[[Any], Any] = move) ->
     if drafter == "ngram":
         return target, "ngram"
     torch.manual_seed(0)
-    head = DraftHead(HeadConfig("tiny", VOCABULARY, 32, (1, -1), 1, VOCABULARY))
+    own = HeadConfig("tiny", VOCABULARY, 32, (1, -1), 1, VOCABULARY)
+    head = DraftHead(own if drafter == "head" else published_head_config())
     return target, BoundHead(move(head), target, "head")
 
 
@@ -82,7 +84,7 @@ def test_every_scheme_gives_the_same_texts(scheme: str, settings: str) -> None:
 
 
 @pytest.mark.parametrize("tree", ["none", "chain:4", "4x2x1", "parents:-1,-1,-1,0,0,1,3"])
-@pytest.mark.parametrize("drafter", ["model", "head", "ngram", "model+ngram"])
+@pytest.mark.parametrize("drafter", ["model", "head", "published head", "ngram", "model+ngram"])
 def test_every_drafter_gives_the_same_texts(drafter: str, tree: str) -> None:
     expected = texts(mcsd.Engine(*networks(drafter, False), tree=tree, max_batch=2, max_length=100), "sampled")
     engine = mcsd.Engine(*networks(drafter, True), tree=tree, max_batch=2, max_length=100)
@@ -90,7 +92,7 @@ def test_every_drafter_gives_the_same_texts(drafter: str, tree: str) -> None:
     assert engine.graphs.stats.graphs >= 2
 
 
-@pytest.mark.parametrize("drafter", ["model", "head"])
+@pytest.mark.parametrize("drafter", ["model", "head", "published head"])
 def test_a_gpu_gives_the_texts_of_a_cpu(drafter: str) -> None:
     """Forwards are padded there, and read more slots."""
     done = [

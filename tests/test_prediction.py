@@ -10,7 +10,8 @@ import mcsd
 from mcsd.drafters import MixedDrafter
 from mcsd.errors import InvalidParameter, TokenOutOfVocabulary
 from mcsd.models import TransformersModel
-from mcsd.models.draft_head import BoundHead, DraftHead, HeadConfig
+from mcsd.models.bound_head import BoundHead
+from mcsd.models.draft_head import DraftHead, HeadConfig
 from mcsd.planning import LookUpPlan
 from support.parity import compare, reference
 from support.tiny import VOCABULARY, tiny

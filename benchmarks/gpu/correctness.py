@@ -14,6 +14,7 @@ from gpu.tiny_models import FAMILIES, HIDDEN, VOCABULARY, near_copy, random_text
 from mcsd.errors import McsdError
 from mcsd.models import BoundHead, DraftHead, TokenLayout, TransformersModel
 from mcsd.models.draft_head import HeadConfig
+from mcsd.models.llama import LlamaConfig
 from mcsd.models.prefill import prefill
 
 TIE = 1e-3
@@ -21,6 +22,11 @@ TIE = 1e-3
 
 PROMPT_LENGTHS = [5, 1, 17, 40, 8, 9, 30, 3]
 _NEW_TOKENS = 24
+_LAYER = LlamaConfig(VOCABULARY, HIDDEN, 64, 1, 4, 2, 8, 256)
+_HEADS = {
+    "draft head": HeadConfig("llama", VOCABULARY, HIDDEN, (1, -1), 1, VOCABULARY),
+    "EAGLE-3 head": HeadConfig("llama", VOCABULARY, HIDDEN, (0, 1, 1), 1, VOCABULARY, kind="eagle3", layer=_LAYER),
+}
 _TREES = ("none", "chain:4", "2x2x1", "4x2x1")
 _LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -34,9 +40,9 @@ def check_parity(session: Session) -> None:
         if family == "llama":
             counts["n-grams"] = _compare(session, "n-grams", network, network, "ngram")
             target = TransformersModel(network)
-            torch.manual_seed(1)
-            head = DraftHead(HeadConfig("llama", VOCABULARY, HIDDEN, (1, -1), 1, VOCABULARY))
-            counts["draft head"] = _compare(session, "draft head", network, target, BoundHead(head, target, "head"))
+            for kind, config in _HEADS.items():
+                torch.manual_seed(1)
+                counts[kind] = _compare(session, kind, network, target, BoundHead(DraftHead(config), target, "head"))
         name = f"{family}, optimize=True"
         try:
             # Fused layers take over the weights of the network that they are made of.

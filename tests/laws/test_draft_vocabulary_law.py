@@ -7,6 +7,7 @@ shows the power: the same engine with a verification that is wrong by 10 % is re
 """
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import mcsd
 from mcsd.models import BoundHead, DraftHead, TransformersModel
 from mcsd.models.draft_head import HeadConfig
 from mcsd.models.draft_vocabulary import cut_vocabulary
+from mcsd.models.llama import LlamaConfig
 from support.broken_schemes import Broken
 from support.chisquare import START, chi_square, others_slow, p_value, runnable, sample
 
@@ -27,17 +29,21 @@ WIDE = dict(runnable("chain:3", "2x1", "3x2"))
 
 CASES = [(scheme, tree, 1.0) for scheme, tree in WIDE.items()] + [("mcss-wor", "2x1", 0.7)]
 TRIMMED = ["mcss", "mcss-wor"]
-LEVEL = 1e-3 / (len(CASES) + len(TRIMMED) + 1)
+LEVEL = 1e-3 / (2 * len(CASES) + len(TRIMMED) + 1)
 
 
-def engine(tree: str, scheme: str = "mcss-wor") -> mcsd.Engine:
+def engine(tree: str, scheme: str = "mcss-wor", kind: str = "mcsd") -> mcsd.Engine:
     """A random target, and a random head whose vocabulary lacks two of its six tokens."""
     torch.manual_seed(11)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     plain = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=VOCABULARY, **sizes, **plain))
-    config = HeadConfig("random", VOCABULARY, hidden_size=16, hidden_layers=(1, -1), num_layers=1, vocab_size=4)
-    head = DraftHead(config)
+    fields: dict[str, Any] = {"hidden_layers": (1, -1)}
+    if kind == "eagle3":
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64}
+        layer = LlamaConfig(VOCABULARY, 16, 32, 1, **heads)
+        fields = {"hidden_layers": (0, 1, 1), "kind": kind, "layer": layer, "feature_norm": "each"}
+    head = DraftHead(HeadConfig("random", VOCABULARY, hidden_size=16, num_layers=1, vocab_size=4, **fields))
     head.vocabulary.copy_(torch.tensor([0, 2, 3, 5]))
     for parameter in (*network.parameters(), *head.parameters()):
         if parameter.dim() > 1:
@@ -84,6 +90,14 @@ def law(subject: mcsd.Engine, temperature: float) -> Tensor:
 )
 def test_law(scheme: str, tree: str, temperature: float) -> None:
     assert seen(engine(tree, scheme), temperature) > LEVEL
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tree", "temperature"),
+    others_slow(CASES, lambda scheme, tree, temperature: (scheme, temperature) == ("mcss-wor", 0.7)),
+)
+def test_law_of_a_published_head(scheme: str, tree: str, temperature: float) -> None:
+    assert seen(engine(tree, scheme, "eagle3"), temperature) > LEVEL
 
 
 @pytest.mark.parametrize("scheme", TRIMMED)

@@ -26,6 +26,7 @@ from mcsd.kernels.gemm import WeightFormat
 from mcsd.models import BoundHead, DraftHead, TokenLayout, TransformersModel
 from mcsd.models.draft_head import HeadConfig
 from mcsd.models.fusion import fuse
+from mcsd.models.llama import LlamaConfig
 from mcsd.models.prefix_cache import BLOCK
 from support.chisquare import SEED, runnable
 from support.decoders import native_decoder
@@ -61,14 +62,19 @@ def network(vocabulary: int, seed: int, eos: int | None = None) -> transformers.
     return model
 
 
-def head(target: TransformersModel) -> BoundHead:
-    """A random head whose vocabulary lacks the last token."""
+def head(target: TransformersModel, kind: str = "mcsd") -> BoundHead:
+    """A random head. The vocabulary of one of EAGLE-3 lacks the first token, of one of mcsd the last."""
     torch.manual_seed(100 * SEED + 50)
-    known = target.vocab_size - 1
-    draft = DraftHead(
-        HeadConfig("random", target.vocab_size, 16, hidden_layers=(1, -1), num_layers=1, vocab_size=known)
-    )
-    draft.vocabulary.copy_(torch.arange(known))
+    size = target.vocab_size
+    known = torch.arange(size) if kind == "eagle" else torch.arange(size - 1) + (kind == "eagle3")
+    layers = {"mcsd": (1, -1), "eagle": (-1,), "eagle3": (0, 1)}[kind]
+    fields: dict[str, Any] = {}
+    if kind != "mcsd":
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 64}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        fields = {"kind": kind, "layer": LlamaConfig(vocab_size=size, **sizes, **heads)}
+    draft = DraftHead(HeadConfig("random", size, 16, layers, num_layers=1, vocab_size=len(known), **fields))
+    draft.vocabulary.copy_(known)
     for parameter in draft.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.5)
@@ -237,10 +243,11 @@ def test_law_of_texts_with_processors(scheme: str, tree: str, kind: str, monkeyp
     check(found, {text: chance for text, chance in expected.items() if chance})
 
 
+@pytest.mark.parametrize("kind", ["mcsd", "eagle", "eagle3"])
 @pytest.mark.parametrize("scheme", ["mcss-wor", "traversal"])
-def test_law_of_texts_with_a_head(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_law_of_texts_with_a_head(scheme: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = TransformersModel(network(3, 3))
-    engine = mcsd.Engine(target, head(target), tree="2x1", scheme=scheme, max_batch=512, max_length=16)
+    engine = mcsd.Engine(target, head(target, kind), tree="2x1", scheme=scheme, max_batch=512, max_length=16)
     params = mcsd.SamplingParams(max_new_tokens=3)
     check(engine_law(engine, params, monkeypatch), target_law(target.network, 3, 1.0))
 

@@ -22,6 +22,7 @@ _BLOCK, _TRAVERSAL, _RNG = "schemes/block.py", "schemes/traversal.py", "rng.py"
 _CACHE, _LAYOUT, _MASKS, _FUSION = "models/protocol.py", "models/layout.py", "models/masks.py", "models/fusion.py"
 _GRAMMARS, _SCHEME = "grammars.py", "schemes/base.py"
 _PREFIX_CACHE, _MIXED = "models/prefix_cache.py", "schemes/mixed.py"
+_HEAD, _HEADS, _DRAFTS_OF_HEADS = "models/draft_head.py", "loading/published_heads.py", "drafters/head.py"
 KERNELS = "kernels/"
 _DECODER, _DISTRIBUTIONS = f"{KERNELS}decoder.cpp", f"{KERNELS}distributions.cpp"
 _GGUF, _GGUF_TYPES = f"{KERNELS}gguf.cpp", f"{KERNELS}gguf_types.h"
@@ -46,6 +47,41 @@ FAULTS = (
         "result.failed",
     ),
     Fault("plain sequences: their candidates are matched", _CORE, "tree.without(self._sampling.plain)", "tree"),
+    Fault(
+        "heads: d2t off by one",
+        _HEADS,
+        "torch.arange(config.vocab_size) + d2t",
+        "torch.arange(config.vocab_size) + d2t - 1",
+    ),
+    Fault("heads: hidden states of the layer before", _HEADS, "[layer + 1 for layer in layers]", "list(layers)"),
+    Fault(
+        "heads: hidden states of the layer after",
+        _HEADS,
+        "(2, count // 2, count - 3)",
+        "(3, count // 2 + 1, count - 2)",
+    ),
+    Fault(
+        "heads: the residual taken before the norm",
+        _HEAD,
+        "normed if self._norm_before_residual else state",
+        "state",
+    ),
+    Fault(
+        "heads: the residual taken after the norm",
+        _HEAD,
+        "normed if self._norm_before_residual else state",
+        "normed",
+    ),
+    Fault(
+        "heads: own hidden states instead of the target's after acceptance",
+        _DRAFTS_OF_HEADS,
+        "self.model.forward(pending.tokens, states[0], layout, self.cache)",
+        "self.model.forward(pending.tokens, states[0] if self._own_hidden.numel() == 0 else"
+        " self._own_hidden[:, :1].expand(-1, pending.tokens.shape[1], -1), layout, self.cache,"
+        " own=self._own_hidden.numel() > 0)",
+    ),
+    Fault("heads: own hidden states read normalized", _HEAD, "if not config.norm_output:", "if False:"),
+    Fault("heads: the first token is read", "models/bound_head.py", 'self.config.kind != "mcsd"', "False"),
     Fault(
         "residual with the new q instead of the old",
         _RECURSIVE,

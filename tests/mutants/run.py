@@ -22,7 +22,8 @@ from mutants.faults import FAULTS, KERNELS, Fault
 
 ROOT = Path(__file__).parents[2]
 LAWS = (
-    *("test_greedy", "test_exact_law", "test_translated_draft_law", "test_exact_engine", "test_engine_law"),
+    *("test_greedy", "test_published_heads_law", "test_exact_law", "test_translated_draft_law", "test_exact_engine"),
+    "test_engine_law",
     *("test_draft_vocabulary_law", "test_mixed_law", "test_plain_sequences_law", "test_grammar_law", "test_gguf_law"),
 )
 """From the fastest to the slowest; of faults in our kernels the last one comes first."""

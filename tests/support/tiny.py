@@ -7,7 +7,6 @@ import torch
 import transformers
 from transformers import (
     GPT2Config,
-    LlamaConfig,
     MistralConfig,
     OPTConfig,
     PretrainedConfig,
@@ -15,6 +14,9 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from mcsd.models.draft_head import HeadConfig
+from mcsd.models.llama import LlamaConfig
 
 VOCABULARY = 96
 
@@ -31,7 +33,7 @@ _COMMON = {
 _GROUPED = _COMMON | {"intermediate_size": 64, "num_key_value_heads": 2}
 
 FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_GROUPED),
+    "llama": lambda: transformers.LlamaConfig(**_GROUPED),
     "qwen2": lambda: Qwen2Config(**_GROUPED),
     "qwen3": lambda: Qwen3Config(**_GROUPED, head_dim=16),
     "opt": lambda: OPTConfig(**_COMMON, ffn_dim=64, word_embed_proj_dim=32),
@@ -41,6 +43,12 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "mistral-window": lambda: MistralConfig(**_GROUPED, head_dim=8, sliding_window=7),
     "gemma3-window": lambda: transformers.Gemma3TextConfig(**_GROUPED, head_dim=8, sliding_window=7),
 }
+
+
+def published_head_config() -> HeadConfig:
+    """Of an EAGLE-3 head for a model of `FAMILIES`, with rotary frequencies of its own."""
+    layer = LlamaConfig(VOCABULARY, 32, 64, 1, 4, 2, 8, 256, frequencies=(1.0, 0.3, 0.1, 0.02), rope_scale=1.1)
+    return HeadConfig("tiny", VOCABULARY, 32, (0, 1, 1), 1, VOCABULARY, kind="eagle3", layer=layer)
 
 
 def tiny(family: str, seed: int = 0) -> PreTrainedModel:

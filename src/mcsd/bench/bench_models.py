@@ -12,7 +12,8 @@ from mcsd.config import LoadOptions
 from mcsd.cpu.weight_plan import Role, plan_weights
 from mcsd.errors import InvalidOption
 from mcsd.loading.catalog import default_draft, locate
-from mcsd.loading.load import is_head, load_draft, load_pair, resolve_device, resolve_dtype
+from mcsd.loading.load import load_draft, load_pair, resolve_device, resolve_dtype
+from mcsd.loading.published_heads import is_head
 from mcsd.models import LanguageModel
 
 _NO_NETWORK = "transformers does not run this target"

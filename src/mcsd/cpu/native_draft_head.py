@@ -9,7 +9,8 @@ from mcsd.cpu.native_layers import MAX_FUSED_TOKENS, NativeLayers
 from mcsd.cpu.packing import pack, pack_linear
 from mcsd.cpu.weight_plan import WeightPlan
 from mcsd.kernels import DTYPES, call, decoder, readable
-from mcsd.models.draft_head import BoundHead, DraftHead
+from mcsd.models.bound_head import BoundHead
+from mcsd.models.draft_head import DraftHead
 from mcsd.models.kv_cache import CacheView
 from mcsd.models.layout import TokenLayout
 from mcsd.models.protocol import LanguageModel, ModelOutput
@@ -18,10 +19,12 @@ from mcsd.models.protocol import LanguageModel, ModelOutput
 def bind_head(head: DraftHead, target: LanguageModel, name: str, plan: WeightPlan) -> BoundHead:
     """Bind a draft head to its target, packed as a plan says.
 
+    The layers of mcsd's own heads run in one call; those of published heads in torch, with packed linear layers.
+
     Raises:
         VocabularyMismatch, UnsupportedModel: it belongs to another target.
     """
-    if plan.native and plan.dtype in DTYPES:
+    if plan.native and plan.dtype in DTYPES and head.config.kind == "mcsd":
         return NativeBoundHead(head, target, name, plan)
     bound = BoundHead(head, target, name, str(plan))
     if plan.packed:
@@ -31,6 +34,10 @@ def bind_head(head: DraftHead, target: LanguageModel, name: str, plan: WeightPla
 
 def _pack(bound: BoundHead, plan: WeightPlan) -> None:
     pack(bound.head, plan)
+    own: nn.Module | None = bound.head.lm_head
+    if own is not None:
+        bound.lm_head = own
+        return
     assert isinstance(bound.lm_head, nn.Linear)
     bound.lm_head = pack_linear(bound.lm_head, plan)
 

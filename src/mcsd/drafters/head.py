@@ -12,7 +12,7 @@ from mcsd.models.prefill import chunk_length
 from mcsd.models.prefix_cache import MAX_TEXTS, PrefixCache
 
 if TYPE_CHECKING:
-    from mcsd.models.draft_head import BoundHead
+    from mcsd.models.bound_head import BoundHead
     from mcsd.models.kv_cache import KVCache
 
 
@@ -49,7 +49,7 @@ class HeadDrafter(LevelDrafter):
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         index, reused = self.cache.add(), len(prompt) - 1 - (0 if hidden is None else hidden.shape[1])
-        size = len(self.hidden_layers) * self.model.config.hidden_size
+        size = len(self.hidden_layers) * self.model.config.feature_size
         if not reused:
             # There is no hidden state before the first token.
             first = torch.zeros(1, size, dtype=self.model.dtype, device=self._device)

@@ -29,8 +29,10 @@ Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes in all."""
 
 _BLOCK = 1 << 20
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_FILES = (*_PICKLES, ".gguf", ".safetensors", ".json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Suffixes of files that are not read."""
+
+_FILES = (*PICKLES, ".gguf", ".safetensors", ".json")
 ADAPTER_FILE = "adapter_config.json"
 """The configuration of an adapter of peft; its folder may hold no model, but names one."""
 
@@ -110,6 +112,10 @@ DRAFTS: Mapping[str, Path] = MappingProxyType(
     {name: Path(__file__).parents[1] / "weights" / name for name in ("smollm2-135m-head",)}
 )
 """Drafts that come with the package, by name: folders."""
+
+
+MTP = "mtp"
+"""The draft that is the multi-token-prediction layer of its target."""
 
 
 def entry_of(model: str | Path) -> Entry | None:
@@ -255,12 +261,13 @@ class Location:
     """Where a model is: ``from_pretrained(location.source, gguf_file=location.file)`` reads any kind.
 
     Attributes:
-        kind: "gguf" (a file), "folder" (config.json and safetensors) or "hub" (a Hugging Face id).
+        kind: "gguf" (a file), "folder" (config.json and safetensors), "hub" (a Hugging Face id), or "target": a draft
+            that comes with its target.
         source: the folder, or the id on the hub.
         file: the name of the GGUF file in that folder; None for the other kinds.
     """
 
-    kind: Literal["gguf", "folder", "hub"]
+    kind: Literal["gguf", "folder", "hub", "target"]
     source: str
     file: str | None = None
 
@@ -269,8 +276,8 @@ def locate(model: str | Path, fetch: bool = True) -> Location:
     """Tell where a model is, by catalog name, path, or hub id, tried in this order.
 
     Args:
-        model: a catalog name; a draft of the package; a GGUF file; a folder with config.json; or a hub id ``org/name``,
-            which is not looked up.
+        model: a catalog name; a draft of the package, or "mtp"; a GGUF file; a folder with config.json; or a hub id
+            ``org/name``, which is not looked up.
         fetch: pull a catalog model that is not on disk yet.
 
     Raises:
@@ -284,6 +291,8 @@ def locate(model: str | Path, fetch: bool = True) -> Location:
         return _gguf(pull(model))
     if isinstance(model, str) and model in DRAFTS:
         return Location("folder", str(DRAFTS[model]))
+    if model == MTP:
+        return Location("target", MTP)
     # os.path, because it answers False, rather than raise, for names that no file can have.
     path = os.path.expanduser(name)
     if os.path.isfile(path):
@@ -307,7 +316,7 @@ def _gguf(path: Path) -> Location:
 
 
 def _unreadable(name: str) -> UnknownModel:
-    if name.lower().endswith(_PICKLES):
+    if name.lower().endswith(PICKLES):
         return UnknownModel(
             f"{name!r:.200} is a pickle file, which can run code when it is loaded: only safetensors and GGUF are read",
             "convert it with save_pretrained(), which writes safetensors, and give that folder",

@@ -1,7 +1,6 @@
 """From a name, folder, GGUF file or hub id to a model and its tokenizer. Safetensors and GGUF only, no remote code."""
 
 import copy
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,8 +30,8 @@ from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.gguf_network import keeps_weights, read_gguf_network, warn_of_unread_types
 from mcsd.loading.int8_cache import pack_from_int8_cache
 from mcsd.loading.pretrained import read_location, weights_too_large
+from mcsd.loading.published_heads import is_head, load_head
 from mcsd.models.compatibility import match_tokenizers
-from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, DraftHead
 from mcsd.models.draft_vocabulary import cut_vocabulary, load_vocabulary
 from mcsd.models.protocol import DecoderModel
 from mcsd.models.transformers import TransformersModel, unwrap
@@ -145,6 +144,8 @@ def load(model: str | Path, device: torch.device, plan: WeightPlan, role: Role =
         OutOfMemory: the device does not have the memory for its weights.
     """
     location = locate(model)
+    if location.kind == "target":
+        raise UnknownModel(f"{model} is a draft, no target", "give it as the draft of a model that has such layers")
     in_file = None
     if location.kind == "gguf" and plan.format is WeightFormat.GGUF:
         in_file = read_gguf_network(location, plan.dtype)
@@ -239,28 +240,12 @@ def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = No
     in_file = quantize is None and keeps_weights(draft)
     plan = plan_weights(device, dtype, role, quantize, in_file, target.format)
     if role is Role.HEAD:
-        bound = bind_head(DraftHead.load(Path(locate(draft).source)), target.model, str(draft), plan)
+        bound = bind_head(load_head(draft, target.model), target.model, str(draft), plan)
         if bound.device.type == "cuda":
             fuse_for_cuda(bound.head)
         return bound
     loaded = load(draft, target.model.device, plan, Role.DRAFT)
     return match_tokenizers(target.model, target.tokenizer, loaded.model, loaded.tokenizer)
-
-
-def is_head(draft: str | Path) -> bool:
-    """Whether a draft is a draft head rather than a language model.
-
-    Raises:
-        UnknownModel: no such draft.
-    """
-    location = locate(draft)
-    if location.kind != "folder":
-        return False
-    try:
-        config = json.loads((Path(location.source) / CONFIG_FILE).read_text())
-    except (OSError, ValueError, RecursionError):
-        return False  # Loading it as a model says what is wrong with it.
-    return isinstance(config, dict) and config.get("model_type") == HEAD_TYPE
 
 
 def read_transformers(model: str | Path, dtype: torch.dtype, device: torch.device = _CPU) -> tuple[Any, Any | None]:

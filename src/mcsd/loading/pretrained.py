@@ -65,7 +65,7 @@ def read_location(
     if device.type != "cpu":
         options["device_map"] = {"": device}
     base, method = _adapter_base(model, location), _check_quantization(model, location)
-    offline = (location.kind if base is None else base.kind) == "hub" and not _hub_answers()
+    offline = (location.kind if base is None else base.kind) == "hub" and not hub_answers()
     options["local_files_only"] = offline
     try:
         network, report = AutoModelForCausalLM.from_pretrained(location.source, **options)
@@ -106,7 +106,7 @@ def read_config(location: Location) -> Any:
         raise _explained(location.file or "", location, error, offline=False) from error
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the hub can be reached: transformers takes half a minute of retries to find out that it cannot."""
     from huggingface_hub import constants, get_session
 
@@ -135,7 +135,7 @@ def _adapter_base(model: str | Path, location: Location) -> Location | None:
         )
     if (folder / "config.json").exists():
         return location
-    base = _fields(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    base = read_fields(folder / ADAPTER_FILE).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise WeightsCorrupt(f"{model}: {ADAPTER_FILE} names no model", "give base_model_name_or_path in it")
     return Location("folder" if Path(base).is_dir() else "hub", base)
@@ -147,7 +147,7 @@ def _check_quantization(model: str | Path, location: Location) -> str | None:
     Raises:
         UnsupportedModel: transformers does not know it, and would read the weights as if they were plain.
     """
-    quantization = _fields(Path(location.source) / "config.json").get("quantization_config")
+    quantization = read_fields(Path(location.source) / "config.json").get("quantization_config")
     method = quantization.get("quant_method") if location.kind == "folder" and isinstance(quantization, dict) else None
     if not isinstance(method, str):
         return None  # A broken configuration fails when it is read.
@@ -263,10 +263,10 @@ def find_tokenizer(name: str) -> Any | None:
 
 def _tokenizer_class(folder: Path) -> str | None:
     """The class of a tokenizer by its configuration; None if there is none."""
-    return _fields(folder / "tokenizer_config.json").get("tokenizer_class")
+    return read_fields(folder / "tokenizer_config.json").get("tokenizer_class")
 
 
-def _fields(path: Path) -> dict[str, Any]:
+def read_fields(path: Path) -> dict[str, Any]:
     """The fields of a JSON file; none if it cannot be read."""
     try:
         fields = json.loads(path.read_text())

@@ -10,7 +10,8 @@ from mcsd.models.layout import TokenLayout
 from mcsd.models.protocol import Cache, DecoderModel, LanguageModel, ModelOutput
 
 if TYPE_CHECKING:
-    from mcsd.models.draft_head import BoundHead, DraftHead
+    from mcsd.models.bound_head import BoundHead
+    from mcsd.models.draft_head import DraftHead
     from mcsd.models.transformers import TransformersModel
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
-        "BoundHead": "mcsd.models.draft_head",
+        "BoundHead": "mcsd.models.bound_head",
         "DraftHead": "mcsd.models.draft_head",
         "TransformersModel": "mcsd.models.transformers",
     },

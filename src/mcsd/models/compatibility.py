@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mcsd.errors import InvalidOption, McsdWarning, UnsupportedModel, VocabularyMismatch
-from mcsd.models.draft_head import BoundHead
+from mcsd.models.bound_head import BoundHead
 from mcsd.models.protocol import DecoderModel, LanguageModel
 from mcsd.models.self_check import check_tree_attention
 from mcsd.models.token_texts import is_readable, ordinary_size, same_tokens

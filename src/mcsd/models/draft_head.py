@@ -1,43 +1,43 @@
-"""A draft head: a small decoder on the target's own hidden states (EAGLE, Li et al. 2024, arXiv 2401.15077).
+"""Draft heads: small decoders on the target's own hidden states (EAGLE, Li et al. 2024, arXiv 2401.15077).
 
-At position t it reads the target's hidden states at t-1, of several layers (EAGLE-3, arXiv 2503.01840), and the
-embedding of token t. From its output the target's own output matrix computes the distribution of token t+1. Deeper in
-a tree, where the target has no hidden states yet, it reads its own. Embeddings and output matrix are the target's and
-not stored; the output matrix is cut to a draft vocabulary (FR-Spec, arXiv 2502.14856), which changes q only.
+At position t a head reads the target's hidden states at t-1, of several layers (EAGLE-3, arXiv 2503.01840), and the
+embedding of token t. From its output follows the distribution of token t+1, over a draft vocabulary (FR-Spec, arXiv
+2502.14856), which changes q only. Deeper in a tree, where the target has no hidden states yet, it reads its own.
+
+One module computes mcsd's own heads and the published kinds; their folders are read by `mcsd.loading.published_heads`.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mcsd.errors import UnsupportedModel, VocabularyMismatch, WeightsCorrupt
-from mcsd.models.draft_vocabulary import check_vocabulary, input_size, output_rows
-from mcsd.models.kv_cache import CacheView, KVCache
-from mcsd.models.layout import TokenLayout
-from mcsd.models.llama import LlamaConfig, LlamaModel
-from mcsd.models.masks import make_masks
-from mcsd.models.protocol import DecoderModel, LanguageModel, ModelOutput
-from mcsd.models.transformers import attention_backends
+from mcsd.errors import WeightsCorrupt
+from mcsd.models.draft_vocabulary import check_vocabulary
+from mcsd.models.llama import LlamaConfig, LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
 
 HEAD_TYPE = "mcsd-head"
-"""``model_type`` in the configuration of a draft head."""
+"""``model_type`` in the configuration of a draft head of mcsd."""
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 _VERSION = 2
 """Of configuration and tensor names. Version 1, whose files name no version, is read too."""
 
+_FIELDS = ("target", "target_vocab_size", "hidden_size", "hidden_layers", "num_layers", "vocab_size")
+"""Of the configuration of a head of kind "mcsd"."""
+
 _FIELDS_OF_1 = {"states": "hidden_layers", "layers": "num_layers", "vocabulary": "vocab_size"}
 _MODULES_OF_1 = {"fuse": "feature_proj", "join": "input_proj", "body": "decoder"}
 
-_MAX_POSITIONS = 1 << 20
+MAX_POSITIONS = 1 << 20
+"""Positions of a head: its texts are as long as the target's, whatever it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,23 @@ class HeadConfig:
 
     Attributes:
         target: name of the target, for people.
-        target_vocab_size, hidden_size: of the target.
+        target_vocab_size: of the target.
+        hidden_size: of the head, and of the target unless ``target_hidden_size`` says otherwise.
         hidden_layers: layers of the target whose hidden states the head reads; -1 is the last.
         num_layers: decoder layers of the head.
         vocab_size: tokens that it proposes.
+        kind: "mcsd" for heads that `mcsd distill` trains, "eagle" (EAGLE-1 and 2) or "eagle3".
+        layer: sizes of the decoder layers; None: those of kind "mcsd", which follow from the hidden size.
+        target_hidden_size: size of the target's hidden states; None: ``hidden_size``.
+        own_embeddings: whether the head has token embeddings; else it reads the target's.
+        input_bias: of kind "eagle", whether its input projection has a bias.
+        feature_norm: of kind "eagle3", how the target's hidden states are normalized before their projection: not at
+            all, "each" layer's, or "all" as one vector.
+        norm_before_residual: of kind "eagle3", whether the residual of the first layer is the normalized hidden state.
+        norm_output: of kind "eagle3", whether the head reads its own hidden states normalized (EAGLE-3.1).
+
+    Raises:
+        ValueError: a size out of range.
     """
 
     target: str
@@ -58,6 +71,14 @@ class HeadConfig:
     hidden_layers: tuple[int, ...]
     num_layers: int
     vocab_size: int
+    kind: Literal["mcsd", "eagle", "eagle3"] = "mcsd"
+    layer: LlamaConfig | None = None
+    target_hidden_size: int | None = None
+    own_embeddings: bool = False
+    input_bias: bool = False
+    feature_norm: Literal["none", "each", "all"] = "none"
+    norm_before_residual: bool = False
+    norm_output: bool = False
 
     def __post_init__(self) -> None:
         limits = {"target_vocab_size": 1 << 22, "hidden_size": 1 << 16, "num_layers": 64, "vocab_size": 1 << 22}
@@ -68,14 +89,33 @@ class HeadConfig:
             raise ValueError(f"hidden_layers={self.hidden_layers!r:.40} are not 1 to 16 layers")
 
     @property
+    def feature_size(self) -> int:
+        """Size of the target's hidden states of one layer."""
+        return self.target_hidden_size or self.hidden_size
+
+    @property
     def num_heads(self) -> int:
         """Attention heads: of size 64 where that divides the hidden size, else the most with an even head size."""
         wanted = max(1, self.hidden_size // 64)
         return next(n for n in range(wanted, 0, -1) if self.hidden_size % (2 * n) == 0 or n == 1)
 
+    @property
+    def decoder(self) -> LlamaConfig:
+        """Sizes of the decoder layers."""
+        return self.layer or LlamaConfig(
+            vocab_size=1,
+            hidden_size=self.hidden_size,
+            intermediate_size=-(-self.hidden_size * 8 // 3 // 64) * 64,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_heads,
+            head_dim=self.hidden_size // self.num_heads,
+            max_position_embeddings=MAX_POSITIONS,
+        )
+
     @classmethod
     def from_json(cls, text: str) -> "HeadConfig":
-        """Read a configuration of this version or the one before.
+        """Read a configuration of kind "mcsd", of this version or the one before.
 
         Raises:
             ValueError, TypeError, KeyError, AttributeError: it is not one.
@@ -87,67 +127,146 @@ class HeadConfig:
             fields = {_FIELDS_OF_1.get(name, name): value for name, value in fields.items()}
         elif version != _VERSION:
             raise ValueError(f"version {version!r:.20} of draft heads is unknown; this release reads 1 and {_VERSION}")
+        if fields.keys() != set(_FIELDS):
+            raise ValueError(f"its fields are {', '.join(sorted(fields)):.100}, not {', '.join(_FIELDS)}")
         return cls(**fields | {"hidden_layers": tuple(fields["hidden_layers"])})
 
     def to_json(self) -> str:
-        """The configuration as `from_json` reads it."""
-        return json.dumps({"model_type": HEAD_TYPE, "version": _VERSION, **asdict(self)}, indent=1) + "\n"
+        """The configuration of kind "mcsd" as `from_json` reads it."""
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        return json.dumps({"model_type": HEAD_TYPE, "version": _VERSION, **fields}, indent=1) + "\n"
+
+
+class _PartsNorm(nn.Module):
+    """A root-mean-square norm of each of several equal parts of a vector.
+
+    Args:
+        parts: how many.
+        size: of a part.
+        eps: added to the mean of squares; None: that of torch.
+        weighted: whether there is a weight for each number.
+    """
+
+    def __init__(self, parts: int, size: int, eps: float | None = None, weighted: bool = False) -> None:
+        super().__init__()
+        self._shape, self._eps = (parts, size), eps
+        self.weight = nn.Parameter(torch.ones(parts, size)) if weighted else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[..., parts * size]`` to the same shape."""
+        parts = nn.functional.rms_norm(hidden.unflatten(-1, self._shape), self._shape[1:], eps=self._eps)
+        return (parts if self.weight is None else parts * self.weight).flatten(-2)
+
+
+class EagleLayer(LlamaDecoderLayer):
+    """The first decoder layer of EAGLE-3, whose attention reads embeddings and hidden states side by side.
+
+    Args:
+        config: sizes.
+        norm_before_residual: whether the residual is the normalized hidden state.
+    """
+
+    def __init__(self, config: LlamaConfig, norm_before_residual: bool) -> None:
+        super().__init__(config, 0)
+        self._norm_before_residual = norm_before_residual
+        self.hidden_norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        attention = self.self_attn
+        for name in ("q_proj", "k_proj", "v_proj"):
+            width = getattr(attention, name).out_features
+            setattr(attention, name, nn.Linear(2 * config.hidden_size, width, bias=config.qkv_bias))
+
+    def forward(self, hidden: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None) -> Tensor:
+        """Hidden states ``[B, n, H]``.
+
+        Args:
+            hidden: ``[B, n, 2 H]``, embeddings and then hidden states.
+            angles, mask, cache: see `LlamaDecoderLayer.forward`.
+        """
+        embedding, state = hidden.chunk(2, dim=-1)
+        normed = self.hidden_norm(state)
+        residual = normed if self._norm_before_residual else state
+        pair = torch.cat([self.input_layernorm(embedding), normed], dim=-1)
+        hidden = residual + self.self_attn(pair, angles, mask, cache)[0]
+        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
 
 
 class DraftHead(nn.Module):
     """The trained part of a draft head.
 
+    The target's hidden states are normalized and projected (`project_features`). With the embeddings of tokens they
+    become the input of the decoder layers (`project_inputs`). What these give is what the head reads one position
+    later in a tree; `normalize` makes it the input of the output matrix. Steps that a kind lacks are identities.
+
     Args:
         config: its sizes.
+
+    Attributes:
+        embed_tokens, lm_head: of the head; None: the target's.
+        vocabulary: int32 ``[K]``, the draft vocabulary.
     """
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
-        size = config.hidden_size
-        self.feature_proj = nn.Linear(len(config.hidden_layers) * size, size, bias=False)
-        self.input_proj = nn.Linear(2 * size, size, bias=False)
-        self.decoder = LlamaModel(
-            LlamaConfig(
-                vocab_size=1,
-                hidden_size=size,
-                intermediate_size=-(-size * 8 // 3 // 64) * 64,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_heads,
-                head_dim=size // config.num_heads,
-                max_position_embeddings=_MAX_POSITIONS,
-            ),
-            embeddings=False,
-        )
+        size, layers, width = config.hidden_size, len(config.hidden_layers), config.feature_size
+        eps = config.decoder.rms_norm_eps
+        self.feature_norm: nn.Module = nn.Identity()
+        self.feature_proj: nn.Module = nn.Identity()
+        if config.kind != "eagle":
+            self.feature_proj = nn.Linear(layers * width, size, bias=False)
+        self.input_norm: nn.Module = nn.Identity()
+        self.input_proj: nn.Module = nn.Identity()
+        if config.kind != "eagle3":
+            self.input_proj = nn.Linear(2 * size, size, bias=config.input_bias)
+        self.decoder = LlamaModel(config.decoder, embeddings=False)
+        self.output_norm: nn.Module = nn.Identity()
+        self.embed_tokens: nn.Embedding | None = None
+        self.lm_head: nn.Linear | None = None
+        if config.own_embeddings:
+            # Initializing an nn.Embedding on the meta device would import torch's compiler.
+            weight = torch.empty(config.target_vocab_size, size)
+            self.embed_tokens = nn.Embedding(config.target_vocab_size, size, _weight=weight)
+        if config.kind == "mcsd":
+            # The scales of layers, and of hidden states and embeddings, differ.
+            self.feature_norm, self.input_norm = _PartsNorm(layers, width), _PartsNorm(2, size)
+        elif config.kind == "eagle":
+            self.decoder.layers[0].input_layernorm = nn.Identity()
+            self.decoder.norm = nn.Identity()  # type: ignore[assignment]
+        else:
+            if config.feature_norm != "none":
+                parts = layers if config.feature_norm == "each" else 1
+                self.feature_norm = _PartsNorm(parts, layers * width // parts, eps, weighted=True)
+            self.decoder.layers[0] = EagleLayer(config.decoder, config.norm_before_residual)
+            if not config.norm_output:
+                self.output_norm, self.decoder.norm = self.decoder.norm, nn.Identity()  # type: ignore[assignment]
+            self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
         self.vocabulary: Tensor
         self.register_buffer("vocabulary", torch.arange(config.vocab_size, dtype=torch.int32))
-        """int32 ``[K]``, the draft vocabulary."""
 
     @property
     def dtype(self) -> torch.dtype:
         """Of hidden states; packed linear layers may keep their weights in another format."""
-        return self.decoder.norm.weight.dtype
+        layer: Any = self.decoder.layers[0]
+        return layer.post_attention_layernorm.weight.dtype  # type: ignore[no-any-return]
 
     def project_features(self, hidden: Tensor) -> Tensor:
-        """The target's hidden states ``[..., F]`` as ``[..., H]``; each layer is normalized, as their scales differ."""
-        layers = hidden.reshape(*hidden.shape[:-1], len(self.config.hidden_layers), -1).to(self.dtype)
-        features = nn.functional.rms_norm(layers, layers.shape[-1:]).flatten(-2)
-        return self.feature_proj(features)  # type: ignore[no-any-return]
+        """The target's hidden states ``[..., F]`` as ``[..., H]``."""
+        return self.feature_proj(self.feature_norm(hidden.to(self.dtype)))  # type: ignore[no-any-return]
 
     def project_inputs(self, state: Tensor, embedding: Tensor) -> Tensor:
-        """The input ``[B, n, H]`` of the decoder layers.
+        """The input of the decoder layers: ``[B, n, H]``, or ``[B, n, 2 H]`` for the first layer of EAGLE-3.
 
         Args:
             state: ``[B, n, H]``, projected features of the target, or the head's hidden states one position before.
             embedding: ``[B, n, H]``, of the tokens.
         """
-        pair = torch.stack([state.to(self.dtype), embedding.to(self.dtype)], dim=-2)
-        projected: Tensor = self.input_proj(nn.functional.rms_norm(pair, pair.shape[-1:]).flatten(-2))
-        return projected
+        pair = (state, embedding) if self.config.kind == "mcsd" else (embedding, state)
+        joined = torch.cat([part.to(self.dtype) for part in pair], dim=-1)
+        return self.input_proj(self.input_norm(joined))  # type: ignore[no-any-return]
 
     def forward(self, state: Tensor, embedding: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Hidden states ``[B, n, H]`` from which the output matrix computes logits.
+        """The head's hidden states ``[B, n, H]``.
 
         Args:
             state, embedding: see `project_inputs`.
@@ -159,9 +278,13 @@ class DraftHead(nn.Module):
         output: Tensor = self.decoder(hidden, mask, positions, cache)[-1]
         return output
 
+    def normalize(self, hidden: Tensor) -> Tensor:
+        """What the output matrix reads, ``[..., H]``, of the head's hidden states."""
+        return self.output_norm(hidden)  # type: ignore[no-any-return]
+
     @classmethod
     def load(cls, folder: Path) -> "DraftHead":
-        """Read a draft head.
+        """Read a draft head of kind "mcsd".
 
         Raises:
             WeightsCorrupt: configuration or weights cannot be read, or do not belong together.
@@ -183,99 +306,3 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         f"{_MODULES_OF_1.get(module, module)}{dot}{rest}": tensors[name] for name, (module, dot, rest) in parts.items()
     }
-
-
-class BoundHead:
-    """A draft head bound to its target, ready to draft.
-
-    Args:
-        head: the trained part; it is moved to the target's dtype and device.
-        target: whose hidden states it reads.
-        name: shown to users.
-        precision: weight format and kernels, for people; by default the dtype.
-
-    Raises:
-        VocabularyMismatch, UnsupportedModel: it belongs to another target.
-    """
-
-    def __init__(self, head: DraftHead, target: LanguageModel, name: str, precision: str | None = None) -> None:
-        self.target = _checked(head.config, target, name)
-        self.name = name
-        self.precision = precision or str(self.target.dtype).removeprefix("torch.")
-        self.device = target.device
-        self.captures: bool = getattr(target, "captures", False)
-        self._attention_backends = attention_backends(self.device)
-        self.config = head.config
-        self.dtype: torch.dtype = self.target.dtype
-        self.head = head.to(self.device, self.dtype).eval()
-        self.vocabulary: Tensor = head.vocabulary.to(self.device, torch.int64)
-        """int64 ``[K]``, the token of each logit."""
-        self.lm_head: nn.Module = output_rows(self.target.lm_head, self.vocabulary).to(self.dtype)
-
-    @property
-    def weights(self) -> nn.Module:
-        """See `DecoderModel`."""
-        return nn.ModuleList([self.head, self.lm_head])
-
-    def new_cache(self, max_batch: int, max_tokens: int) -> KVCache:
-        """An empty cache; see `LanguageModel.new_cache`."""
-        return KVCache(self.config.num_layers, max_batch, max_tokens, self.device)
-
-    @torch.no_grad()
-    def forward(
-        self,
-        tokens: Tensor,
-        hidden: Tensor,
-        layout: TokenLayout,
-        cache: KVCache,
-        sequences: slice = slice(None),
-        logits: bool = True,
-        own: bool = False,
-    ) -> ModelOutput:
-        """Read in-flight tokens; see `LanguageModel.forward`.
-
-        Args:
-            tokens: int64 ``[B, n]``.
-            hidden: hidden states one position before each token: the target's ``[B, n, F]``, or, if ``own``, the
-                head's ``[B, n, H]``.
-            layout, cache, sequences: as there.
-            logits: whether to compute logits.
-
-        Returns:
-            Logits ``[B, n, K]`` of `vocabulary`, of all columns or none, and the head's own hidden states.
-        """
-        view = cache.view(slice(*sequences.indices(cache.batch_size)), layout)
-        return self._run(self.target.embed_tokens(tokens), hidden, layout, view, logits, own)
-
-    def _run(
-        self, embedding: Tensor, hidden: Tensor, layout: TokenLayout, view: CacheView, logits: bool, own: bool
-    ) -> ModelOutput:
-        masks = make_masks(layout, view.lengths, view.columns, self.dtype)
-        state = hidden if own else self.head.project_features(hidden)
-        with self._attention_backends():
-            output = self.head(state, embedding, masks.full, masks.positions, view)
-        return ModelOutput(self.lm_head(output if logits else output[:, :0]), output)
-
-
-def _checked(config: HeadConfig, target: LanguageModel, name: str) -> DecoderModel:
-    """The target, if the head belongs to it."""
-    if not isinstance(target, DecoderModel):
-        raise UnsupportedModel(f"draft {name} is a head; {target.name} has no hidden states", "choose another draft")
-    belongs = f"it belongs to {config.target}; make one with: mcsd distill"
-    if config.target_vocab_size != target.vocab_size:
-        raise VocabularyMismatch(
-            f"draft {name} is a head for {config.target_vocab_size} tokens, target {target.name} has "
-            f"{target.vocab_size}",
-            belongs,
-        )
-    width, embedding_width = map(input_size, (target.lm_head, target.embed_tokens))
-    if not config.hidden_size == width == embedding_width:
-        raise UnsupportedModel(
-            f"draft {name} reads hidden states of size {config.hidden_size}, target {target.name} has {width}", belongs
-        )
-    if not all(-1 <= layer <= target.num_layers for layer in config.hidden_layers):
-        raise UnsupportedModel(
-            f"draft {name} reads layer {max(config.hidden_layers)}, target {target.name} has {target.num_layers}",
-            belongs,
-        )
-    return target

@@ -24,6 +24,10 @@ class LlamaConfig:
 
     Attributes:
         qkv_bias, output_bias, mlp_bias: whether these projections have biases.
+        qk_norm: whether each head of queries and keys is normalized (Qwen3).
+        frequencies: of the rotary embeddings, in radians per position, ``head_dim / 2`` of them; None: those of
+            ``rope_theta``.
+        rope_scale: factor of cosines and sines.
         Others are named as in transformers.
 
     Raises:
@@ -43,6 +47,9 @@ class LlamaConfig:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
+    frequencies: tuple[float, ...] | None = None
+    rope_scale: float = 1.0
     tie_word_embeddings: bool = False
 
     is_encoder_decoder: ClassVar = False
@@ -124,14 +131,25 @@ class LlamaRotaryEmbedding(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self._size, self._theta = config.head_dim, config.rope_theta
+        self._scale = config.rope_scale
+        # No buffer: it stays float32 when the dtype of the weights changes.
+        self._given = None if config.frequencies is None else torch.tensor(config.frequencies, device="cpu")
 
     @torch.no_grad()
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[B, n, head size]`` of positions ``[B, n]``, in the dtype of ``hidden``."""
-        exponents = torch.arange(0, self._size, 2, dtype=torch.float, device=hidden.device) / self._size
-        angles = position_ids[..., None].float() * (1.0 / self._theta**exponents)
+        angles = position_ids[..., None].float() * self._frequencies(hidden.device)
         angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
+        return (angles.cos() * self._scale).to(hidden.dtype), (angles.sin() * self._scale).to(hidden.dtype)
+
+    def _frequencies(self, device: torch.device) -> Tensor:
+        if self._given is None:
+            exponents = torch.arange(0, self._size, 2, dtype=torch.float, device=device) / self._size
+            return 1.0 / self._theta**exponents
+        if self._given.device != device:
+            # Kept, because a CUDA graph captures no copy from the host.
+            self._given = self._given.to(device)
+        return self._given
 
 
 class LlamaMLP(nn.Module):
@@ -163,6 +181,9 @@ class LlamaAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.output_bias)
+        if config.qk_norm:
+            self.q_norm = LlamaRMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = LlamaRMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
         self, hidden: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None
@@ -177,6 +198,8 @@ class LlamaAttention(nn.Module):
         """
         projections = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
         queries, keys, values = (part.unflatten(-1, (-1, self.head_dim)) for part in projections)
+        if hasattr(self, "q_norm"):
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
         cos, sin = (part[:, :, None] for part in angles)
         queries, keys = _rotate(queries, cos, sin), _rotate(keys, cos, sin)
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
