@@ -33,7 +33,7 @@ def test_a_head_is_recognised_and_drafts(published: Published, tmp_path: Path) -
     head = load_draft(tmp_path, LoadedModel(target, None))
     drafted = mcsd.Engine(target, head, tree="2x2x1", max_batch=2, max_length=64).generate(prompts, params)
     assert [done.token_ids for done in drafted] == [done.token_ids for done in plain]
-    assert sum(done.stats.drafted for done in drafted) > 0
+    assert sum(done.stats.draft_tokens for done in drafted) > 0
 
 
 def test_a_head_drafts_for_an_engine_that_loads_both(tmp_path: Path) -> None:
