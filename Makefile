@@ -54,7 +54,7 @@ SPECULATORS := "speculators==0.9.0"
 speculators: $(READY)
 	$(PYTHON) -m venv .speculators
 	.speculators/bin/python -m pip install --quiet "transformers==5.19.0" torch numpy safetensors pydantic \
-		pydantic-settings loguru httpx psutil rich tqdm typer click datasets openai
+		loguru httpx psutil rich tqdm typer click openai "datasets<=5.1.0" hs-connectors
 	.speculators/bin/python -m pip install --quiet --no-deps $(SPECULATORS)
 	PYTHONPATH=tests $(BIN)/python -m parity.run
 

@@ -5,6 +5,7 @@ random weights are written in both formats; three chained steps must give the sa
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--python", default=".speculators/bin/python", help="of the environment with speculators")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
+        eagle.target_network().save_pretrained(Path(home) / "target")
         folders = [write(head, Path(home) / str(index)) for index, head in enumerate(HEADS)]
         command = [args.python, str(Path(__file__).parent / "reference.py"), *map(str, folders)]
         subprocess.run(command, check=True)
@@ -48,6 +50,10 @@ def main() -> None:
 def write(head: Published, folder: Path) -> Path:
     """Write a head and the inputs of three steps."""
     head.write(folder)
+    fields = json.loads((folder / "config.json").read_text())
+    if "speculators_config" in fields:
+        fields["speculators_config"]["verifier"]["name_or_path"] = str(folder.parent / "target")
+        (folder / "config.json").write_text(json.dumps(fields))
     embeddings = eagle.target_network().get_input_embeddings().weight.detach()
     inputs = {"states": eagle.states(head, TEXT[:-1])[None], "tokens": torch.tensor([TEXT[1:]])}
     save_file(

@@ -163,7 +163,7 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], target: De
         UnsupportedModel: mcsd would not compute it exactly.
         ValueError, KeyError, TypeError, AttributeError: it is broken.
     """
-    kind = fields.get("speculators_model_type")
+    kind: Any = fields.get("speculators_model_type")
     if kind is not None:
         if kind != "eagle3":
             raise _refused(name, _REASONS.get(kind, f"is a speculator of the kind {kind!r:.40}"))

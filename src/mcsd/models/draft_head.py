@@ -154,7 +154,8 @@ class _PartsNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[..., parts * size]`` to the same shape."""
-        parts = nn.functional.rms_norm(hidden.unflatten(-1, self._shape), self._shape[1:], eps=self._eps)
+        parts = hidden.reshape(*hidden.shape[:-1], *self._shape)
+        parts = nn.functional.rms_norm(parts, self._shape[1:], eps=self._eps)
         return (parts if self.weight is None else parts * self.weight).flatten(-2)
 
 

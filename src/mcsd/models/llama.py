@@ -96,8 +96,10 @@ class LlamaConfig:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         heads = int(fields["num_attention_heads"])
         biased = bool(fields.get("attention_bias", False))
+        names = (*sizes, "num_key_value_heads", "max_position_embeddings")
+        numbers: dict[str, Any] = {name: int(fields[name]) for name in names}
         return cls(
-            **{name: int(fields[name]) for name in (*sizes, "num_key_value_heads", "max_position_embeddings")},
+            **numbers,
             head_dim=int(fields.get("head_dim") or fields["hidden_size"] // heads),
             rms_norm_eps=float(fields["rms_norm_eps"]),
             rope_theta=float(rope["rope_theta"]),
