@@ -20,7 +20,7 @@ from mcsd.errors import UnsupportedModel, WeightsCorrupt
 from mcsd.loading.catalog import MTP, PICKLES, locate
 from mcsd.loading.mtp_head import load_mtp_head
 from mcsd.loading.pretrained import hub_answers, read_fields
-from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, MAX_POSITIONS, DraftHead, HeadConfig
+from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, MAX_POSITIONS, WEIGHTS_FILE, DraftHead, HeadConfig
 from mcsd.models.draft_vocabulary import check_vocabulary
 from mcsd.models.llama import LlamaConfig
 from mcsd.models.protocol import DecoderModel
@@ -84,7 +84,7 @@ def head_folder(draft: str | Path) -> Path | None:
         folder = _fetched(location.source, [CONFIG_FILE, _WEIGHTS]) if is_certain or is_small else None
     if folder is None:
         return None
-    if not any(folder.glob(_WEIGHTS)) and config.get("model_type") != HEAD_TYPE:
+    if not _weight_files(folder) and config.get("model_type") != HEAD_TYPE:
         if is_certain or (is_small and any(file.suffix in PICKLES for file in folder.iterdir())):
             raise UnsupportedModel(
                 f"{draft} has no {_WEIGHTS} files; pickle files (pytorch_model.bin) can run code and are not read",
@@ -121,7 +121,7 @@ def load_head(draft: str | Path, target: DecoderModel) -> DraftHead:
     if fields.get("model_type") == HEAD_TYPE:
         return DraftHead.load(folder)
     try:
-        tensors = {key: tensor for file in sorted(folder.glob(_WEIGHTS)) for key, tensor in load_file(file).items()}
+        tensors = {key: tensor for file in _weight_files(folder) for key, tensor in load_file(file).items()}
         return _assembled(_config(fields, tensors, target, name), tensors)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise WeightsCorrupt(f"draft head {name} cannot be read: {error!s:.200}", _FETCH_AGAIN) from error
@@ -144,10 +144,16 @@ def _fetched(name: str, patterns: Collection[str]) -> Path | None:
         return None
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The weights in a folder: one file, or all of which it is made."""
+    whole = folder / WEIGHTS_FILE
+    return [whole] if whole.exists() else sorted(folder.glob(_WEIGHTS))
+
+
 def _tensor_names(folder: Path) -> set[str]:
     """The names of all tensors in a folder; none of a file that is broken: loading it says what is wrong with it."""
     names: set[str] = set()
-    for file in folder.glob(_WEIGHTS):
+    for file in _weight_files(folder):
         try:
             with safe_open(file, "pt") as opened:
                 names |= set(opened.keys())
