@@ -102,7 +102,7 @@ def test_q_in_a_tree_follows_the_formulas(published: Published, tmp_path: Path) 
 
 LAYER_IDS = [
     Published("specforge"),
-    Published("specforge", layer_ids=(0, 3, 7)),
+    Published("specforge", layer_ids=(1, 3, 7)),
     Published("speculators"),
     Published("speculators", layer_ids=(0, 7)),
 ]
