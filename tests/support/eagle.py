@@ -58,9 +58,8 @@ class Published:
 
     def __str__(self) -> str:
         parts = [self.format, self.layer, str(self.num_layers), *(name for name, on in self.flags.items() if on)]
-        return "-".join([*parts, "scaled-rope" * self.scaled_rope, "own" * self.own_embeddings, str(self.size)]).strip(
-            "-"
-        )
+        parts += ["scaled-rope" * self.scaled_rope, "own" * self.own_embeddings, str(self.size)]
+        return "-".join(filter(None, parts))
 
     @property
     def fields(self) -> dict[str, Any]:
