@@ -151,7 +151,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "hf": ("call", "speculator"),
     "server": (
-        *("options", "logs", "schema", "api_errors", "metrics", "service", "page", "gateway", "parameters"),
+        *("options", "logs", "schema", "scope", "api_errors", "metrics", "service", "page", "gateway", "parameters"),
         *("tool_calls", "answers", "traces", "streams", "chat", "completions", "responses", "app", "listen"),
     ),
     "batch_files": ("options", "lines", "output", "answers", "run"),

@@ -16,6 +16,7 @@ from mcsd.engine import Engine
 from mcsd.errors import RequestInterrupted, step_error
 from mcsd.server import create_app
 from mcsd.server.api_errors import ApiError, unsupported
+from mcsd.server.scope import http_scope
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
@@ -120,11 +121,7 @@ async def _post(app: FastAPI, path: str, body: bytes) -> tuple[int, Any]:
     """The status and the JSON of an answer of an application."""
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     headers.append((b"content-length", str(len(body)).encode()))
-    scope = {
-        **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"},
-        **{"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers},
-        **{"client": None, "server": None},
-    }
+    scope = http_scope("POST", path, headers)
     unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
     answer: list[Message] = []
 

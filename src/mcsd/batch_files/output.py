@@ -46,24 +46,23 @@ class OutputFile:
         self.unanswered = lines
         with path.open("rb") as written:
             for answer in written:
-                line = next(lines, None)
-                self._check(answer, line)
+                line = self._checked(answer, next(lines, None))
                 if not answer.endswith(b"\n"):
-                    self.unanswered = chain([line], lines)  # type: ignore[list-item]
+                    self.unanswered = chain([line], lines)
                     break
                 self.answered += 1
                 self._size += len(answer)
         self._cut()
 
-    def _check(self, answer: bytes, line: Line | None) -> None:
-        """Check that an answer, or its part, is the one to a request."""
+    def _checked(self, answer: bytes, line: Line | None) -> Line:
+        """The request, if an answer, or its part, is the one to it."""
         where = f"{self._path}: line {self.answered + 1}"
         hint = "give the same input and options to go on with it, or choose another output"
         if line is None:
             raise DataError(f"{where} answers no request", hint)
         head = f"{_head(line)}, ".encode()
         if answer.startswith(head if answer.endswith(b"\n") else head[: len(answer)]):
-            return
+            return line
         try:
             custom_id = json.loads(answer)["custom_id"]
         except (ValueError, TypeError, KeyError, RecursionError):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 from mcsd.batch_files.answers import Answer, answers
@@ -78,7 +79,7 @@ def run_batch(
             return progress
         if source is None:
             engine = load() if load else Engine.from_options(options.engine)
-            source = lambda lines: answers(engine, lines, options.served_name)  # noqa: E731
+            source = partial(answers, engine, served_name=options.served_name)
         began = time.monotonic()
         with closing(source(chain([first], output.unanswered))) as found:
             for answer in found:

@@ -28,6 +28,7 @@ from mcsd.server.gateway import add_gateway
 from mcsd.server.logs import log_event, place_of
 from mcsd.server.options import ServerOptions
 from mcsd.server.page import FILES
+from mcsd.server.scope import http_scope
 from mcsd.server.streams import error_event
 
 FORWARDED = frozenset(
@@ -61,21 +62,8 @@ class Call:
 
     def scope(self) -> Scope:
         """The ASGI scope of the request in a replica."""
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "scheme": "http",
-            "method": self.method,
-            "path": self.path,
-            "raw_path": self.path.encode(),
-            "root_path": "",
-            "query_string": self.query,
-            "headers": [(b"content-type", self.content_type)],
-            "client": None,
-            "server": None,
-            "state": {"log": {}},
-        }
+        headers = [(b"content-type", self.content_type)]
+        return {**http_scope(self.method, self.path, headers, self.query), "state": {"log": {}}}
 
     def beginning(self) -> str:
         """What the requests of one conversation have in common: it ends with the first message of the user."""
