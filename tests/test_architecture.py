@@ -143,7 +143,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "cuda": ("triton_code", "triton_kernels", "layers"),
     "loading": (
         *("catalog", "disk_usage", "gguf_cache", "gguf_file", "pretrained", "gguf_network", "converted", "int8_cache"),
-        *("mtp_head", "published_heads", "load"),
+        *("mtp_head", "published_heads", "speculators_format", "load"),
     ),
     "schemes": (
         *("registry", "mixed_shape", "types", "residual", "device_walk", "node_level", "tree_level", "mixed", "base"),

@@ -19,13 +19,23 @@ _draft = functools.partial(typer.Option, rich_help_panel="Draft")
 _text = functools.partial(typer.Option, rich_help_panel="Text")
 
 Out = Annotated[Path, typer.Option("--out", help="Output folder; run the command again to resume.")]
-Kind = Annotated[str, _draft("--kind", help="head: reads the target's hidden states. model: a small model of its own.")]
+Kind = Annotated[
+    str,
+    _draft(
+        "--kind",
+        help="head or eagle3: reads the target's hidden states; other programs load eagle3. model: a small model.",
+    ),
+]
 Layers = Annotated[
     int | None, _draft("--layers", help="Layers of the draft.", show_default="1, all of --init, or an eighth")
 ]
-Init = Annotated[str | None, _draft("--init", help="Model to start from, with --kind model.")]
+Init = Annotated[str | None, _draft("--init", help="Head to continue; or, with --kind model, the model to start from.")]
 Vocab = Annotated[
     int | None, _draft("--vocab", help="Size of the draft vocabulary.", show_default="8192 for a head, all for a model")
+]
+TttSteps = Annotated[
+    int | None,
+    _draft("--ttt-steps", help="Training-time test: levels of the tree that a head is trained on.", show_default="2"),
 ]
 Loss = Annotated[str, _draft("--loss", help="Training loss: kl, reverse-kl or tv.")]
 Minutes = Annotated[
@@ -38,6 +48,10 @@ Prompts = Annotated[
 ]
 Data = Annotated[
     Path | None, _text("--data", help="Train on this text file, or on the text of an earlier --out folder.")
+]
+States = Annotated[
+    str,
+    _text("--states", help="The target's hidden states: stored with the text, or computed in every training step."),
 ]
 Batch = Annotated[int, _text("--batch", help="Batch size of text generation.")]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed; with --steps, the same seed gives the same draft.")]
@@ -53,11 +67,13 @@ class DistillArguments:
     layers: Layers = None
     init: Init = None
     vocab: Vocab = None
+    ttt_steps: TttSteps = None
     minutes: Minutes = 60.0
     steps: Steps = None
     tokens: Tokens = 1_000_000
     prompts: Prompts = None
     data: Data = None
+    states: States = "stored"
     loss: Loss = "kl"
     batch: Batch = 96
     seed: Seed = 0

@@ -47,6 +47,7 @@ class NativeDecoder:
         self.name = name
         self.vocabulary = vocabulary
         self.precision = precision
+        self.config: Any = network.config.get_text_config()
         self.num_layers = len(self._layers)
         self.dtype = self._layers.dtype
         self.vocab_size: int = network.config.vocab_size

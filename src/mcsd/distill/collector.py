@@ -14,7 +14,7 @@ class HiddenStateCollector(Drafter):
     """Collects hidden states in an engine without candidates.
 
     Args:
-        layers: whose hidden states are collected, as in `mcsd.models.ModelOutput`.
+        layers: whose hidden states are collected, as in `mcsd.models.ModelOutput`; none: the states have size 0.
     """
 
     name = "hidden-states"
@@ -28,6 +28,8 @@ class HiddenStateCollector(Drafter):
     def hidden_states(self, text: list[int]) -> Tensor:
         """The hidden states ``[len(text) - 1, F]`` of a running or finished text; its last token was not processed."""
         read = text[:-1]
+        if not self.hidden_layers:
+            return torch.empty(len(read), 0)
         if tuple(read) in self._finished:
             return self._finished[tuple(read)]
         return next(torch.cat(states) for tokens, states in self._running if tokens == read)
@@ -60,14 +62,15 @@ class HiddenStateCollector(Drafter):
 
     def commit(self, path: Tensor, paths: list[list[int]], hidden: Tensor | None) -> None:
         """See `Drafter.commit`."""
-        assert hidden is not None
-        for states, (_, kept) in zip(hidden, self._running, strict=True):
-            kept.append(states[:1].clone())
+        if hidden is not None:
+            for states, (_, kept) in zip(hidden, self._running, strict=True):
+                kept.append(states[:1].clone())
 
     def remove(self, sequence: int) -> None:
         """See `Drafter.remove`."""
         read, states = self._running[sequence]
-        self._finished[tuple(read)] = torch.cat(states)
+        if states:
+            self._finished[tuple(read)] = torch.cat(states)
         self._running[sequence] = self._running[-1]
         self._running.pop()
 

@@ -24,7 +24,7 @@ class Record:
     Attributes:
         index: number of the text in its source.
         tokens: int32 ``[n]``.
-        hidden_states: ``[n, F]``, the target's at these tokens.
+        hidden_states: ``[n, F]``, the target's at these tokens; F is 0 if they are not stored.
         answer: position of the first token that the target generated.
     """
 
@@ -77,7 +77,7 @@ class Corpus:
 
     @classmethod
     def of(cls, folder: Path, target: str, layers: Sequence[int]) -> "Corpus":
-        """The text of an earlier run of the same ``target`` with hidden states of the same ``layers``.
+        """The text of an earlier run of the same ``target`` with hidden states of the same ``layers``, if any.
 
         Raises:
             DataError: there is none, or it is of another target.
@@ -90,7 +90,7 @@ class Corpus:
             raise DataError(
                 f"{folder} has no training text: {error!r:.100}", "give the --out folder of an earlier run"
             ) from error
-        if (its_target, its_layers) != (target, list(layers)):
+        if its_target != target or (layers and its_layers != list(layers)):
             raise DataError(
                 f"the text in {folder} is of {its_target!r:.80} and its layers {its_layers!r:.40}, not of "
                 f"{target!r:.80} and {list(layers)}",

@@ -1,64 +1,39 @@
 """``mcsd distill`` from options to a draft on disk: generate text, train on it, save the draft and its card."""
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from mcsd.cpu.fastest import fastest_dtype, fastest_precision
-from mcsd.cpu.weight_plan import Role, WeightPlan, plan_weights
+from mcsd.cpu.weight_plan import Role, plan_weights
 from mcsd.distill.batches import Batches, collate
 from mcsd.distill.card import card
 from mcsd.distill.collector import HiddenStateCollector
 from mcsd.distill.corpus import Corpus, Record
-from mcsd.distill.head_learner import STEPS_AHEAD, HeadLearner
-from mcsd.distill.losses import LOSS_FUNCTIONS
-from mcsd.distill.model_learner import ModelLearner, layer_stack, prune
+from mcsd.distill.drafts import make_draft
 from mcsd.distill.options import DistillOptions
 from mcsd.distill.settings import check_run_settings
 from mcsd.distill.sources import load_texts
-from mcsd.distill.teacher import Teacher, check_teachable, most_frequent_tokens
-from mcsd.distill.trainer import Budget, Learner, TrainingReport, train
+from mcsd.distill.teacher import check_teachable
+from mcsd.distill.trainer import Budget, TrainingReport, train
 from mcsd.distill.writer import answer_prompts, generate_texts, read_texts, self_instruct
 from mcsd.engine import Engine
 from mcsd.errors import DataError
-from mcsd.files import exclusive_lock, save_tensors, save_text, write_error
+from mcsd.files import exclusive_lock, save_text, write_error
 from mcsd.loading.catalog import locate
 from mcsd.loading.load import LoadedModel, load, resolve_device
-from mcsd.models.compatibility import check_tokenizers, check_vocabularies
-from mcsd.models.draft_head import CONFIG_FILE, WEIGHTS_FILE, HeadConfig
-from mcsd.models.draft_vocabulary import VOCABULARY_FILE
-from mcsd.models.protocol import DecoderModel
+from mcsd.models.prefill import hidden_states
 from mcsd.prompts import load_prompts
 
 TEXT = "text"
 """Subfolder of a draft with its training text."""
 
-_MODEL_BATCH = 8
-"""Texts per training step of a model."""
-
-_HEAD_BATCH, _HEAD_SIZE = 16, 768
-"""Texts per training step of a head, for each 768 of the hidden size, with which the optimizer's work grows."""
-
 _MAX_LOGITS = 80_000_000
 """Maximum logits per step, for memory. Below it, all generated positions are trained on."""
 
-_HEAD_VOCABULARY = 8192
-"""Default draft vocabulary of a head; a model's is the full vocabulary."""
-
 _SETTINGS, _CHECKPOINT = "distill.json", "checkpoint.safetensors"
-
-_RATE_GIVEN, _RATE_PRUNED = 1e-5, 1e-3
-"""Learning rates of a given model, and of a pruned one."""
-
-_BATCHES_GIVEN = 4
-"""Batches per step for a given model."""
 
 _TEXT_SHARE = 0.4
 """Maximum fraction of the minutes for generating text."""
@@ -111,36 +86,40 @@ def distill(options: DistillOptions, callbacks: Callbacks) -> TrainingReport:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(options.out, error) from error
-    target, initial = _load_models(options)
-    layers = hidden_layers(target.model)
-    corpus = Corpus.of(earlier, options.target, layers) if earlier else None
+    target = _load_target(options)
+    draft = make_draft(options, target)
+    stored = draft.hidden_layers if options.states == "stored" else ()
+    corpus = Corpus.of(earlier, options.target, stored) if earlier else None
     check_run_settings(options.out / _SETTINGS, options.settings())
     with exclusive_lock(options.out / _SETTINGS):
         if corpus is None:
             corpus = Corpus(
-                options.out / TEXT, {"target": options.target, "states": list(layers), "seed": options.seed}
+                options.out / TEXT, {"target": options.target, "states": list(stored), "seed": options.seed}
             )
-            _fill_corpus(options, target, corpus, prompts, texts, callbacks.writing)
-        held_out, training = _split_held_out(corpus.records())
-        learner, teacher = _make_learner(options, target, initial, training)
-        tokenizer = (initial or target).tokenizer
-        # Frees the memory of the target except the parts that draft and teacher hold.
-        del target, initial
-        batch_size = (
-            _MODEL_BATCH if options.kind == "model" else _HEAD_BATCH * max(1, teacher.hidden_size // _HEAD_SIZE)
-        )
-        positions = min(batch_size * _NEW_TOKENS, max(1, _MAX_LOGITS // len(teacher.vocabulary)))
+            # More text would change the draft vocabulary of a draft in training.
+            if not (options.out / _CHECKPOINT).exists():
+                _fill_corpus(options, target, stored, corpus, prompts, texts, callbacks.writing)
+        first = options.steps_ahead
+        compute = None if stored else partial(hidden_states, target.model, hidden_layers=draft.hidden_layers)
+        held_out, training = _split_held_out(corpus.records(), first)
+        generator = torch.Generator().manual_seed(options.seed)
+        sample = collate(held_out, _HELD_POSITIONS, first, generator, compute)
+        torch.manual_seed(options.seed)
+        learner, teacher = draft.start(target.model, training, sample)
+        # Frees the memory of the target, unless it computes hidden states.
+        del target
+        positions = min(draft.batch_size * _NEW_TOKENS, max(1, _MAX_LOGITS // len(teacher.vocabulary)))
         report = train(
             learner,
-            Batches(training, batch_size, positions, STEPS_AHEAD - 1, options.seed),
-            collate(held_out, _HELD_POSITIONS, STEPS_AHEAD - 1, torch.Generator().manual_seed(options.seed)),
+            Batches(training, draft.batch_size, positions, first, options.seed, compute),
+            sample,
             teacher,
             Budget(options.steps, max(1.0, options.minutes * 60 - (0 if earlier else corpus.seconds))),
             options.out / _CHECKPOINT,
             fastest_dtype(teacher.device),
             callbacks.training,
         )
-        _save(options.out, learner, teacher.vocabulary if options.vocab else None, tokenizer)
+        draft.save(options.out)
         parameters = sum(p.numel() for p in learner.network.parameters() if p.requires_grad)
         settings = {name: value for name, value in asdict(options).items() if value is not None}
         text = card(options.target, options.command(), settings, report, corpus, parameters)
@@ -149,39 +128,26 @@ def distill(options: DistillOptions, callbacks: Callbacks) -> TrainingReport:
     return report
 
 
-def _load_models(options: DistillOptions) -> tuple[LoadedModel, LoadedModel | None]:
-    """The target in its fastest form; and for a draft model the model to start from, in float32."""
+def _load_target(options: DistillOptions) -> LoadedModel:
+    """The target in its fastest form."""
     device = resolve_device(options.device)
     dtype, quantize = fastest_precision(device)
     target = load(options.target, device, plan_weights(device, dtype, Role.TARGET, quantize))
     check_teachable(target.model)
-    if options.kind == "head":
-        return target, None
-    initial = load(options.init or options.target, device, WeightPlan(torch.float32))
-    check_vocabularies(target.model, initial.model, target.tokenizer)
-    check_tokenizers(target.model, target.tokenizer, initial.model, initial.tokenizer)
-    layers = _layers(options, initial.model)
-    if layers:
-        layer_stack(initial.model.weights, layers)
-    return target, initial
-
-
-def hidden_layers(target: DecoderModel) -> tuple[int, ...]:
-    """The layers whose hidden states a head reads: at one third, at two thirds, and the last."""
-    layers = target.num_layers
-    return layers // 3, 2 * layers // 3, -1
+    return target
 
 
 def _fill_corpus(
     options: DistillOptions,
     target: LoadedModel,
+    layers: Sequence[int],
     corpus: Corpus,
     prompts: list[str] | None,
     texts: list[str] | None,
     progress: Callable[[int], None],
 ) -> None:
-    """Add texts to the corpus up to the requested number of tokens."""
-    collector = HiddenStateCollector(hidden_layers(target.model))
+    """Add texts, with the hidden states of some layers, to the corpus up to the requested number of tokens."""
+    collector = HiddenStateCollector(tuple(layers))
     engine = Engine(target.model, collector, target.tokenizer, "none", max_batch=options.batch, max_length=_MAX_TOKENS)
     seconds = float("inf") if options.steps else options.minutes * 60 * _TEXT_SHARE
     if texts is not None:
@@ -194,9 +160,9 @@ def _fill_corpus(
     generate_texts(engine, collector, source, corpus, options.tokens, seconds, progress)
 
 
-def _split_held_out(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """Held-out texts, and training texts."""
-    usable = [record for record in records if len(record.tokens) > max(STEPS_AHEAD, record.answer)]
+def _split_held_out(records: Sequence[Record], first: int) -> tuple[list[Record], list[Record]]:
+    """Held-out texts, and training texts. Positions before ``first`` are not trained on."""
+    usable = [record for record in records if len(record.tokens) > max(first, record.answer)]
     if len(usable) < 2:
         raise DataError(
             f"{len(usable)} texts to train on, of at least 2 (one is held out)",
@@ -206,63 +172,3 @@ def _split_held_out(records: Sequence[Record]) -> tuple[list[Record], list[Recor
     held = [record for record in usable if record.index % _HELD_OUT == 0] or usable[:1]
     numbers = {record.index for record in held}
     return held[:_HELD_TEXTS], [record for record in usable if record.index not in numbers] or held[1:]
-
-
-def _make_learner(
-    options: DistillOptions, target: LoadedModel, initial: LoadedModel | None, records: Sequence[Record]
-) -> tuple[Learner, Teacher]:
-    model = target.model
-    torch.manual_seed(options.seed)
-    loss = LOSS_FUNCTIONS[options.loss]
-    if initial is None:
-        frequent = most_frequent_tokens(
-            records, options.vocab or _HEAD_VOCABULARY, model.vocab_size, model.eos_token_ids
-        )
-        teacher = Teacher(model, frequent)
-        config = HeadConfig(
-            target=options.target,
-            target_vocab_size=model.vocab_size,
-            hidden_size=teacher.hidden_size,
-            hidden_layers=hidden_layers(model),
-            num_layers=options.layers or 1,
-            vocab_size=len(teacher.vocabulary),
-        )
-        return HeadLearner(config, teacher, loss, records), teacher
-    # If the vocabularies differ in padding, only the tokens of both.
-    known = min(model.vocab_size, initial.model.vocab_size)
-    teacher = Teacher(model, most_frequent_tokens(records, options.vocab or known, known, model.eos_token_ids))
-    layers = _layers(options, initial.model)
-    if layers:
-        prune(initial.model.weights, layers)
-    rate, batches_per_step = (_RATE_PRUNED, 1) if layers else (_RATE_GIVEN, _BATCHES_GIVEN)
-    return ModelLearner(initial.model.weights, teacher, loss, rate, batches_per_step), teacher
-
-
-def _layers(options: DistillOptions, initial: DecoderModel) -> int | None:
-    """Number of layers that a draft model is pruned to; None if it is not pruned."""
-    return options.layers or (None if options.init else max(1, initial.num_layers // 8))
-
-
-def _save(out: Path, learner: Learner, vocabulary: Tensor | None, tokenizer: Any | None) -> None:
-    """Save the draft in bfloat16; its config last, so that a folder with a config is complete."""
-    if isinstance(learner, HeadLearner):
-        head = learner.network
-        tensors = {
-            name: tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor
-            for name, tensor in head.state_dict().items()
-        }
-        save_tensors(out / WEIGHTS_FILE, tensors)
-        save_text(out / CONFIG_FILE, head.config.to_json())
-        return
-    network: Any = learner.network
-    if vocabulary is not None:
-        save_tensors(out / VOCABULARY_FILE, {"vocabulary": vocabulary})
-    try:
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as part:
-            network.to(torch.bfloat16).save_pretrained(part)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(part)
-            for file in sorted(Path(part).iterdir(), key=lambda file: file.name == CONFIG_FILE):
-                os.replace(file, out / file.name)
-    except (OSError, SafetensorError) as error:
-        raise write_error(out, error) from error

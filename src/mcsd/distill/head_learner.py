@@ -1,93 +1,106 @@
-"""Training of a draft head: from the target's hidden states to its distributions, several steps ahead.
+"""Training of a draft head: from the target's hidden states to its distributions, several levels of a tree deep.
 
 The head drafts deeper levels of a tree from its own outputs, so it is trained on them too (EAGLE-3, Li et al. 2025,
 arXiv 2503.01840, "training-time test"): step j reads the output of step j-1 one position before.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from mcsd.distill.batches import Batch
-from mcsd.distill.corpus import Record
 from mcsd.distill.losses import Loss
 from mcsd.distill.muon import Muon
 from mcsd.distill.teacher import Teacher
-from mcsd.models.draft_head import DraftHead, HeadConfig
+from mcsd.models.draft_head import DraftHead
 from mcsd.models.masks import additive_mask
-
-STEPS_AHEAD = 2
-"""Number of steps ahead that are trained."""
 
 _STEP_DECAY = 0.8
 """Factor of the loss weight for each further step."""
 
-_INITIAL_STD = 0.02
-"""Of the weights of its decoder layers before training, as in transformers."""
+_MATRICES, _OUTPUT_MATRIX, _OTHERS = 1e-2, 3e-4, 5e-3
+"""Learning rates of a new head: of Muon for the matrices of its layers; of AdamW for its output matrix, which begins as
+the target's, and for all else."""
+
+_CONTINUED = 0.1
+"""Factor of the learning rates of a head that is trained already."""
 
 
 class HeadLearner:
-    """A draft head in training.
+    """A draft head in training. Its embeddings, if it has any, are frozen.
 
     Args:
-        config: of the head.
+        head: in float32, on the teacher's device, with the teacher's vocabulary.
         teacher: the target's embeddings and output matrix, restricted to the draft vocabulary.
         loss: a function of `mcsd.distill.losses`.
-        records: training texts, for the scale of the target's hidden states.
+        steps_ahead: levels of a tree that it is trained on.
+        is_trained: whether it goes on from trained weights.
     """
 
     batches_per_step = 1
     """See `Learner.batches_per_step`."""
 
-    def __init__(self, config: HeadConfig, teacher: Teacher, loss: Loss, records: Sequence[Record]) -> None:
-        self.network = DraftHead(config).to(teacher.device)
-        self.network.vocabulary.copy_(teacher.vocabulary)
-        for module in self.network.decoder.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=_INITIAL_STD)
+    def __init__(self, head: DraftHead, teacher: Teacher, loss: Loss, steps_ahead: int, is_trained: bool) -> None:
+        self.network = head.requires_grad_(True)
+        if head.embed_tokens is not None:
+            head.embed_tokens.requires_grad_(False)
         self._teacher = teacher
         self._loss = loss
-        # The output matrix is the target's, so the final norm starts at the scale of the target's hidden states.
-        last = torch.cat([record.hidden_states[:, -config.hidden_size :].float() for record in records[:64]])
-        self.network.decoder.norm.weight.data.copy_(0.3 * last.pow(2).mean(0).sqrt())
+        self._steps_ahead = steps_ahead
+        self._rate = _CONTINUED if is_trained else 1.0
 
     def optimizers(self, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-        """Muon for matrices, AdamW for the rest."""
-        parameters = list(self.network.parameters())
-        matrices = [p for p in parameters if p.dim() == 2]
-        rest = [p for p in parameters if p.dim() != 2]
+        """Muon for the matrices of layers, AdamW for the rest."""
+        last = self.network.lm_head
+        linears = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
+        kinds = {id(linear.weight): linear is last for linear in linears}
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in trained if kinds.get(id(parameter)) is False]
+        groups = [{"params": [p for p in trained if id(p) not in kinds], "lr": self._rate * _OTHERS}]
+        if last is not None:
+            groups.append({"params": [last.weight], "lr": self._rate * _OUTPUT_MATRIX})
         return [
-            Muon(matrices, lr=1e-2, weight_decay=0.01, dtype=dtype),
-            torch.optim.AdamW(rest, lr=5e-3, weight_decay=0.0),
+            Muon(matrices, lr=self._rate * _MATRICES, weight_decay=0.01, dtype=dtype),
+            torch.optim.AdamW(groups, weight_decay=0.0),
         ]
 
     def loss(self, batch: Batch) -> Tensor:
         """The weighted mean loss over the steps ahead."""
         target = self._teacher.log_probabilities(batch)
-        weights = [_STEP_DECAY**step for step in range(STEPS_AHEAD)]
+        weights = [_STEP_DECAY**step for step in range(self._steps_ahead)]
         losses = [self._loss(target, draft) for draft in self.draft(batch)]
         return sum((w * loss for w, loss in zip(weights, losses, strict=True)), target.new_zeros(())) / sum(weights)
 
     def draft(self, batch: Batch) -> list[Tensor]:
         """For each step ahead, the head's log-probabilities ``[N, K]`` at the batch's positions."""
-        sequences, length = batch.tokens.shape
-        embedding = self._teacher.embed(batch.tokens)
-        hidden = self.network.project_features(_shift_right(batch.hidden_states))
+        head, (sequences, length) = self.network, batch.tokens.shape
+        embedding = (head.embed_tokens or self._teacher.embed)(batch.tokens)
+        features = len(head.config.hidden_layers) * head.config.feature_size
+        hidden = head.project_features(_shift_right(batch.hidden_states[..., :features]))
         position = torch.arange(length, device=batch.tokens.device)
         distance = position[:, None] - position
         past = DynamicCache()
         outputs = []
-        for step in range(STEPS_AHEAD):
+        for step in range(self._steps_ahead):
             # Keys of the first step come from the target's hidden states, which a drafter has up to the root of its
             # tree; the keys of step m are m - 1 positions further down the path.
             allowed = [distance >= step, *(distance == step - m for m in range(1, step + 1))]
+            if head.config.kind != "mcsd":
+                # Published heads do not read the first token, which has no hidden state before it.
+                allowed[0] = allowed[0] & ((position > 0) | (position[:, None] == 0))
             mask = additive_mask(torch.cat(allowed, dim=1)[None], hidden.dtype)
-            hidden = self.network(hidden, embedding, mask, position.expand(sequences, -1), past)
-            outputs.append(self._teacher.output(hidden.flatten(0, 1)[batch.positions]).log_softmax(-1))
+            hidden = head(hidden, embedding, mask, position.expand(sequences, -1), past)
+            outputs.append(self._logits(hidden.flatten(0, 1)[batch.positions]).log_softmax(-1))
             hidden = _shift_right(hidden)
         return outputs
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[N, K]`` of the head's hidden states ``[N, H]``."""
+        normed = self.network.normalize(hidden)
+        if self.network.lm_head is None:
+            return self._teacher.output(normed)
+        logits: Tensor = self.network.lm_head(normed)
+        return logits.float()
 
 
 def _shift_right(hidden: Tensor) -> Tensor:

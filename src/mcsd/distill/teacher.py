@@ -1,5 +1,6 @@
 """The parts of the target that training needs: its embeddings, and its output matrix, which gives its logits."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -48,7 +49,7 @@ def check_teachable(target: DecoderModel) -> None:
 
 
 class Teacher:
-    """The target's embeddings and output matrix, in float32; the rest of the target is not kept.
+    """Copies of the target's embeddings and output matrix, in float32; the target is not kept.
 
     Args:
         target: in any dtype; its embeddings become float32.
@@ -58,7 +59,7 @@ class Teacher:
     def __init__(self, target: DecoderModel, vocabulary: Tensor) -> None:
         self.device = target.device
         self.vocabulary = vocabulary.to(self.device)
-        self.embed: nn.Module = target.embed_tokens.requires_grad_(False).float()
+        self.embed: nn.Module = copy.deepcopy(target.embed_tokens).requires_grad_(False).float()
         self._full_output = output_rows(target.lm_head, torch.arange(target.vocab_size, device=self.device)).float()
         self._draft_output = output_rows(self._full_output, self.vocabulary)
 
@@ -66,6 +67,11 @@ class Teacher:
         """Logits ``[N, K]`` over the draft vocabulary."""
         logits: Tensor = self._draft_output(hidden)
         return logits.float()
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """Weights ``[K, H]`` of the output matrix for the draft vocabulary."""
+        return self._draft_output.weight.detach()
 
     @property
     def hidden_size(self) -> int:

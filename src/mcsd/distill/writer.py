@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mcsd.distill.collector import HiddenStateCollector
 from mcsd.distill.corpus import Corpus, Record
@@ -18,6 +19,7 @@ from mcsd.engine import Engine
 from mcsd.errors import DataError, PromptTooLong
 from mcsd.files import SAVE_SECONDS
 from mcsd.models.prefill import prefill
+from mcsd.models.protocol import LanguageModel
 from mcsd.params import SamplingParams
 from mcsd.request import Request
 
@@ -185,16 +187,24 @@ def read_texts(
                 continue
             if corpus.tokens >= tokens or time.monotonic() > deadline:
                 break
-            cache = engine.target.new_cache(1, len(piece))
-            hidden = prefill(engine.target, cache, cache.add(), piece, collector.hidden_layers)
-            assert hidden is not None
-            corpus.add(Record(i, torch.tensor(piece, dtype=torch.int32), hidden[0].to("cpu", torch.bfloat16), 0))
+            ids = torch.tensor(piece, dtype=torch.int32)
+            corpus.add(Record(i, ids, _hidden_states(engine.target, piece, collector.hidden_layers), 0))
             if time.monotonic() - saved > SAVE_SECONDS:
                 corpus.save()
                 saved = time.monotonic()
             progress(corpus.tokens)
     finally:
         corpus.save()
+
+
+def _hidden_states(target: LanguageModel, tokens: list[int], layers: Sequence[int]) -> Tensor:
+    """The hidden states ``[n, F]`` of a text, as a `Record` has them."""
+    if not layers:
+        return torch.empty(len(tokens), 0, dtype=torch.bfloat16)
+    cache = target.new_cache(1, len(tokens))
+    hidden = prefill(target, cache, cache.add(), tokens, layers)
+    assert hidden is not None
+    return hidden[0].to("cpu", torch.bfloat16)
 
 
 def _collect_finished(

@@ -127,6 +127,18 @@ def load_head(draft: str | Path, target: DecoderModel) -> DraftHead:
         raise WeightsCorrupt(f"draft head {name} cannot be read: {error!s:.200}", _FETCH_AGAIN) from error
 
 
+def published_layers(draft: str | Path) -> dict[str, Any]:
+    """The decoder layers of a published head as a configuration of transformers.
+
+    Raises:
+        UnknownModel, UnsupportedModel: see `head_folder`.
+    """
+    folder = head_folder(draft)
+    fields = read_fields(folder / CONFIG_FILE) if folder else {}
+    layer = fields.get("transformer_layer_config", fields)
+    return {"model_type": "qwen3"} | {name: layer[name] for name in ("model_type", *_LAYER_FIELDS) if name in layer}
+
+
 def _says_head(config: Mapping[str, Any]) -> bool:
     """Whether a configuration says that it is one of a head."""
     architectures = config.get("architectures")

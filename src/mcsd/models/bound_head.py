@@ -27,7 +27,7 @@ class BoundHead:
     """
 
     def __init__(self, head: DraftHead, target: LanguageModel, name: str, precision: str | None = None) -> None:
-        self.target = _checked(head.config, target, name)
+        self.target = check_target(head.config, target, name)
         self.name = name
         self.precision = precision or str(self.target.dtype).removeprefix("torch.")
         self.device = target.device
@@ -93,8 +93,12 @@ class BoundHead:
         return ModelOutput(self.lm_head(self.head.normalize(output if logits else output[:, :0])), output)
 
 
-def _checked(config: HeadConfig, target: LanguageModel, name: str) -> DecoderModel:
-    """The target, if the head belongs to it."""
+def check_target(config: HeadConfig, target: LanguageModel, name: str) -> DecoderModel:
+    """The target of a head.
+
+    Raises:
+        VocabularyMismatch, UnsupportedModel: the head belongs to another target.
+    """
     if not isinstance(target, DecoderModel):
         raise UnsupportedModel(f"draft {name} is a head; {target.name} has no hidden states", "choose another draft")
     belongs = f"it belongs to {config.target}; make one with: mcsd distill"

@@ -64,3 +64,15 @@ def score_text(model: LanguageModel, tokens: list[int], hidden_layers: Sequence[
     logits: list[Tensor] = []
     hidden = prefill(model, cache, cache.add(), tokens, hidden_layers, lambda _, chunk: logits.append(chunk))
     return ModelOutput(torch.cat(logits, dim=1), hidden)
+
+
+@torch.no_grad()
+def hidden_states(model: LanguageModel, tokens: Tensor, hidden_layers: Sequence[int]) -> Tensor:
+    """The requested hidden states ``[B, T, F]``, in float32, of texts ``[B, T]`` that are padded on the right."""
+    cache = model.new_cache(*tokens.shape)
+    for _ in tokens:
+        cache.add()
+    layout = TokenLayout.chain(tokens.shape[1], model.device)
+    output = model.forward(tokens.to(model.device), layout, cache, logits=False, hidden_layers=hidden_layers)
+    assert output.hidden is not None
+    return output.hidden.float()

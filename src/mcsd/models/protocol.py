@@ -197,9 +197,11 @@ class DecoderModel(LanguageModel, Protocol):
         num_layers: decoder layers.
         vocabulary: int64 ``[K]``, the token of each logit, if the output matrix was cut to a draft vocabulary.
         precision: weight format and kernels, for people.
+        config: sizes of the decoder, as the configurations of transformers' text models name them.
         generation_config: sampling parameters that the model recommends; see `mcsd.generation_config`.
     """
 
+    config: Any
     num_layers: int
     vocabulary: Tensor | None
     precision: str

@@ -68,6 +68,7 @@ class TransformersModel:
         self.given, model = _uncompiled(model), unwrap(model)
         config = model.config.get_text_config()
         self.network = model.eval()
+        self.config: Any = config
         self.name = name or config.name_or_path or type(model).__name__
         self.vocabulary = vocabulary
         self.num_layers: int = config.num_hidden_layers

@@ -1,0 +1,178 @@
+"""The kinds of drafts: what each starts from, how it is trained, and how it is saved."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from mcsd.cpu.weight_plan import WeightPlan
+from mcsd.distill.batches import Batch
+from mcsd.distill.corpus import Record
+from mcsd.distill.head_learner import HeadLearner
+from mcsd.distill.losses import LOSS_FUNCTIONS
+from mcsd.distill.model_learner import ModelLearner, layer_stack, prune
+from mcsd.distill.new_head import head_layers, new_head
+from mcsd.distill.options import DistillOptions
+from mcsd.distill.teacher import Teacher, most_frequent_tokens
+from mcsd.distill.trainer import Learner
+from mcsd.errors import InvalidOption
+from mcsd.files import save_tensors, save_text, write_error
+from mcsd.loading.load import LoadedModel, load
+from mcsd.loading.published_heads import load_head
+from mcsd.loading.speculators_format import layer_fields, save_eagle3_head
+from mcsd.models.bound_head import check_target
+from mcsd.models.compatibility import check_tokenizers, check_vocabularies
+from mcsd.models.draft_head import CONFIG_FILE, WEIGHTS_FILE
+from mcsd.models.draft_vocabulary import VOCABULARY_FILE
+from mcsd.models.protocol import DecoderModel
+
+_HEAD_VOCABULARY = 8192
+"""Default draft vocabulary of a head; a model's is the full vocabulary."""
+
+_MODEL_BATCH = 8
+"""Texts per training step of a model."""
+
+_HEAD_BATCH, _HEAD_SIZE = 16, 768
+"""Texts per training step of a head, for each 768 of the hidden size, with which the optimizer's work grows."""
+
+_RATE_GIVEN, _RATE_PRUNED = 1e-5, 1e-3
+"""Learning rates of a given model, and of a pruned one."""
+
+_BATCHES_GIVEN = 4
+"""Batches per step for a given model."""
+
+
+class Draft(Protocol):
+    """A draft to be trained. Making one loads and checks what it starts from.
+
+    Attributes:
+        hidden_layers: of the target, whose hidden states training reads; those of the last layer come last.
+        batch_size: texts per training step.
+    """
+
+    hidden_layers: tuple[int, ...]
+    batch_size: int
+
+    def start(self, target: DecoderModel, records: Sequence[Record], sample: Batch) -> tuple[Learner, Teacher]:
+        """What trains it.
+
+        Args:
+            target: the model that it drafts for.
+            records: training texts.
+            sample: some texts with the target's hidden states.
+        """
+        ...
+
+    def save(self, out: Path) -> None:
+        """Write it in bfloat16; its configuration last, so that a folder with one is complete.
+
+        Raises:
+            OutputFailed: a file cannot be written.
+        """
+        ...
+
+
+def make_draft(options: DistillOptions, target: LoadedModel) -> Draft:
+    """The draft that options describe.
+
+    Raises:
+        ModelError: the draft to start from cannot be loaded, or does not fit the target.
+        InvalidOption: it is of another kind, or has too few layers.
+    """
+    return ModelDraft(options, target) if options.kind == "model" else HeadDraft(options, target.model)
+
+
+class HeadDraft:
+    """A draft head, new or given."""
+
+    def __init__(self, options: DistillOptions, target: DecoderModel) -> None:
+        self._options = options
+        self._config: Any = target.config
+        self._initial = None if options.init is None else load_head(options.init, target)
+        layers = head_layers(options.kind, target.num_layers)
+        if self._initial is not None:
+            config, kind = self._initial.config, "mcsd" if options.kind == "head" else options.kind
+            if config.kind != kind:
+                raise InvalidOption(f"init {options.init} is a head of kind {config.kind}, not {kind}", "change --kind")
+            check_target(config, target, str(options.init))
+            layers = config.hidden_layers
+        self.hidden_layers = (*(layer for layer in layers if layer != -1), -1)
+        self.batch_size = _HEAD_BATCH * max(1, target.config.hidden_size // _HEAD_SIZE)
+
+    def start(self, target: DecoderModel, records: Sequence[Record], sample: Batch) -> tuple[Learner, Teacher]:
+        """See `Draft.start`."""
+        options, head = self._options, self._initial
+        if head is None:
+            size = options.vocab or _HEAD_VOCABULARY
+            teacher = Teacher(target, most_frequent_tokens(records, size, target.vocab_size, target.eos_token_ids))
+            last = sample.hidden_states.flatten(0, 1)[sample.positions, -teacher.hidden_size :]
+            head = new_head(options.kind, target, options.target, options.layers or 1, teacher, last)
+        else:
+            head = head.to(target.device).float()
+            teacher = Teacher(target, head.vocabulary)
+        learner = HeadLearner(head, teacher, LOSS_FUNCTIONS[options.loss], options.steps_ahead, bool(options.init))
+        self._head = head
+        return learner, teacher
+
+    def save(self, out: Path) -> None:
+        """See `Draft.save`."""
+        if self._options.kind == "eagle3":
+            fields = layer_fields(self._head, self._options.init, self._config)
+            save_eagle3_head(out, self._head, fields, self._options.target, self._config)
+            return
+        tensors = {
+            name: tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor
+            for name, tensor in self._head.state_dict().items()
+        }
+        save_tensors(out / WEIGHTS_FILE, tensors)
+        save_text(out / CONFIG_FILE, self._head.config.to_json())
+
+
+class ModelDraft:
+    """A small model: given, or the target with fewer layers."""
+
+    def __init__(self, options: DistillOptions, target: LoadedModel) -> None:
+        self._options = options
+        initial = load(options.init or options.target, target.model.device, WeightPlan(torch.float32))
+        check_vocabularies(target.model, initial.model, target.tokenizer)
+        check_tokenizers(target.model, target.tokenizer, initial.model, initial.tokenizer)
+        self._pruned = options.layers or (None if options.init else max(1, initial.model.num_layers // 8))
+        if self._pruned:
+            layer_stack(initial.model.weights, self._pruned)
+        self._initial = initial
+        # Those of a head, so that one can be trained on the same text.
+        self.hidden_layers = head_layers("head", target.model.num_layers)
+        self.batch_size = _MODEL_BATCH
+
+    def start(self, target: DecoderModel, records: Sequence[Record], sample: Batch) -> tuple[Learner, Teacher]:
+        """See `Draft.start`."""
+        options, network = self._options, self._initial.model.weights
+        # If the vocabularies differ in padding, only the tokens of both.
+        known = min(target.vocab_size, self._initial.model.vocab_size)
+        teacher = Teacher(target, most_frequent_tokens(records, options.vocab or known, known, target.eos_token_ids))
+        if self._pruned:
+            prune(network, self._pruned)
+        rate, batches_per_step = (_RATE_PRUNED, 1) if self._pruned else (_RATE_GIVEN, _BATCHES_GIVEN)
+        self._vocabulary: Tensor | None = teacher.vocabulary if options.vocab else None
+        return ModelLearner(network, teacher, LOSS_FUNCTIONS[options.loss], rate, batches_per_step), teacher
+
+    def save(self, out: Path) -> None:
+        """See `Draft.save`."""
+        network: Any = self._initial.model.weights
+        tokenizer = self._initial.tokenizer
+        if self._vocabulary is not None:
+            save_tensors(out / VOCABULARY_FILE, {"vocabulary": self._vocabulary})
+        try:
+            with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as part:
+                network.to(torch.bfloat16).save_pretrained(part)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(part)
+                for file in sorted(Path(part).iterdir(), key=lambda file: file.name == CONFIG_FILE):
+                    os.replace(file, out / file.name)
+        except (OSError, SafetensorError) as error:
+            raise write_error(out, error) from error

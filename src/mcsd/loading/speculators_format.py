@@ -1,0 +1,110 @@
+"""Writes EAGLE-3 heads in the format of speculators, which vLLM and SGLang load too."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcsd.files import save_tensors, save_text
+from mcsd.loading.catalog import entry_of
+from mcsd.loading.published_heads import published_layers
+from mcsd.models.draft_head import CONFIG_FILE, MAX_POSITIONS, WEIGHTS_FILE, DraftHead
+
+_VERSION = "0.9.0"
+"""Of speculators whose format it is."""
+
+_FILES = {
+    "feature_proj.": "fc.",
+    "decoder.layers.": "layers.",
+    "decoder.norm.": "norm.",
+    "output_norm.": "norm.",
+    "embed_tokens.": "embed_tokens.",
+    "lm_head.": "lm_head.",
+}
+"""Beginnings of tensor names in `DraftHead`, and in the files."""
+
+
+def layer_fields(head: DraftHead, draft: str | Path | None, target: Any) -> dict[str, Any]:
+    """The decoder layers of a head as a configuration of transformers.
+
+    Args:
+        head: of kind "eagle3".
+        draft: a published head with the same layers; None: they have the default rotary embeddings.
+        target: configuration of the target.
+    """
+    if draft is not None:
+        return published_layers(draft)
+    layer = head.config.decoder
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    fields = {name: getattr(layer, name) for name in (*names, "rms_norm_eps", "rope_theta")}
+    fields |= {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    return fields | {"max_position_embeddings": getattr(target, "max_position_embeddings", MAX_POSITIONS)}
+
+
+def save_eagle3_head(folder: Path, head: DraftHead, layer: Mapping[str, Any], name: str, target: Any) -> None:
+    """Write a head of kind "eagle3" in bfloat16; its configuration last, so that a folder with one is complete.
+
+    Args:
+        folder: exists.
+        head: the head.
+        layer: see `layer_fields`.
+        name: of its target; the hub id or folder from which other programs take the embeddings.
+        target: configuration of the target.
+
+    Raises:
+        OutputFailed: a file cannot be written; none is left half-written.
+    """
+    entry = entry_of(name)
+    config, size = head.config, head.config.target_vocab_size
+    save_tensors(folder / WEIGHTS_FILE, _tensors(head), {"format": "pt"})
+    proposal = {"proposal_type": "greedy", "speculative_tokens": 3}
+    fields = {
+        "architectures": ["Eagle3Speculator"],
+        "speculators_model_type": "eagle3",
+        "speculators_version": _VERSION,
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [proposal],
+            "verifier": {
+                "name_or_path": entry.hub if entry else name,
+                "architectures": getattr(target, "architectures", None) or [],
+            },
+        },
+        "transformer_layer_config": {**layer, "num_hidden_layers": config.num_layers, "vocab_size": size},
+        "draft_vocab_size": config.vocab_size,
+        "eagle_aux_hidden_state_layer_ids": list(config.hidden_layers),
+        "norm_before_residual": config.norm_before_residual,
+        "norm_output": config.norm_output,
+        "norm_before_fc": config.feature_norm == "all",
+        "fc_norm": config.feature_norm == "each",
+        "target_hidden_size": config.target_hidden_size,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+    save_text(folder / CONFIG_FILE, json.dumps(fields, indent=1) + "\n")
+
+
+def _tensors(head: DraftHead) -> dict[str, Tensor]:
+    """The tensors of the file, by name."""
+    config, state = head.config, head.state_dict()
+    vocabulary = state.pop("vocabulary").long()
+    norm = state.pop("feature_norm.weight", None)
+    tensors = {_name(key): tensor for key, tensor in state.items()}
+    if norm is not None and config.feature_norm == "all":
+        tensors["input_norm.weight"] = norm[0]
+    elif norm is not None:
+        tensors |= {f"fc_norm.{part}.weight": weight for part, weight in enumerate(norm)}
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    if config.vocab_size != config.target_vocab_size:
+        known = torch.zeros(config.target_vocab_size, dtype=torch.bool, device=vocabulary.device)
+        known[vocabulary] = True
+        tensors |= {"d2t": vocabulary - torch.arange(len(vocabulary), device=vocabulary.device), "t2d": known}
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def _name(key: str) -> str:
+    return next(new + key.removeprefix(old) for old, new in _FILES.items() if key.startswith(old))
