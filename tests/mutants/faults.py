@@ -63,13 +63,13 @@ FAULTS = (
     Fault(
         "heads: the residual taken before the norm",
         _HEAD,
-        "normed if self._norm_before_residual else state",
+        "normed if self.norm_before_residual else state",
         "state",
     ),
     Fault(
         "heads: the residual taken after the norm",
         _HEAD,
-        "normed if self._norm_before_residual else state",
+        "normed if self.norm_before_residual else state",
         "normed",
     ),
     Fault(
@@ -81,7 +81,7 @@ FAULTS = (
         " own=self._own_hidden.numel() > 0)",
     ),
     Fault("heads: own hidden states read normalized", _HEAD, "if not config.norm_output:", "if False:"),
-    Fault("heads: the first token is read", "models/bound_head.py", 'self.config.kind != "mcsd"', "False"),
+    Fault("heads: the first token is read", "models/bound_head.py", "self.config.skips_first", "False"),
     Fault(
         "residual with the new q instead of the old",
         _RECURSIVE,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mcsd.cpu.native_linear import NativeLinear
 from mcsd.kernels import DTYPES, call, decoder, readable
 from mcsd.kernels.attention import AttentionMetadata
+from mcsd.models.draft_head import EagleLayer, PartsNorm
 from mcsd.models.fusion import FusedAttention, FusedMLP, FusedRMSNorm, FusedRotary
 from mcsd.models.kv_cache import CacheView
 from mcsd.models.layout import TokenLayout
@@ -25,11 +26,31 @@ MAX_FUSED_TOKENS = 240
 """Tokens of a forward that runs as one call. For more, torch's attention is faster."""
 
 
+class NativeNorm:
+    """A root-mean-square norm.
+
+    Args:
+        norm: fused, or an identity, which is no norm.
+
+    Attributes:
+        struct: the norm for the kernels; it holds a pointer to a tensor of this object.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        self._weight: Tensor | None = None
+        self.struct = decoder.RMSNorm(None, -1.0)
+        if not isinstance(norm, nn.Identity):
+            assert isinstance(norm, FusedRMSNorm | PartsNorm)
+            self._weight = None if norm.weight is None else norm.weight.detach().float()
+            self.struct = decoder.RMSNorm(None if self._weight is None else self._weight.data_ptr(), norm.eps)
+
+
 class NativeLayer:
     """One decoder layer.
 
     Args:
-        layer: fused and packed, of a kind that `is_native` accepts.
+        layer: fused and packed, of a kind that `is_native` accepts, or of a draft head. The first layer of EAGLE-3 is
+            given its input normalized, see `EagleLayer.split`.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -40,25 +61,23 @@ class NativeLayer:
         linears: Any = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
         self.linears: tuple[NativeLinear, ...] = linears
         self._tensors = [(linear.weight, linear.scale, linear.bias) for linear in self.linears]
-        norms = [layer.input_layernorm, layer.post_attention_layernorm, *(attention.norms or ())]
-        # The structs hold pointers to these and to the tensors of the linear layers.
-        self._norms: list[Tensor] = [norm.weight.detach().float() for norm in norms]
-        before, after, *heads = [
-            decoder.RMSNorm(weight.data_ptr(), norm.eps) for weight, norm in zip(self._norms, norms, strict=True)
-        ]
+        before = nn.Identity() if isinstance(layer, EagleLayer) else layer.input_layernorm
+        norms = [before, layer.post_attention_layernorm, *(attention.norms or [nn.Identity()] * 2)]
+        # The structs hold pointers to the tensors of these and of the linear layers.
+        self._norms = [NativeNorm(norm) for norm in norms]
+        input_norm, norm, *head_norms = (norm.struct for norm in self._norms)
         qkv, out, gate_up, down = (linear.struct() for linear in self.linears)
-        head_norms = heads or [decoder.RMSNorm(None, -1.0)] * 2
         self.struct = decoder.DecoderLayer(
-            decoder.PreAttention(before, qkv, *head_norms, self.heads, self.kv_heads, self.head_size),
-            decoder.PostAttention(out, after, gate_up, down),
-            *(self.scaling, 0),
+            decoder.PreAttention(input_norm, qkv, *head_norms, self.heads, self.kv_heads, self.head_size),
+            decoder.PostAttention(out, norm, gate_up, down),
+            *(self.scaling, 0, False),
         )
 
     def pre_attention(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Norm, projections and rotation: queries, keys and values ``[T, heads, size]`` of hidden states ``[T, H]``.
+        """Norm, projections and rotation: queries, keys and values ``[T, heads, size]``.
 
         Args:
-            hidden: the layer's input.
+            hidden: the layer's input ``[T, H]``, or ``[T, 2 H]`` for the first layer of EAGLE-3.
             cos, sin: angles of the tokens, ``[T, size]``.
         """
         tokens, dtype, struct = len(hidden), hidden.dtype, self.struct.pre_attention
@@ -74,7 +93,7 @@ class NativeLayer:
         """Output projection, norm, MLP and residuals: the layer's output ``[T, H]``.
 
         Args:
-            hidden: the layer's input ``[T, H]``.
+            hidden: the residual ``[T, H]``, which is mostly the layer's input.
             attention: the attention output ``[T, heads * size]``.
         """
         tokens, dtype, struct = len(hidden), hidden.dtype, self.struct.post_attention
@@ -89,25 +108,27 @@ class NativeLayers:
     """All decoder layers of a model and the norm after them.
 
     Args:
-        model: a base model of transformers, fused and packed, that `is_native` accepts.
+        model: a base model of transformers, fused and packed, that `is_native` accepts, or the decoder of a draft head.
+        skips_first: whether tokens after the first one of a text do not attend to it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, skips_first: bool = False) -> None:
         self._layers = [NativeLayer(layer) for layer in model.layers]
-        self._norm: FusedRMSNorm = model.norm
-        self._norm_weight = model.norm.weight.detach().float()
+        self._norm: nn.Module = model.norm
+        self._native_norm = NativeNorm(model.norm)
+        self._skips_first = skips_first
         self._rotary: FusedRotary = model.rotary_emb
         self._windows = layer_windows(model.config)
         self._positions: int = model.config.max_position_embeddings
         array = (decoder.DecoderLayer * len(self._layers))(*(layer.struct for layer in self._layers))
         for struct, window in zip(array, self._windows, strict=True):
-            struct.sliding_window = window or 0
-        norm = decoder.RMSNorm(self._norm_weight.data_ptr(), model.norm.eps)
-        self.struct = decoder.Decoder(array, len(array), norm)
-        self.hidden_size: int = len(model.norm.weight)
-        self.dtype: torch.dtype = model.norm.weight.dtype
+            struct.sliding_window, struct.skips_first = window or 0, skips_first
+        self.struct = decoder.Decoder(array, len(array), self._native_norm.struct)
+        weight: Tensor = model.layers[0].post_attention_layernorm.weight
+        self.hidden_size = len(weight)
+        self.dtype: torch.dtype = weight.dtype
         first = self._layers[0]
-        self._keys = model.norm.weight.new_empty(0, first.kv_heads, 0, first.head_size)
+        self._keys = weight.new_empty(0, first.kv_heads, 0, first.head_size)
         self.weights = nn.ModuleList([model.norm, *(linear for layer in self._layers for linear in layer.linears)])
 
     def __len__(self) -> int:
@@ -139,7 +160,7 @@ class NativeLayers:
         tokens = hidden.shape[0] * hidden.shape[1]
         hidden = readable(hidden, tokens, self.hidden_size, self.dtype)
         if tokens > MAX_FUSED_TOKENS:
-            return self._run_layers(hidden, layout, view, all_layers)
+            return self.run_each(hidden, layout, view, all_layers)
         last = torch.empty_like(hidden)
         outputs = hidden.new_empty(len(self), *hidden.shape) if all_layers else None
         call("decoder", self.struct, hidden, self.dtype, self.metadata(hidden, layout, view), outputs, last)
@@ -172,16 +193,27 @@ class NativeLayers:
         metadata.owners = store, view, layout, table
         return metadata
 
-    def _run_layers(self, hidden: Tensor, layout: TokenLayout, view: CacheView, all_layers: bool) -> list[Tensor]:
+    def run_each(
+        self, hidden: Tensor, layout: TokenLayout, view: CacheView, all_layers: bool = False, pair: Tensor | None = None
+    ) -> list[Tensor]:
+        """`run`, layer by layer.
+
+        Args:
+            hidden, layout, view, all_layers: as there.
+            pair: what the attention of the first layer of EAGLE-3 reads, ``[B, n, 2 H]``; ``hidden`` is its residual.
+        """
         window = next((window for window in self._windows if window), None)
-        masks = make_masks(layout, view.lengths, view.columns, self.dtype, self._positions, window)
+        masks = make_masks(
+            layout, view.lengths, view.columns, self.dtype, self._positions, window, skips_first=self._skips_first
+        )
         batch, length, _ = hidden.shape
         table = self._rotary.table(hidden, min(view.columns, self._positions))
         cos, sin = table[:, masks.positions.flatten()]
         outputs = [hidden]
         for index, (layer, window) in enumerate(zip(self._layers, self._windows, strict=True)):
             flat = outputs[-1].flatten(0, 1)
-            heads = layer.pre_attention(flat, cos, sin)
+            read = flat if pair is None or index else pair.flatten(0, 1)
+            heads = layer.pre_attention(read, cos, sin)
             queries, keys, values = (part.view(batch, length, *part.shape[1:]) for part in heads)
             keys, values = view.update(keys.transpose(1, 2), values.transpose(1, 2), index)
             mask = masks.sliding if window else masks.full

@@ -8,8 +8,12 @@ namespace {
 
 constexpr int64_t CHUNK = 240;  // tokens that go through half a layer together
 
-// Root-mean-square norm (Zhang and Sennrich 2019).
+// Root-mean-square norm (Zhang and Sennrich 2019); a copy if there is no norm. `out` may be `x`.
 void rms_norm(const RMSNorm& norm, const float* x, int64_t size, float* out) {
+    if (norm.eps < 0) {
+        if (out != x) std::memcpy(out, x, size * sizeof(float));
+        return;
+    }
     Floats squares = set(0);
     for (int64_t i = 0; i < size; i += LANES) {
         const Floats part = load(x + i, lane_mask(size - i));
@@ -26,10 +30,11 @@ void rms_norm(const RMSNorm& norm, const float* x, int64_t size, float* out) {
 }
 
 // Norms each of some parts of x by itself.
-void rms_norm_parts(const RMSNorm& norm, FloatView x, int64_t parts, int64_t size, float* out) {
+void rms_norm_parts(RMSNorm norm, FloatView x, int64_t parts, int64_t size, float* out) {
     for (int64_t part = 0; part < parts; part++, out += size) {
         copy(x.at(part * size), {out, false}, size);
         rms_norm(norm, out, size, out);
+        if (norm.weight) norm.weight += size;
     }
 }
 
@@ -64,16 +69,16 @@ struct Rope {
     const int64_t* positions;
 };
 
-// Hidden states [tokens, hidden_size] to queries, keys and values [tokens, (heads + 2 kv_heads) head_size], after RoPE.
+// The input of a layer [tokens, qkv_proj.in_features] to queries, keys and values [tokens, (heads + 2 kv_heads)
+// head_size], after RoPE.
 void qkv_with_rope(
-    const PreAttention& layer, FloatView hidden, const Rope& rope, int64_t tokens, Workspace& workspace,
-    FloatView out) {
+    const PreAttention& layer, FloatView input, const Rope& rope, int64_t tokens, Workspace& workspace, FloatView out) {
     const int64_t in_features = layer.qkv_proj.in_features, out_features = layer.qkv_proj.out_features;
     const int64_t size = layer.head_size;
     float *x = workspace.narrow.data(), *qkv = workspace.wide.data();
 #pragma omp for schedule(static) nowait
     for (int64_t token = 0; token < tokens; token++)
-        rms_norm_parts(layer.input_norm, hidden.at(token * in_features), 1, in_features, x + token * in_features);
+        rms_norm_parts(layer.input_norm, input.at(token * in_features), 1, in_features, x + token * in_features);
     gemm(layer.qkv_proj, x, tokens, workspace.activations, {qkv, false}, false);
 #pragma omp for schedule(static)
     for (int64_t token = 0; token < tokens; token++) {
@@ -85,8 +90,7 @@ void qkv_with_rope(
                 copy({own, false}, to, size);
                 continue;
             }
-            const RMSNorm& norm = head < layer.heads ? layer.q_norm : layer.k_norm;
-            if (norm.eps >= 0) rms_norm(norm, own, size, own);
+            rms_norm(head < layer.heads ? layer.q_norm : layer.k_norm, own, size, own);
             apply_rope(own, size, rope.cosines.at(angle), rope.sines.at(angle), to);
         }
     }
@@ -118,7 +122,13 @@ void o_proj_and_mlp(
     for (int64_t token = 0; token < tokens; token++) copy({x + token * size, false}, out.at(token * size), size);
 }
 
-// Writes the workspace's keys and values into the KV cache, and the mask with the layer's sliding window into the
+// The first committed column that a token attends to.
+int64_t first_column(const DecoderLayer& layer, int64_t position) {
+    const int64_t first = layer.skips_first && position > 0;
+    return layer.sliding_window ? std::max(first, position + 1 - layer.sliding_window) : first;
+}
+
+// Writes the workspace's keys and values into the KV cache, and the layer's mask of tokens in flight into the
 // workspace.
 void store_kv_and_mask(
     const DecoderLayer& layer, const AttentionMetadata& metadata, FloatView keys, FloatView values,
@@ -144,6 +154,8 @@ void store_kv_and_mask(
             mask[token * others + other] =
                 metadata.mask[own * others + other] && (!layer.sliding_window || distance < layer.sliding_window);
         }
+        // Nothing is committed: the first token of the text is in flight.
+        if (metadata.lengths[sequence] == 0 && first_column(layer, positions[token]) > 0) mask[token * others] = false;
     }
 }
 
@@ -176,10 +188,14 @@ void self_attention(
                 for (int64_t q = 0; q < count; q++) {
                     const int64_t token = sequence * length + (first + q) / group;
                     const int64_t query_head = head * group + (first + q) % group;
-                    const int64_t begin = layer.sliding_window ? positions[token] + 1 - layer.sliding_window : 0;
                     queries[q] = {
-                        qkv + token * width + query_head * size, attended + (token * heads + query_head) * size, begin,
-                        committed, mask + token * others, nullptr, 0};
+                        qkv + token * width + query_head * size,
+                        attended + (token * heads + query_head) * size,
+                        first_column(layer, positions[token]),
+                        committed,
+                        mask + token * others,
+                        nullptr,
+                        0};
                 }
                 attention<BF16>(
                     queries, count, keys.at(index), values.at(index), committed + others, size,
@@ -188,19 +204,18 @@ void self_attention(
 }
 
 // Runs the workspace's `hidden` through all layers and the last norm, to `out` [tokens, hidden_size] and, in float32,
-// the workspace's `narrow`. Writes the hidden states after each layer to `all_hidden` [layers, tokens, hidden_size],
-// unless its data is null.
+// the workspace's `narrow`. `input` is what the attention of the first layer reads, `hidden` or something wider. Writes
+// the hidden states after each layer to `all_hidden` [layers, tokens, hidden_size], unless its data is null.
 void run_layers(
-    const Decoder& decoder, const AttentionMetadata& metadata, bool bf16, Workspace& workspace, FloatView all_hidden,
-    FloatView out) {
-    const int64_t tokens = metadata.sequences * metadata.length;
-    const int64_t size = decoder.layers[0].pre_attention.qkv_proj.in_features;
+    const Decoder& decoder, FloatView input, const AttentionMetadata& metadata, bool bf16, Workspace& workspace,
+    FloatView all_hidden, FloatView out) {
+    const int64_t tokens = metadata.sequences * metadata.length, size = decoder.hidden_size();
     float *x = workspace.hidden.data(), *normed = workspace.narrow.data();
     const FloatView hidden{x, false}, qkv{workspace.qkv.data(), false}, attended{workspace.attended.data(), false};
     const Rope rope{{metadata.cosines, bf16}, {metadata.sines, bf16}, workspace.positions.data()};
     for (int64_t i = 0; i < decoder.num_layers; i++) {
         const DecoderLayer& layer = decoder.layers[i];
-        qkv_with_rope(layer.pre_attention, hidden, rope, tokens, workspace, qkv);
+        qkv_with_rope(layer.pre_attention, i ? hidden : input, rope, tokens, workspace, qkv);
         if (bf16)
             self_attention<true>(layer, i, metadata, workspace);
         else
@@ -279,8 +294,7 @@ void post_attention(
 void decoder(
     const Decoder* decoder, void* hidden, bool bf16, const AttentionMetadata* metadata, void* all_hidden, void* out,
     int threads) {
-    const int64_t tokens = metadata->sequences * metadata->length;
-    const int64_t size = decoder->layers[0].pre_attention.qkv_proj.in_features;
+    const int64_t tokens = metadata->sequences * metadata->length, size = decoder->hidden_size();
     const FloatView from{hidden, bf16};
     Workspace& workspace = workspace_for(*decoder, *metadata);
     float* x = workspace.hidden.data();
@@ -289,39 +303,53 @@ void decoder(
 #pragma omp for schedule(static)
         for (int64_t token = 0; token < tokens; token++)
             copy(from.at(token * size), {x + token * size, false}, size);
-        run_layers(*decoder, *metadata, bf16, workspace, {all_hidden, bf16}, {out, bf16});
+        run_layers(*decoder, {x, false}, *metadata, bf16, workspace, {all_hidden, bf16}, {out, bf16});
     }
 }
 
 // Runs a draft head, to its hidden states [tokens, hidden_size] and, unless `logits` is null, logits [tokens,
-// vocabulary]. `hidden` are features of the target [tokens, parts hidden_size] or, with `own`, hidden states of the
-// head [tokens, hidden_size]; `embeddings` are [tokens, hidden_size].
+// vocabulary]. `hidden` are features of the target [tokens, features] or, with `own`, hidden states of the head
+// [tokens, hidden_size]; `embeddings` are [tokens, hidden_size].
 void draft_head(
     const HeadWeights* head, void* hidden, bool own, void* embeddings, bool bf16, const AttentionMetadata* metadata,
     void* out, void* logits, int threads) {
-    const int64_t tokens = metadata->sequences * metadata->length, size = head->input_proj.out_features;
-    const int64_t features = head->feature_proj.in_features;
+    const int64_t tokens = metadata->sequences * metadata->length, size = head->decoder.hidden_size();
+    const int64_t features = head->feature_proj.in_features, parts = head->feature_parts;
+    const bool projects_features = !own && head->feature_proj.weight, projects_inputs = head->input_proj.weight;
     const FloatView from{hidden, bf16}, embedded{embeddings, bf16};
     Workspace& workspace = workspace_for(*head, *metadata);
     float *wide = workspace.wide.data(), *x = workspace.hidden.data(), *pairs = workspace.pairs.data();
+    float* normed = workspace.narrow.data();
     QuantizedActivations& activations = workspace.activations;
 #pragma omp parallel num_threads(threads)
     {
-        if (!own) {
+        if (projects_features) {
 #pragma omp for schedule(static) nowait
             for (int64_t token = 0; token < tokens; token++)
-                rms_norm_parts(head->norm, from.at(token * features), features / size, size, wide + token * features);
+                rms_norm_parts(
+                    head->feature_norm, from.at(token * features), parts, features / parts, wide + token * features);
             gemm(head->feature_proj, wide, tokens, activations, {x, false}, false);
         }
 #pragma omp for schedule(static) nowait
         for (int64_t token = 0; token < tokens; token++) {
-            const FloatView state = own ? from.at(token * size) : FloatView{x + token * size, false};
-            rms_norm_parts(head->norm, state, 1, size, pairs + 2 * token * size);
-            rms_norm_parts(head->norm, embedded.at(token * size), 1, size, pairs + (2 * token + 1) * size);
+            float *state = x + token * size, *pair = pairs + 2 * token * size;
+            float* normed_state = head->embedding_first ? pair + size : pair;
+            float* embedding = head->embedding_first ? pair : pair + size;
+            if (!projects_features) copy(from.at(token * size), {state, false}, size);
+            rms_norm(head->state_norm, state, size, normed_state);
+            rms_norm_parts(head->embedding_norm, embedded.at(token * size), 1, size, embedding);
+            if (head->normed_residual) std::memcpy(state, normed_state, size * sizeof(float));
         }
-        gemm(head->input_proj, pairs, tokens, activations, {x, false}, false);
-        run_layers(head->decoder, *metadata, bf16, workspace, {nullptr, bf16}, {out, bf16});
-        if (logits) gemm(head->lm_head, workspace.narrow.data(), tokens, activations, {logits, bf16}, false);
+        if (projects_inputs) gemm(head->input_proj, pairs, tokens, activations, {x, false}, false);
+        run_layers(
+            head->decoder, {projects_inputs ? x : pairs, false}, *metadata, bf16, workspace, {nullptr, bf16},
+            {out, bf16});
+        if (logits) {
+#pragma omp for schedule(static) nowait
+            for (int64_t token = 0; token < tokens; token++)
+                rms_norm(head->output_norm, normed + token * size, size, normed + token * size);
+            gemm(head->lm_head, normed, tokens, activations, {logits, bf16}, false);
+        }
     }
 }
 }

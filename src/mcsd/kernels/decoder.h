@@ -10,14 +10,14 @@ namespace mcsd {
 
 struct RMSNorm {
     const float* weight;  // or null
-    double eps;
+    double eps;           // negative: there is no norm
 };
 
 // The part of a layer up to the attention.
 struct PreAttention {
     RMSNorm input_norm;
     Linear qkv_proj;
-    RMSNorm q_norm, k_norm;  // of each head; without them eps is negative
+    RMSNorm q_norm, k_norm;  // of each head
     int64_t heads, kv_heads, head_size;
 };
 
@@ -33,20 +33,30 @@ struct DecoderLayer {
     PostAttention post_attention;
     double scaling;
     int64_t sliding_window;  // positions that a token attends to, its own included; 0 for all
+    bool skips_first;        // whether tokens after the first one of a text do not attend to it
 };
 
 struct Decoder {
     const DecoderLayer* layers;
     int64_t num_layers;
     RMSNorm norm;
+
+    int64_t hidden_size() const { return layers[0].post_attention.o_proj.out_features; }
 };
 
-// A draft head (EAGLE, Li et al. 2024). It projects features of the target to a hidden state, that and a token's
-// embedding to the input of its decoder, and the decoder's output to logits.
+// A draft head (EAGLE, Li et al. 2024). It projects features of the target to a hidden state, and that and a token's
+// embedding, the pair, to the input of its decoder. The decoder's output are its own hidden states, from which follow
+// logits. A linear layer without weight is not there.
 struct HeadWeights {
-    Linear feature_proj, input_proj;
-    RMSNorm norm;  // of each part of their inputs
+    RMSNorm feature_norm;  // of each part of the features, with a weight for each number of all parts
+    int64_t feature_parts;
+    Linear feature_proj;
+    RMSNorm state_norm, embedding_norm;  // of the pair
+    bool embedding_first;                // in the pair
+    Linear input_proj;     // without it the first layer's attention reads the pair; its residual is the hidden state
+    bool normed_residual;  // whether that residual is normalized
     Decoder decoder;
+    RMSNorm output_norm;
     Linear lm_head;
 };
 
@@ -60,7 +70,7 @@ struct Workspace {
     Buffer<float> narrow;       // inputs of qkv_proj, gate_up_proj, down_proj and lm_head
     Buffer<float> qkv;          // [tokens, (heads + 2 kv_heads) head_size]
     Buffer<float> attended;     // [tokens, heads head_size]
-    Buffer<float> pairs;        // [tokens, 2 hidden_size], hidden state and embedding
+    Buffer<float> pairs;        // [tokens, 2 hidden_size], of a draft head
     Buffer<int64_t> positions;  // [tokens]
     Buffer<uint8_t> mask;       // [tokens, earlier + length], of a layer
 
@@ -94,10 +104,10 @@ struct Workspace {
     void reserve(const HeadWeights& head, const AttentionMetadata& metadata) {
         const int64_t tokens = metadata.sequences * metadata.length;
         for (const Linear* linear : {&head.feature_proj, &head.input_proj, &head.lm_head})
-            activations.reserve(*linear, tokens);
+            if (linear->weight) activations.reserve(*linear, tokens);
         reserve(head.decoder, metadata);
         wide.reserve(tokens * head.feature_proj.in_features);
-        pairs.reserve(tokens * head.input_proj.in_features);
+        pairs.reserve(tokens * 2 * head.decoder.hidden_size());
     }
 };
 

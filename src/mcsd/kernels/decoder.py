@@ -1,12 +1,12 @@
 """The structs of ``decoder.h``: decoder layers, decoders and draft heads."""
 
-from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_double, c_int64, c_void_p
 
 from mcsd.kernels.gemm import Linear
 
 
 class RMSNorm(Structure):
-    """A root-mean-square norm; without a weight it only normalizes."""
+    """A root-mean-square norm; without a weight it only normalizes, and with a negative eps it does nothing."""
 
     _fields_ = (("weight", c_void_p), ("eps", c_double))
 
@@ -32,13 +32,14 @@ class PostAttention(Structure):
 
 
 class DecoderLayer(Structure):
-    """A decoder layer; ``sliding_window`` is 0 if it attends to all positions."""
+    """A decoder layer; ``sliding_window`` is 0 if it attends to all positions, or all but the first."""
 
     _fields_ = (
         ("pre_attention", PreAttention),
         ("post_attention", PostAttention),
         ("scaling", c_double),
         ("sliding_window", c_int64),
+        ("skips_first", c_bool),
     )
 
 
@@ -49,12 +50,18 @@ class Decoder(Structure):
 
 
 class HeadWeights(Structure):
-    """A draft head."""
+    """A draft head; a linear layer without a weight is not there."""
 
     _fields_ = (
+        ("feature_norm", RMSNorm),
+        ("feature_parts", c_int64),
         ("feature_proj", Linear),
+        ("state_norm", RMSNorm),
+        ("embedding_norm", RMSNorm),
+        ("embedding_first", c_bool),
         ("input_proj", Linear),
-        ("norm", RMSNorm),
+        ("normed_residual", c_bool),
         ("decoder", Decoder),
+        ("output_norm", RMSNorm),
         ("lm_head", Linear),
     )

@@ -82,11 +82,7 @@ class BoundHead:
     def _run(
         self, embedding: Tensor, hidden: Tensor, layout: TokenLayout, view: CacheView, logits: bool, own: bool
     ) -> ModelOutput:
-        masks = make_masks(layout, view.lengths, view.columns, self.dtype)
-        if self.config.kind != "mcsd":
-            # Published heads are trained on texts from the second token on, which is the first with a hidden state.
-            hidden_from = masks.positions[:, None] > 0
-            masks.full[..., 0].masked_fill_(hidden_from, torch.finfo(self.dtype).min)
+        masks = make_masks(layout, view.lengths, view.columns, self.dtype, skips_first=self.config.skips_first)
         state = hidden if own else self.head.project_features(hidden)
         with self._attention_backends():
             output = self.head(state, embedding, masks.full, masks.positions, view)

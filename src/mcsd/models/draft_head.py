@@ -94,6 +94,19 @@ class HeadConfig:
         return self.target_hidden_size or self.hidden_size
 
     @property
+    def skips_first(self) -> bool:
+        """Whether tokens after the first one of a text do not attend to it.
+
+        Published heads are trained on texts from the second token on, which is the first with a hidden state.
+        """
+        return self.kind != "mcsd"
+
+    @property
+    def embedding_first(self) -> bool:
+        """Whether the embedding comes before the hidden state where both are read side by side."""
+        return self.kind != "mcsd"
+
+    @property
     def num_heads(self) -> int:
         """Attention heads: of size 64 where that divides the hidden size, else the most with an even head size."""
         wanted = max(1, self.hidden_size // 64)
@@ -137,25 +150,28 @@ class HeadConfig:
         return json.dumps({"model_type": HEAD_TYPE, "version": _VERSION, **fields}, indent=1) + "\n"
 
 
-class _PartsNorm(nn.Module):
+class PartsNorm(nn.Module):
     """A root-mean-square norm of each of several equal parts of a vector.
 
     Args:
         parts: how many.
         size: of a part.
-        eps: added to the mean of squares; None: that of torch.
+        eps: added to the mean of squares.
         weighted: whether there is a weight for each number.
     """
 
-    def __init__(self, parts: int, size: int, eps: float | None = None, weighted: bool = False) -> None:
+    def __init__(
+        self, parts: int, size: int, eps: float = torch.finfo(torch.float32).eps, weighted: bool = False
+    ) -> None:
         super().__init__()
-        self._shape, self._eps = (parts, size), eps
+        self.parts, self.eps = parts, eps
+        self._shape = parts, size
         self.weight = nn.Parameter(torch.ones(parts, size)) if weighted else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[..., parts * size]`` to the same shape."""
         parts = hidden.reshape(*hidden.shape[:-1], *self._shape)
-        parts = nn.functional.rms_norm(parts, self._shape[1:], eps=self._eps)
+        parts = nn.functional.rms_norm(parts, self._shape[1:], eps=self.eps)
         return (parts if self.weight is None else parts * self.weight).flatten(-2)
 
 
@@ -169,12 +185,19 @@ class EagleLayer(LlamaDecoderLayer):
 
     def __init__(self, config: LlamaConfig, norm_before_residual: bool) -> None:
         super().__init__(config, 0)
-        self._norm_before_residual = norm_before_residual
+        self.norm_before_residual = norm_before_residual
         self.hidden_norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         attention = self.self_attn
         for name in ("q_proj", "k_proj", "v_proj"):
             width = getattr(attention, name).out_features
             setattr(attention, name, nn.Linear(2 * config.hidden_size, width, bias=config.qkv_bias))
+
+    def split(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What the attention reads, ``[B, n, 2 H]``, and the residual ``[B, n, H]``; see `forward`."""
+        embedding, state = hidden.chunk(2, dim=-1)
+        normed = self.hidden_norm(state)
+        residual = normed if self.norm_before_residual else state
+        return torch.cat([self.input_layernorm(embedding), normed], dim=-1), residual
 
     def forward(self, hidden: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None) -> Tensor:
         """Hidden states ``[B, n, H]``.
@@ -183,10 +206,7 @@ class EagleLayer(LlamaDecoderLayer):
             hidden: ``[B, n, 2 H]``, embeddings and then hidden states.
             angles, mask, cache: see `LlamaDecoderLayer.forward`.
         """
-        embedding, state = hidden.chunk(2, dim=-1)
-        normed = self.hidden_norm(state)
-        residual = normed if self._norm_before_residual else state
-        pair = torch.cat([self.input_layernorm(embedding), normed], dim=-1)
+        pair, residual = self.split(hidden)
         hidden = residual + self.self_attn(pair, angles, mask, cache)[0]
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
@@ -230,14 +250,14 @@ class DraftHead(nn.Module):
             self.embed_tokens = nn.Embedding(config.target_vocab_size, size, _weight=weight)
         if config.kind == "mcsd":
             # The scales of layers, and of hidden states and embeddings, differ.
-            self.feature_norm, self.input_norm = _PartsNorm(layers, width), _PartsNorm(2, size)
+            self.feature_norm, self.input_norm = PartsNorm(layers, width), PartsNorm(2, size)
         elif config.kind == "eagle":
             self.decoder.layers[0].input_layernorm = nn.Identity()
             self.decoder.norm = nn.Identity()  # type: ignore[assignment]
         else:
             if config.feature_norm != "none":
                 parts = layers if config.feature_norm == "each" else 1
-                self.feature_norm = _PartsNorm(parts, layers * width // parts, eps, weighted=True)
+                self.feature_norm = PartsNorm(parts, layers * width // parts, eps, weighted=True)
             self.decoder.layers[0] = EagleLayer(config.decoder, config.norm_before_residual)
             if not config.norm_output:
                 self.output_norm, self.decoder.norm = self.decoder.norm, nn.Identity()  # type: ignore[assignment]
@@ -262,7 +282,7 @@ class DraftHead(nn.Module):
             state: ``[B, n, H]``, projected features of the target, or the head's hidden states one position before.
             embedding: ``[B, n, H]``, of the tokens.
         """
-        pair = (state, embedding) if self.config.kind == "mcsd" else (embedding, state)
+        pair = (embedding, state) if self.config.embedding_first else (state, embedding)
         joined = torch.cat([part.to(self.dtype) for part in pair], dim=-1)
         return self.input_proj(self.input_norm(joined))  # type: ignore[no-any-return]
 

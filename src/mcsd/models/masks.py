@@ -49,6 +49,7 @@ def make_masks(
     dtype: torch.dtype,
     max_length: int | None = None,
     window: int | None = None,
+    skips_first: bool = False,
 ) -> Masks:
     """Positions and masks of the new tokens.
 
@@ -59,6 +60,7 @@ def make_masks(
         dtype: of the masks.
         max_length: the context length; a tree may reach beyond it, where its tokens are never emitted.
         window: positions that tokens of sliding-window layers see, their own included.
+        skips_first: whether tokens after the first one of a text do not attend to it.
     """
     layout = layout.to(lengths.device)
     positions = lengths[:, None] + layout.offsets
@@ -66,6 +68,8 @@ def make_masks(
         positions = positions.clamp(max=max_length - 1)
     new = positions[:, layout.earlier :]
     allowed = attention_mask(layout, lengths, columns)
+    if skips_first:
+        allowed[..., 0] &= new == 0
     full = additive_mask(allowed, dtype)
     if window is None:
         return Masks(new, full, None)
