@@ -85,8 +85,8 @@ class HeadLearner:
             # Keys of the first step come from the target's hidden states, which a drafter has up to the root of its
             # tree; the keys of step m are m - 1 positions further down the path.
             allowed = [distance >= step, *(distance == step - m for m in range(1, step + 1))]
-            if head.config.kind != "mcsd":
-                # Published heads do not read the first token, which has no hidden state before it.
+            if head.config.skips_first:
+                # The first token has no hidden state before it.
                 allowed[0] = allowed[0] & ((position > 0) | (position[:, None] == 0))
             mask = additive_mask(torch.cat(allowed, dim=1)[None], hidden.dtype)
             hidden = head(hidden, embedding, mask, position.expand(sequences, -1), past)
