@@ -388,11 +388,7 @@ def _tokenizer_of(model: Any, given: Any | None) -> Any | None:
 def _load_draft(draft: str | Path, target: LanguageModel, tokenizer: Any | None) -> Any:
     """A draft by name or folder, for a target given as an object."""
     from mcsd.loading.load import LoadedModel, load_draft
-    from mcsd.loading.pretrained import find_tokenizer
-    from mcsd.loading.published_heads import is_head
 
     if not isinstance(target, DecoderModel):
         raise UnsupportedModel(f"{target.name} takes no draft by name", "give the draft as an object")
-    if tokenizer is None and not is_head(draft):
-        tokenizer = find_tokenizer(target.name)
     return load_draft(draft, LoadedModel(target, tokenizer))

@@ -29,8 +29,8 @@ from mcsd.loading.converted import read_converted
 from mcsd.loading.gguf_cache import GgufCache
 from mcsd.loading.gguf_network import keeps_weights, read_gguf_network, warn_of_unread_types
 from mcsd.loading.int8_cache import pack_from_int8_cache
-from mcsd.loading.pretrained import read_location, weights_too_large
-from mcsd.loading.published_heads import is_head, load_head
+from mcsd.loading.pretrained import find_tokenizer, read_location, weights_too_large
+from mcsd.loading.published_heads import load_head
 from mcsd.models.compatibility import match_tokenizers
 from mcsd.models.draft_vocabulary import cut_vocabulary, load_vocabulary
 from mcsd.models.protocol import DecoderModel
@@ -235,17 +235,19 @@ def load_draft(draft: str | Path, target: LoadedModel, quantize: str | None = No
     """
     if draft == "ngram":
         return draft
-    role = Role.HEAD if is_head(draft) else Role.DRAFT
+    head = load_head(draft, target.model)
+    role = Role.DRAFT if head is None else Role.HEAD
     device, dtype = target.model.device, target.model.dtype
     in_file = quantize is None and keeps_weights(draft)
     plan = plan_weights(device, dtype, role, quantize, in_file, target.format)
-    if role is Role.HEAD:
-        bound = bind_head(load_head(draft, target.model), target.model, str(draft), plan)
+    if head is not None:
+        bound = bind_head(head, target.model, str(draft), plan)
         if bound.device.type == "cuda":
             fuse_for_cuda(bound.head)
         return bound
     loaded = load(draft, target.model.device, plan, Role.DRAFT)
-    return match_tokenizers(target.model, target.tokenizer, loaded.model, loaded.tokenizer)
+    tokenizer = find_tokenizer(target.model.name) if target.tokenizer is None else target.tokenizer
+    return match_tokenizers(target.model, tokenizer, loaded.model, loaded.tokenizer)
 
 
 def read_transformers(model: str | Path, dtype: torch.dtype, device: torch.device = _CPU) -> tuple[Any, Any | None]:

@@ -64,59 +64,32 @@ _FETCH_AGAIN = "fetch the head again"
 _OTHER_DRAFT = "use an EAGLE-3 head, a draft model, or ngram"
 
 
-def head_folder(draft: str | Path) -> Path | None:
-    """The folder of a draft head, fetched from the hub if need be; None: the draft is no head.
+def is_head(draft: str | Path) -> bool:
+    """Whether a draft is a draft head rather than a language model.
 
     Raises:
         UnknownModel: no such draft.
         UnsupportedModel: a head whose weights are not in safetensors.
     """
-    location = locate(draft)
-    if location.kind in ("gguf", "target"):
-        return None
-    on_hub = location.kind == "hub"
-    folder = _fetched(location.source, [CONFIG_FILE]) if on_hub else Path(location.source)
-    config = read_fields(folder / CONFIG_FILE) if folder else {}
-    is_certain = config.get("model_type") == HEAD_TYPE or _says_head(config)
-    # EAGLE-1 and 2 call themselves models, mostly of one layer: only their tensors tell.
-    is_small = config.get("num_hidden_layers") == 1
-    if on_hub:
-        folder = _fetched(location.source, [CONFIG_FILE, _WEIGHTS]) if is_certain or is_small else None
-    if folder is None:
-        return None
-    if not _weight_files(folder) and config.get("model_type") != HEAD_TYPE:
-        if is_certain or (is_small and any(file.suffix in PICKLES for file in folder.iterdir())):
-            raise UnsupportedModel(
-                f"{draft} has no {_WEIGHTS} files; pickle files (pytorch_model.bin) can run code and are not read",
-                "convert it: safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True),"
-                " 'model.safetensors')",
-            )
-        return None
-    return folder if is_certain or "fc.weight" in _tensor_names(folder) else None
+    return draft == MTP or _head_folder(draft) is not None
 
 
-def is_head(draft: str | Path) -> bool:
-    """Whether a draft is a draft head rather than a language model.
-
-    Raises:
-        UnknownModel, UnsupportedModel: see `head_folder`.
-    """
-    return draft == MTP or head_folder(draft) is not None
-
-
-def load_head(draft: str | Path, target: DecoderModel) -> DraftHead:
+def load_head(draft: str | Path, target: DecoderModel) -> DraftHead | None:
     """Load a draft head for a target, or the target's own ("mtp"). Binding it checks whether their sizes fit.
+
+    Returns:
+        None: the draft is a language model.
 
     Raises:
         UnknownModel: no such draft.
-        UnsupportedModel: it is no draft head, or one that mcsd would not compute exactly.
+        UnsupportedModel: a head that mcsd would not compute exactly, or whose weights are not in safetensors.
         WeightsCorrupt: its files cannot be read, or do not belong together.
     """
     if draft == MTP:
         return load_mtp_head(target)
-    folder, name = head_folder(draft), str(draft)
+    folder, name = _head_folder(draft), str(draft)
     if folder is None:
-        raise UnsupportedModel(f"{name} is no draft head", _OTHER_DRAFT)
+        return None
     fields = read_fields(folder / CONFIG_FILE)
     if fields.get("model_type") == HEAD_TYPE:
         return DraftHead.load(folder)
@@ -131,12 +104,39 @@ def published_layers(draft: str | Path) -> dict[str, Any]:
     """The decoder layers of a published head as a configuration of transformers.
 
     Raises:
-        UnknownModel, UnsupportedModel: see `head_folder`.
+        UnknownModel, UnsupportedModel: see `load_head`.
     """
-    folder = head_folder(draft)
+    folder = _head_folder(draft)
     fields = read_fields(folder / CONFIG_FILE) if folder else {}
     layer = fields.get("transformer_layer_config", fields)
     return {"model_type": "qwen3"} | {name: layer[name] for name in ("model_type", *_LAYER_FIELDS) if name in layer}
+
+
+def _head_folder(draft: str | Path) -> Path | None:
+    """The folder of a draft head, fetched from the hub if need be; None: the draft is no head."""
+    location = locate(draft)
+    if location.kind in ("gguf", "target"):
+        return None
+    on_hub = location.kind == "hub"
+    offline = on_hub and not hub_answers()
+    folder = _fetched(location.source, [CONFIG_FILE], offline) if on_hub else Path(location.source)
+    config = read_fields(folder / CONFIG_FILE) if folder else {}
+    is_certain = config.get("model_type") == HEAD_TYPE or _says_head(config)
+    # EAGLE-1 and 2 call themselves models, mostly of one layer: only their tensors tell.
+    is_small = config.get("num_hidden_layers") == 1
+    if on_hub:
+        folder = _fetched(location.source, [CONFIG_FILE, _WEIGHTS], offline) if is_certain or is_small else None
+    if folder is None:
+        return None
+    if not _weight_files(folder) and config.get("model_type") != HEAD_TYPE:
+        if is_certain or (is_small and any(file.suffix in PICKLES for file in folder.iterdir())):
+            raise UnsupportedModel(
+                f"{draft} has no {_WEIGHTS} files; pickle files (pytorch_model.bin) can run code and are not read",
+                "convert it: safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True),"
+                " 'model.safetensors')",
+            )
+        return None
+    return folder if is_certain or "fc.weight" in _tensor_names(folder) else None
 
 
 def _says_head(config: Mapping[str, Any]) -> bool:
@@ -146,12 +146,12 @@ def _says_head(config: Mapping[str, Any]) -> bool:
     return "speculators_model_type" in config or any("eagle" in str(name).lower() for name in named)
 
 
-def _fetched(name: str, patterns: Collection[str]) -> Path | None:
+def _fetched(name: str, patterns: Collection[str], offline: bool) -> Path | None:
     """The folder of a hub id with some of its files; None if it cannot be had: loading it as a model says why."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=not hub_answers()))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=offline))
     except Exception:  # The HTTP library and its errors differ between versions of the hub's client.
         return None
 
