@@ -50,11 +50,12 @@ schemas: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m schemas.run $(ARGS)
 
 # Published EAGLE-3 heads against speculators' own model, in an environment of its own: it needs an older transformers.
+# Both sides have the same torch.
 SPECULATORS := "speculators==0.9.0"
 speculators: $(READY)
 	$(PYTHON) -m venv .speculators
-	.speculators/bin/python -m pip install --quiet "transformers==5.19.0" torch numpy safetensors pydantic \
-		loguru httpx psutil rich tqdm typer click openai "datasets<=5.1.0" hs-connectors
+	.speculators/bin/python -m pip install --quiet "transformers==5.19.0" $$(grep ^torch= constraints.txt) numpy safetensors \
+		pydantic loguru httpx psutil rich tqdm typer click openai "datasets<=5.1.0" hs-connectors
 	.speculators/bin/python -m pip install --quiet --no-deps $(SPECULATORS)
 	PYTHONPATH=tests $(BIN)/python -m parity.run
 
