@@ -249,6 +249,12 @@ def step_error(cause: BaseException) -> RequestError:
     return error
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error of another library in one line, or the name of its class if it has none."""
+    message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return " ".join(message.split()) or type(error).__name__
+
+
 def check_int(name: str, value: object, low: int, high: int, error: type[McsdError] = InvalidOption) -> int:
     """Check that ``value`` is an integer in ``[low, high]``, of Python or numpy; a bool is none.
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from mcsd.loading.catalog import Location
+from support.broken_heads import COMMON, FORMATS
 from support.cli import Run, assert_one_line_error
+from support.eagle import Published, target_network
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,17 @@ def test_truncated_weights(run: Run, smollm2_location: Location, tmp_path: Path)
     assert_one_line_error(run("generate", "x", "-m", broken), 1, "broken.gguf")
     broken.write_bytes(b"GGUF")
     assert_one_line_error(run("generate", "x", "-m", broken), 1, "broken.gguf")
+
+
+@pytest.mark.parametrize("published", FORMATS, ids=str)
+@pytest.mark.parametrize("fault", COMMON)
+def test_broken_draft_head(fault: str, published: Published, run: Run, tmp_path: Path) -> None:
+    target, head = tmp_path / "target", tmp_path / "head"
+    target_network().save_pretrained(target)
+    published.write(head)
+    COMMON[fault][0](head)
+    code = 2 if fault == "head of another target" else 1
+    assert_one_line_error(run("generate", "x", "-m", target, "--draft", head), code, str(head), COMMON[fault][1])
 
 
 def test_debug_shows_the_traceback(run: Run) -> None:

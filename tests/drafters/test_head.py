@@ -198,6 +198,18 @@ def test_token_ids_are_checked_before_they_index_anything(tmp_path: Path, ids: l
         DraftHead.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("weight", "reason"), [(torch.full((32, 64), torch.nan), "NaN"), (torch.ones(32, 64).char(), "type int8")]
+)
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, weight: torch.Tensor, reason: str) -> None:
+    test_a_head_is_loaded_as_saved(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors["input_proj.weight"].shape == weight.shape
+    save_file(tensors | {"input_proj.weight": weight}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsCorrupt, match=reason):
+        DraftHead.load(tmp_path)
+
+
 def test_sizes_are_bounded_before_anything_is_allocated() -> None:
     for name in ("hidden_size", "num_layers", "vocab_size", "target_vocab_size"):
         for value in (0, -1, 1 << 40, 2.5, "8"):

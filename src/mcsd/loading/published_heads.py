@@ -7,6 +7,7 @@
 A head that mcsd would compute otherwise than it was trained is refused by name.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mcsd.errors import UnsupportedModel, WeightsCorrupt
+from mcsd.errors import UnsupportedModel, WeightsCorrupt, one_line
 from mcsd.loading.catalog import MTP, PICKLES, locate
 from mcsd.loading.mtp_head import load_mtp_head
 from mcsd.loading.pretrained import hub_answers, read_fields
 from mcsd.models.draft_head import CONFIG_FILE, HEAD_TYPE, MAX_POSITIONS, WEIGHTS_FILE, DraftHead, HeadConfig
-from mcsd.models.draft_vocabulary import check_vocabulary
 from mcsd.models.llama import LlamaConfig
 from mcsd.models.protocol import DecoderModel
 
@@ -30,6 +30,7 @@ _EAGLE = {"EagleLlamaForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM"}
 """Architectures by ``config.json``; EAGLE-1 and 2 name that of their layer."""
 
 _WEIGHTS = "*.safetensors"
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 
 _LAYER_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -59,6 +60,9 @@ _MODULES = {
 
 _UNUSED = {"t2d", "verifier_lm_head.weight", "verifier_norm.weight"}
 """Tensors that training needs only."""
+
+_ERRORS = (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+"""What Python, torch, transformers and safetensors raise for broken files."""
 
 _FETCH_AGAIN = "fetch the head again"
 _OTHER_DRAFT = "use an EAGLE-3 head, a draft model, or ngram"
@@ -94,10 +98,12 @@ def load_head(draft: str | Path, target: DecoderModel) -> DraftHead | None:
     if fields.get("model_type") == HEAD_TYPE:
         return DraftHead.load(folder)
     try:
-        tensors = {key: tensor for file in _weight_files(folder) for key, tensor in load_file(file).items()}
+        if not fields:
+            raise ValueError(f"{CONFIG_FILE} is no JSON object")
+        tensors = _tensors(folder)
         return _assembled(_config(fields, tensors, target, name), tensors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise WeightsCorrupt(f"draft head {name} cannot be read: {error!s:.200}", _FETCH_AGAIN) from error
+    except _ERRORS as error:
+        raise WeightsCorrupt(f"draft head {name} cannot be read: {one_line(error):.200}", _FETCH_AGAIN) from error
 
 
 def published_layers(draft: str | Path) -> dict[str, Any]:
@@ -174,18 +180,41 @@ def _tensor_names(folder: Path) -> set[str]:
     return names
 
 
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors in a folder.
+
+    Raises:
+        ValueError: a file is missing, or a tensor is in two of them.
+        OSError, SafetensorError: a file cannot be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    files = _weight_files(folder)
+    counts = [int(match[1]) for file in files if (match := _SHARD.search(file.name))]
+    if any(count != len(counts) for count in counts):
+        raise ValueError(f"of {max(counts)} files there are {len(counts)}")
+    for file in files:
+        part = load_file(file)
+        if twice := sorted(tensors.keys() & part.keys()):
+            raise ValueError(f"{twice[0]} is in two files")
+        tensors |= part
+    return tensors
+
+
 def _config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], target: DecoderModel, name: str) -> HeadConfig:
     """The configuration of a published head.
 
     Raises:
         UnsupportedModel: mcsd would not compute it exactly.
-        ValueError, KeyError, TypeError, AttributeError: it is broken.
+        ValueError, ArithmeticError, KeyError, TypeError, AttributeError: it is broken.
     """
     kind: Any = fields.get("speculators_model_type")
+    default: Any = fields.get("vocab_size")
     if kind is not None:
         if kind != "eagle3":
             raise _refused(name, _REASONS.get(kind, f"is a speculator of the kind {kind!r:.40}"))
-        layer = fields["transformer_layer_config"]
+        layer = fields.get("transformer_layer_config")
+        if not isinstance(layer, dict):
+            raise ValueError("transformer_layer_config is no object")
         verifier = (fields.get("speculators_config") or {}).get("verifier") or {}
         belongs, model_types = verifier.get("name_or_path"), {"llama", "qwen3"}
         layers, default = fields.get("eagle_aux_hidden_state_layer_ids"), 32000
@@ -194,17 +223,19 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], target: De
         kind = "eagle3" if named & _EAGLE3 or "d2t" in tensors else "eagle"
         if not named <= _EAGLE3 | _EAGLE:
             raise _refused(name, f"has the architecture {', '.join(sorted(map(str, named))):.80}")
-        layer, belongs, default = dict(fields), None, fields["vocab_size"]
+        layer, belongs = dict(fields), None
         model_types = {"llama"} if kind == "eagle3" else {"llama", "qwen2"}
         layers = fields.get("eagle_aux_hidden_state_layer_ids") or _outputs_as_inputs(fields, name)
         if any(key.startswith("midlayer.") for key in tensors):
             # The field may be the target's.
             layer["num_hidden_layers"] = 1
+    if fields.get("quantization_config") or layer.get("quantization_config"):
+        raise _refused(name, "has quantized weights")
     decoder = _layer_config(layer, model_types, tensors, name)
-    flags = {key: bool(fields.get(key, False)) for key in ("norm_before_residual", "norm_output")}
+    flags = {key: _flag(fields, key) for key in ("norm_before_residual", "norm_output")}
     count = target.num_layers
     return HeadConfig(
-        target=str(belongs or f"a target of {decoder.vocab_size} tokens"),
+        target=f"{belongs!r:.80}" if belongs else f"a target of {decoder.vocab_size} tokens",
         target_vocab_size=decoder.vocab_size,
         hidden_size=decoder.hidden_size,
         hidden_layers=(-1,) if kind == "eagle" else tuple(layers or (2, count // 2, count - 3)),
@@ -214,8 +245,8 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], target: De
         layer=decoder,
         target_hidden_size=fields.get("target_hidden_size") if kind == "eagle3" else None,
         own_embeddings="embed_tokens.weight" in tensors,
-        input_bias=bool(fields.get("bias", "fc.bias" in tensors)),
-        feature_norm="each" if fields.get("fc_norm") else "all" if fields.get("norm_before_fc") else "none",
+        input_bias=_flag(fields, "bias", "fc.bias" in tensors),
+        feature_norm="each" if _flag(fields, "fc_norm") else "all" if _flag(fields, "norm_before_fc") else "none",
         **flags,
     )
 
@@ -227,10 +258,17 @@ _REASONS = {
 """Why speculators of some kinds are refused."""
 
 
+def _flag(fields: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r:.40} is not true or false")
+    return default if value is None else value
+
+
 def _outputs_as_inputs(fields: Mapping[str, Any], name: str) -> list[int] | None:
     """The layers that SpecForge names by their outputs, as those whose inputs are the same."""
     eagle = fields.get("eagle_config") or {}
-    if eagle.get("use_aux_hidden_state", True) is False:
+    if not _flag(eagle, "use_aux_hidden_state", True):
         raise _refused(name, "reads the last hidden states only, in the format of EAGLE-3")
     layers = eagle.get("eagle_aux_hidden_state_layer_ids")
     return [layer + 1 for layer in layers] if layers else None
@@ -246,15 +284,14 @@ def _layer_config(
     model_type = fields.get("model_type", "qwen3")
     if model_type not in model_types:
         raise _refused(name, f"has layers of the kind {model_type!r:.40}")
-    if fields.get("quantization_config"):
-        raise _refused(name, "has quantized weights")
     for key, limit in _SIZES.items():
-        if fields.get(key) is not None and not 1 <= int(fields[key]) <= limit:
-            raise ValueError(f"{key}={fields[key]} is not from 1 to {limit}")
+        size = fields.get(key)
+        if size is not None and (type(size) is not int or not 1 <= size <= limit):
+            raise ValueError(f"{key}={size!r:.40} is not an integer from 1 to {limit}")
     try:
         config: Any = AutoConfig.for_model(model_type, **{key: fields[key] for key in _LAYER_FIELDS if key in fields})
     except Exception as error:  # Its checks raise errors of several types.
-        raise ValueError(f"its configuration is broken: {error!s:.150}") from error
+        raise ValueError(f"its configuration is broken: {one_line(error):.150}") from error
     rope = config.rope_parameters or {}
     kind = rope.get("rope_type", "default")
     if config.hidden_act != "silu":
@@ -300,27 +337,14 @@ def _assembled(config: HeadConfig, tensors: Mapping[str, Tensor]) -> DraftHead:
     Raises:
         ValueError: tensors are missing, unknown, misshapen or not finite, or d2t is no map.
     """
-    with torch.device("meta"):
-        head = DraftHead(config)
     state = {_renamed(key, config): tensor for key, tensor in tensors.items() if not _is_unused(key)}
     if config.feature_norm == "all" and "feature_norm.weight" in state:
         state["feature_norm.weight"] = state["feature_norm.weight"][None]
     norms = [state.pop(f"fc_norm.{part}.weight", None) for part in range(len(config.hidden_layers))]
     if all(norm is not None for norm in norms):
         state["feature_norm.weight"] = torch.stack([norm for norm in norms if norm is not None])
-    expected = head.state_dict()
     state["vocabulary"] = _vocabulary(state.pop("d2t", None), config)
-    if missing := sorted(expected.keys() - state.keys()):
-        raise ValueError(f"{len(missing)} tensors are missing: {missing[0]}")
-    if unknown := sorted(state.keys() - expected.keys()):
-        raise ValueError(f"{len(unknown)} tensors are of another architecture: {unknown[0]}")
-    for key, tensor in state.items():
-        if tensor.shape != expected[key].shape:
-            raise ValueError(f"{key} has the shape {list(tensor.shape)}, not {list(expected[key].shape)}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{key} has NaN or infinite numbers")
-    head.load_state_dict(state, assign=True)
-    return head.requires_grad_(False)
+    return DraftHead.from_tensors(config, state)
 
 
 def _is_unused(key: str) -> bool:
@@ -343,10 +367,10 @@ def _vocabulary(d2t: Tensor | None, config: HeadConfig) -> Tensor:
         if config.vocab_size != size:
             raise ValueError(f"d2t, the tokens of its {config.vocab_size} logits, is missing")
         return torch.arange(size, dtype=torch.int32)
-    if d2t.shape != (config.vocab_size,) or d2t.is_floating_point():
-        raise ValueError(f"d2t has the shape {list(d2t.shape)}, not {[config.vocab_size]}")
+    if d2t.shape != (config.vocab_size,) or d2t.dtype not in (torch.int32, torch.int64):
+        dtype = str(d2t.dtype).removeprefix("torch.")
+        raise ValueError(f"d2t is {dtype} {list(d2t.shape)}, not int64 {[config.vocab_size]}")
     ids = torch.arange(config.vocab_size) + d2t
     if not ((ids >= 0) & (ids < size)).all():
         raise ValueError(f"d2t names tokens outside of a vocabulary of {size}")
-    check_vocabulary(ids, size)
     return ids.to(torch.int32)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mcsd.errors import WeightsCorrupt
+from mcsd.errors import WeightsCorrupt, one_line
 from mcsd.models.draft_vocabulary import check_vocabulary
 from mcsd.models.llama import LlamaConfig, LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
 
@@ -85,7 +85,9 @@ class HeadConfig:
         for name, limit in limits.items():
             if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name}={getattr(self, name)!r:.40} is not an integer from 1 to {limit}")
-        if not 1 <= len(self.hidden_layers) <= 16 or not all(isinstance(layer, int) for layer in self.hidden_layers):
+        if not 1 <= len(self.hidden_layers) <= 16 or not all(
+            type(layer) is int and abs(layer) < 1 << 16 for layer in self.hidden_layers
+        ):
             raise ValueError(f"hidden_layers={self.hidden_layers!r:.40} are not 1 to 16 layers")
 
     @property
@@ -304,6 +306,31 @@ class DraftHead(nn.Module):
         return self.output_norm(hidden)  # type: ignore[no-any-return]
 
     @classmethod
+    def from_tensors(cls, config: HeadConfig, tensors: Mapping[str, Tensor]) -> "DraftHead":
+        """A draft head with tensors as in its state dict, which are not copied.
+
+        Raises:
+            ValueError: tensors are missing, unknown, misshapen or not finite, or the draft vocabulary is none.
+        """
+        with torch.device("meta"):
+            head = cls(config)
+        expected = head.state_dict()
+        if missing := sorted(expected.keys() - tensors.keys()):
+            raise ValueError(f"{len(missing)} tensors are missing: {missing[0]}")
+        if unknown := sorted(tensors.keys() - expected.keys()):
+            raise ValueError(f"{len(unknown)} tensors are of another architecture: {unknown[0]:.80}")
+        for key, tensor in tensors.items():
+            if tensor.shape != expected[key].shape:
+                raise ValueError(f"{key} has the shape {list(tensor.shape)}, not {list(expected[key].shape)}")
+            if tensor.is_floating_point() != expected[key].is_floating_point():
+                raise ValueError(f"{key} has numbers of the type {str(tensor.dtype).removeprefix('torch.')}")
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"{key} has NaN or infinite numbers")
+        check_vocabulary(tensors["vocabulary"], config.target_vocab_size)
+        head.load_state_dict(tensors, assign=True)
+        return head.requires_grad_(False)
+
+    @classmethod
     def load(cls, folder: Path) -> "DraftHead":
         """Read a draft head of kind "mcsd".
 
@@ -311,14 +338,13 @@ class DraftHead(nn.Module):
             WeightsCorrupt: configuration or weights cannot be read, or do not belong together.
         """
         try:
-            head = cls(HeadConfig.from_json((folder / CONFIG_FILE).read_text()))
-            head.load_state_dict(_renamed(load_file(folder / WEIGHTS_FILE)))
-            check_vocabulary(head.vocabulary, head.config.target_vocab_size)
+            config = HeadConfig.from_json((folder / CONFIG_FILE).read_text())
+            return cls.from_tensors(config, _renamed(load_file(folder / WEIGHTS_FILE)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise WeightsCorrupt(
-                f"draft head {folder} cannot be read: {error!s:.200}", f"make it again: mcsd distill --out {folder}"
+                f"draft head {folder} cannot be read: {one_line(error):.200}",
+                f"make it again: mcsd distill --out {folder}",
             ) from error
-        return head
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ parameters have its names, so state dicts fit, and fusing and packing treat both
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -69,6 +70,10 @@ class LlamaConfig:
                 f"{self.num_attention_heads} heads of size {self.head_dim} cannot share {self.num_key_value_heads} "
                 "key-value heads"
             )
+        if not (0 <= self.rms_norm_eps < inf and 1 <= self.rope_theta < inf):
+            raise ValueError(f"rms_norm_eps={self.rms_norm_eps} or rope_theta={self.rope_theta} is out of range")
+        if not all(0 <= number < inf for number in (self.rope_scale, *(self.frequencies or ()))):
+            raise ValueError("the frequencies of the rotary embeddings are out of range")
 
     def get_text_config(self) -> "LlamaConfig":
         """This configuration; multimodal models of transformers have another one here."""
