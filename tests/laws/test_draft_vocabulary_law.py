@@ -2,8 +2,9 @@
 
 Of a head, which reads the target's hidden states, and of a model.
 
-False alarms and power as in `test_engine_law`: 10⁻³ for the file, on sequences of 3 tokens, 2·10⁴ a case. The last test
-shows the power: the same engine with a verification that is wrong by 10 % is rejected.
+False alarms: 10⁻³ for the file. Power: of texts of three tokens, 2·10⁴ a case and 8·10³ of published heads, a
+verification that is wrong by 10 % is rejected with a probability of 0.999, by the noncentral chi-square distribution
+with a parameter estimated from 4·10⁴ texts. The last test shows it.
 """
 
 import os
@@ -23,6 +24,7 @@ from support.broken_schemes import Broken
 from support.chisquare import START, chi_square, others_slow, p_value, runnable, sample
 
 SEQUENCES = int(os.environ.get("MCSD_LAW_SEQUENCES", "20000"))
+SEQUENCES_OF_PUBLISHED = SEQUENCES * 2 // 5
 VOCABULARY = 6
 WIDE = dict(runnable("chain:3", "2x1", "3x2"))
 """The widest tree that each scheme supports."""
@@ -68,10 +70,10 @@ def trimmed(tree: str, scheme: str = "mcss-wor") -> mcsd.Engine:
     return mcsd.Engine(target, draft, tree=tree, scheme=scheme, max_batch=2048, max_length=8)
 
 
-def seen(subject: mcsd.Engine, temperature: float) -> float:
+def seen(subject: mcsd.Engine, temperature: float, sequences: int = SEQUENCES) -> float:
     """The p-value of texts of three tokens."""
-    (counts,) = sample(subject, [mcsd.SamplingParams(temperature=temperature)], SEQUENCES, 31, blocks=1)
-    assert counts[START].sum() == counts.sum() == SEQUENCES
+    (counts,) = sample(subject, [mcsd.SamplingParams(temperature=temperature)], sequences, 31, blocks=1)
+    assert counts[START].sum() == counts.sum() == sequences
     return p_value(chi_square(counts[START, None], law(subject, temperature)))
 
 
@@ -92,12 +94,9 @@ def test_law(scheme: str, tree: str, temperature: float) -> None:
     assert seen(engine(tree, scheme), temperature) > LEVEL
 
 
-@pytest.mark.parametrize(
-    ("scheme", "tree", "temperature"),
-    others_slow(CASES, lambda scheme, tree, temperature: (scheme, temperature) == ("mcss-wor", 0.7)),
-)
+@pytest.mark.parametrize(("scheme", "tree", "temperature"), CASES)
 def test_law_of_a_published_head(scheme: str, tree: str, temperature: float) -> None:
-    assert seen(engine(tree, scheme, "eagle3"), temperature) > LEVEL
+    assert seen(engine(tree, scheme, "eagle3"), temperature, SEQUENCES_OF_PUBLISHED) > LEVEL
 
 
 @pytest.mark.parametrize("scheme", TRIMMED)
@@ -105,7 +104,8 @@ def test_law_of_a_trimmed_model(scheme: str) -> None:
     assert seen(trimmed("3x2", scheme), 1.0) > LEVEL
 
 
-def test_a_broken_scheme_is_rejected() -> None:
-    subject = engine("3x2")
+@pytest.mark.parametrize(("kind", "sequences"), [("mcsd", SEQUENCES), ("eagle3", SEQUENCES_OF_PUBLISHED)])
+def test_a_broken_scheme_is_rejected(kind: str, sequences: int) -> None:
+    subject = engine("3x2", kind=kind)
     subject._scheme = Broken()
-    assert seen(subject, 1.0) < LEVEL
+    assert seen(subject, 1.0, sequences) < LEVEL
