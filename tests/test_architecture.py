@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"models"},
     "cpu": {"errors", "kernels", "models"},
     "cuda": {"models"},
-    "loading": {"config", "cpu", "cuda", "defaults", "errors", "kernels", "models", "system"},
+    "loading": {"config", "cpu", "cuda", "defaults", "errors", "files", "kernels", "models", "system"},
     "drafters": {"errors", "grammars", "graphs", "models", "rng", "sampling", "schemes", "tree"},
     "control_tokens": {"errors"},
     "tokenization": {"control_tokens", "errors", "params"},

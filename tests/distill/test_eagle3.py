@@ -1,12 +1,13 @@
 """EAGLE-3 heads: trained as they draft, written as other programs read them, continued from published ones."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mcsd
 from mcsd.distill import Callbacks, DistillOptions, distill, trainer
@@ -14,7 +15,7 @@ from mcsd.distill.batches import Batch
 from mcsd.distill.head_learner import HeadLearner
 from mcsd.distill.losses import LOSS_FUNCTIONS
 from mcsd.distill.teacher import Teacher
-from mcsd.errors import InvalidOption, UnsupportedModel, VocabularyMismatch
+from mcsd.errors import InvalidOption, UnsupportedModel, VocabularyMismatch, WeightsCorrupt
 from mcsd.loading.published_heads import load_head
 from mcsd.models import BoundHead, TokenLayout
 from mcsd.models.draft_head import DraftHead, HeadConfig
@@ -74,9 +75,15 @@ def test_the_folder_is_in_the_format_of_speculators(target: str, made: Path) -> 
     tokens = torch.arange(KNOWN) + tensors["d2t"]
     assert tensors["t2d"].nonzero()[:, 0].tolist() == tokens.tolist()
     assert {tensor.dtype for name, tensor in tensors.items() if name not in ("d2t", "t2d")} == {torch.bfloat16}
-    head = load_head(made, eagle.target())
+    head = loaded(made)
     assert head.config.norm_before_residual
     assert head.vocabulary.tolist() == tokens.tolist()
+
+
+def loaded(folder: Path) -> DraftHead:
+    head = load_head(folder, eagle.target())
+    assert head is not None
+    return head
 
 
 def learned(head: DraftHead, steps: int) -> list[torch.Tensor]:
@@ -117,7 +124,7 @@ def test_a_head_is_trained_on_what_it_computes_when_it_drafts(published: Publish
         head = DraftHead(HeadConfig("t", eagle.VOCABULARY, eagle.HIDDEN, (2, 5, -1), 2, eagle.VOCABULARY))
     else:
         published.write(tmp_path)
-        head = load_head(tmp_path, eagle.target())
+        head = loaded(tmp_path)
     steps = learned(head, 3)
     for step, found in enumerate(steps):
         for position in range(3, len(TEXT)):
@@ -128,11 +135,11 @@ def test_a_head_is_trained_on_what_it_computes_when_it_drafts(published: Publish
 def test_a_published_head_is_continued(target: str, made: Path, tmp_path: Path, published: Published) -> None:
     """Two steps change its weights a little, and nothing else."""
     tensors = published.write(tmp_path / "given")
-    given = load_head(tmp_path / "given", eagle.target())
+    given = loaded(tmp_path / "given")
     init = {"init": str(tmp_path / "given"), "vocab": None, "steps": 2, "states": "computed", "data": made}
     report = distill(options(target, tmp_path / "out", **init), SILENT)
     assert report.step == 2
-    head = load_head(tmp_path / "out", eagle.target())
+    head = loaded(tmp_path / "out")
     before, after = given.config, head.config
     names = ("target_vocab_size", "hidden_layers", "vocab_size", "feature_norm", "norm_before_residual", "norm_output")
     assert all(getattr(before, name) == getattr(after, name) for name in names)
@@ -199,13 +206,35 @@ def test_interrupted_training_resumes(
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
+def test_text_that_has_changed_is_no_text_to_resume_with(
+    target: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another draft vocabulary would give the rows of the output matrix other tokens."""
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)
+    text = tmp_path / "data" / "text"
+    shutil.copytree(made / "text", text)
+
+    def stop(report: trainer.TrainingReport) -> None:
+        raise StopError
+
+    resumed = options(target, tmp_path / "out", data=tmp_path / "data")
+    with pytest.raises(StopError):
+        distill(resumed, Callbacks(SILENT.writing, stop))
+    for shard in text.glob("*.safetensors"):
+        tensors = load_file(shard)
+        tensors["tokens"] = eagle.VOCABULARY - 1 - tensors["tokens"]
+        save_file(tensors, shard, {"seconds": "0"})
+    with pytest.raises(WeightsCorrupt, match="text has changed"):
+        distill(resumed, SILENT)
+
+
 def test_a_head_of_another_kind_or_target_is_refused(target: str, made: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {"init": str(made), "vocab": None}
     with pytest.raises(InvalidOption, match="kind eagle3"):
         distill(options(target, tmp_path / "out", **given | {"kind": "head"}), SILENT)
     with pytest.raises(InvalidOption, match="keeps"):
         options(target, tmp_path / "out", init=str(made))
-    with pytest.raises(UnsupportedModel, match="no draft head"):
+    with pytest.raises(InvalidOption, match="a language model"):
         distill(options(target, tmp_path / "out", **given | {"init": target}), SILENT)
     fields = json.loads((made / "config.json").read_text())
     other = tmp_path / "other"

@@ -1,7 +1,8 @@
 """``make speculators``: published EAGLE-3 heads against speculators' own model, in float32.
 
 speculators needs an older transformers than mcsd, so it runs in an environment of its own, ``--python``. Heads with
-random weights are written in both formats; three chained steps must give the same logits to 1e-5.
+random weights are written in both formats, and one is trained by ``mcsd distill``; three chained steps must give the
+same logits to 1e-5.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mcsd.distill import Callbacks, DistillOptions, distill
 from mcsd.loading.published_heads import load_head
 from mcsd.models import BoundHead, TokenLayout
 from support import eagle
@@ -30,37 +32,50 @@ HEADS = [
 ]
 """speculators 0.9 has no heads of another size than the target."""
 
+TRAINED = Published("speculators", layer_ids=(2, 5, 7), flags={"norm_before_residual": True})
+"""What ``mcsd distill --kind eagle3`` makes for `eagle.target_network`."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", default=".speculators/bin/python", help="of the environment with speculators")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        eagle.target_network().save_pretrained(Path(home) / "target")
-        folders = [write(head, Path(home) / str(index)) for index, head in enumerate(HEADS)]
+        target = Path(home) / "target"
+        eagle.target_network().save_pretrained(target)
+        heads, folders = [*HEADS, TRAINED], [Path(home) / str(index) for index in range(len(HEADS) + 1)]
+        for head, folder in zip(HEADS, folders, strict=False):
+            write(head, folder)
+        options = DistillOptions(str(target), folders[-1], "eagle3", steps=30, tokens=3000, vocab=40, batch=16)
+        distill(options, Callbacks(lambda tokens: None, lambda report: None))
+        for head, folder in zip(heads, folders, strict=True):
+            write_inputs(head, folder)
         command = [args.python, str(Path(__file__).parent / "reference.py"), *map(str, folders)]
         subprocess.run(command, check=True)
-        errors = [error(head, folder) for head, folder in zip(HEADS, folders, strict=True)]
-    for head, found in zip(HEADS, errors, strict=True):
-        print(f"{found:.1e}  {head}")
-    print(f"{len(HEADS)} heads, largest difference {max(errors):.1e}")
+        errors = [error(head, folder) for head, folder in zip(heads, folders, strict=True)]
+    for head, found in zip(heads, errors, strict=True):
+        print(f"{found:.1e}  {head}{' (trained)' if head is TRAINED else ''}")
+    print(f"{len(heads)} heads, largest difference {max(errors):.1e}")
     sys.exit(max(errors) > TOLERANCE)
 
 
-def write(head: Published, folder: Path) -> Path:
-    """Write a head and the inputs of three steps."""
+def write(head: Published, folder: Path) -> None:
+    """Write a head that names its target."""
     head.write(folder)
     fields = json.loads((folder / "config.json").read_text())
     if "speculators_config" in fields:
         fields["speculators_config"]["verifier"]["name_or_path"] = str(folder.parent / "target")
         (folder / "config.json").write_text(json.dumps(fields))
+
+
+def write_inputs(head: Published, folder: Path) -> None:
+    """Write the inputs of three steps."""
     embeddings = eagle.target_network().get_input_embeddings().weight.detach()
     inputs = {"states": eagle.states(head, TEXT[:-1])[None], "tokens": torch.tensor([TEXT[1:]])}
     save_file(
         {name: tensor.contiguous() for name, tensor in inputs.items()} | {"embeddings": embeddings.clone()},
         folder / "inputs.safetensors",
     )
-    return folder
 
 
 def error(head: Published, folder: Path) -> float:

@@ -23,11 +23,11 @@ from mcsd.distill.trainer import Learner
 from mcsd.errors import InvalidOption
 from mcsd.files import save_tensors, save_text, write_error
 from mcsd.loading.load import LoadedModel, load
-from mcsd.loading.published_heads import load_head
-from mcsd.loading.speculators_format import layer_fields, save_eagle3_head
+from mcsd.loading.published_heads import load_head, published_layers
+from mcsd.loading.speculators_format import new_layers, save_eagle3_head
 from mcsd.models.bound_head import check_target
 from mcsd.models.compatibility import check_tokenizers, check_vocabularies
-from mcsd.models.draft_head import CONFIG_FILE, WEIGHTS_FILE
+from mcsd.models.draft_head import CONFIG_FILE, WEIGHTS_FILE, DraftHead
 from mcsd.models.draft_vocabulary import VOCABULARY_FILE
 from mcsd.models.protocol import DecoderModel
 
@@ -92,15 +92,14 @@ class HeadDraft:
 
     def __init__(self, options: DistillOptions, target: DecoderModel) -> None:
         self._options = options
-        self._config: Any = target.config
-        self._initial = None if options.init is None else load_head(options.init, target)
+        self._target_config: Any = target.config
+        self._initial: DraftHead | None = None
+        self._layers: dict[str, Any] | None = None
         layers = head_layers(options.kind, target.num_layers)
-        if self._initial is not None:
-            config, kind = self._initial.config, "mcsd" if options.kind == "head" else options.kind
-            if config.kind != kind:
-                raise InvalidOption(f"init {options.init} is a head of kind {config.kind}, not {kind}", "change --kind")
-            check_target(config, target, str(options.init))
-            layers = config.hidden_layers
+        if options.init is not None:
+            self._initial = _given_head(options.init, options.kind, target)
+            self._layers = published_layers(options.init)
+            layers = self._initial.config.hidden_layers
         self.hidden_layers = (*(layer for layer in layers if layer != -1), -1)
         self.batch_size = _HEAD_BATCH * max(1, target.config.hidden_size // _HEAD_SIZE)
 
@@ -122,8 +121,8 @@ class HeadDraft:
     def save(self, out: Path) -> None:
         """See `Draft.save`."""
         if self._options.kind == "eagle3":
-            fields = layer_fields(self._head, self._options.init, self._config)
-            save_eagle3_head(out, self._head, fields, self._options.target, self._config)
+            layers = self._layers or new_layers(self._head, self._target_config)
+            save_eagle3_head(out, self._head, layers, self._options.target, self._target_config)
             return
         tensors = {
             name: tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor
@@ -131,6 +130,15 @@ class HeadDraft:
         }
         save_tensors(out / WEIGHTS_FILE, tensors)
         save_text(out / CONFIG_FILE, self._head.config.to_json())
+
+
+def _given_head(draft: str, kind: str, target: DecoderModel) -> DraftHead:
+    head, wanted = load_head(draft, target), "mcsd" if kind == "head" else kind
+    if head is None or head.config.kind != wanted:
+        found = "a language model" if head is None else f"a head of kind {head.config.kind}"
+        raise InvalidOption(f"init {draft} is {found}, not a head of kind {wanted}", "change --kind")
+    check_target(head.config, target, draft)
+    return head
 
 
 class ModelDraft:

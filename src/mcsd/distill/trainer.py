@@ -224,8 +224,9 @@ def acceptance(learner: Learner, held_out: Batch, target: tuple[Tensor, Tensor],
 def save_checkpoint(
     path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, seconds: float
 ) -> None:
-    """Write a checkpoint: weights, optimizer states, steps and seconds."""
+    """Write a checkpoint: weights, the draft vocabulary of a head, optimizer states, steps and seconds."""
     tensors = {f"network.{name}": tensor for name, tensor in _trained_parameters(network).items()}
+    tensors |= {f"vocabulary.{name}": tensor for name, tensor in _vocabularies(network).items()}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{parameter}.{name}": tensor for name, tensor in state.items()}
@@ -252,6 +253,9 @@ def restore_checkpoint(
             kind, _, rest = key.partition(".")
             if kind == "network":
                 weights[rest] = file.get_tensor(key)
+            elif kind == "vocabulary":
+                if not torch.equal(file.get_tensor(key), _vocabularies(network)[rest].cpu()):
+                    raise ValueError("it has another draft vocabulary, because the training text has changed")
             else:
                 number, parameter, name = rest.split(".")
                 states[int(number)].setdefault(int(parameter), {})[name] = file.get_tensor(key).clone()
@@ -265,3 +269,7 @@ def restore_checkpoint(
 
 def _trained_parameters(network: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def _vocabularies(network: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in network.named_buffers() if buffer.dtype == torch.int32}

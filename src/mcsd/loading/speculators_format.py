@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mcsd.files import save_tensors, save_text
 from mcsd.loading.catalog import entry_of
-from mcsd.loading.published_heads import published_layers
 from mcsd.models.draft_head import CONFIG_FILE, MAX_POSITIONS, WEIGHTS_FILE, DraftHead
 
 _VERSION = "0.9.0"
@@ -27,16 +26,13 @@ _FILES = {
 """Beginnings of tensor names in `DraftHead`, and in the files."""
 
 
-def layer_fields(head: DraftHead, draft: str | Path | None, target: Any) -> dict[str, Any]:
-    """The decoder layers of a head as a configuration of transformers.
+def new_layers(head: DraftHead, target: Any) -> dict[str, Any]:
+    """The decoder layers of a new head, with the default rotary embeddings, as a configuration of transformers.
 
     Args:
         head: of kind "eagle3".
-        draft: a published head with the same layers; None: they have the default rotary embeddings.
         target: configuration of the target.
     """
-    if draft is not None:
-        return published_layers(draft)
     layer = head.config.decoder
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     fields = {name: getattr(layer, name) for name in (*names, "rms_norm_eps", "rope_theta")}
@@ -50,7 +46,7 @@ def save_eagle3_head(folder: Path, head: DraftHead, layer: Mapping[str, Any], na
     Args:
         folder: exists.
         head: the head.
-        layer: see `layer_fields`.
+        layer: its decoder layers as a configuration of transformers.
         name: of its target; the hub id or folder from which other programs take the embeddings.
         target: configuration of the target.
 
