@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,23 @@ from safetensors.torch import load_file, save_file
 
 import mcsd
 from mcsd.distill import Callbacks, DistillOptions, distill, trainer
-from mcsd.distill.batches import Batch
+from mcsd.distill.batches import Batch, collate
+from mcsd.distill.corpus import Record
 from mcsd.distill.head_learner import HeadLearner
 from mcsd.distill.losses import LOSS_FUNCTIONS
+from mcsd.distill.new_head import new_head
 from mcsd.distill.teacher import Teacher
 from mcsd.errors import InvalidOption, UnsupportedModel, VocabularyMismatch, WeightsCorrupt
 from mcsd.loading.published_heads import load_head
-from mcsd.models import BoundHead, TokenLayout
+from mcsd.models import BoundHead, TokenLayout, TransformersModel
 from mcsd.models.draft_head import DraftHead, HeadConfig
 from mcsd.models.prefill import hidden_states, prefill
 from support import eagle
 from support.eagle import VARIANTS, Published
+from support.simulated_cuda import DEVICE, SimulatedCuda, move, recording
 
 SILENT = Callbacks(lambda tokens: None, lambda report: None)
-STEPS, TOKENS, KNOWN = 60, 4000, 40
+STEPS, TOKENS, KNOWN = 40, 2000, 40
 TEXT = [5, 9, 2, 40, 9, 31, 8, 3, 17, 55]
 
 EAGLE3 = [head for head in VARIANTS if head.format != "eagle" and head.size == eagle.HIDDEN]
@@ -93,9 +97,12 @@ def learned(head: DraftHead, steps: int) -> list[torch.Tensor]:
     layers = (*head.config.hidden_layers, -1)
     states = hidden_states(eagle.target(), tokens, layers)
     positions = torch.arange(len(TEXT), 2 * len(TEXT))
-    learner = HeadLearner(head, teacher, LOSS_FUNCTIONS["kl"], steps, is_trained=True)
+    batch = Batch(tokens, states, positions)
+    learner = HeadLearner(head, teacher, LOSS_FUNCTIONS["kl"], steps, is_trained=True, sample=batch)
     with torch.no_grad():
-        return learner.draft(Batch(tokens, states, positions))
+        steps_ahead = learner.draft(batch)
+    assert learner.finish() is head
+    return steps_ahead
 
 
 def drafted(head: DraftHead, step: int, position: int) -> torch.Tensor:
@@ -171,12 +178,35 @@ def test_hidden_states_of_padded_texts_are_those_of_each_text(target: str) -> No
 
 def test_computed_hidden_states_train_as_stored_ones_do(target: str, made: Path, tmp_path: Path) -> None:
     """Stored ones are rounded to bfloat16."""
-    stored = distill(options(target, tmp_path / "stored", ttt_steps=3, data=made), SILENT).acceptance
-    out = tmp_path / "computed"
-    computed = distill(options(target, out, ttt_steps=3, states="computed"), SILENT).acceptance
-    assert load_file(next((out / "text").glob("*.safetensors")))["states"].numel() == 0
-    for first, second in zip(stored.sampled, computed.sampled, strict=True):
+    found = [
+        distill(options(target, tmp_path / states, steps=20, states=states, data=made), SILENT).acceptance.sampled
+        for states in ("stored", "computed")
+    ]
+    for first, second in zip(*found, strict=True):
         assert first == pytest.approx(second, abs=0.03)
+    distill(options(target, tmp_path / "text", steps=1, tokens=200, states="computed"), SILENT)
+    shards = [load_file(shard) for shard in (tmp_path / "text" / "text").glob("*.safetensors")]
+    assert sum(shard["tokens"].numel() for shard in shards) >= 200
+    assert all(shard["states"].numel() == 0 for shard in shards)
+
+
+def test_training_on_a_gpu_mixes_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target computes the hidden states of a batch, and the head is trained on them, on a simulated GPU."""
+    monkeypatch.setattr("mcsd.models.kv_cache._free_bytes", lambda device: 1 << 34)
+    vocabulary = torch.tensor(eagle.KNOWN, dtype=torch.int32)
+    on_host = Teacher(eagle.target(), vocabulary)
+    head = new_head("eagle3", eagle.target(), "target", 1, on_host, torch.ones(1, eagle.HIDDEN))
+    with SimulatedCuda():
+        target = TransformersModel(move(eagle.new_target_network()))
+        records = [Record(index, torch.tensor(TEXT[index:]), torch.empty(0), 2) for index in range(3)]
+        compute = partial(hidden_states, target, hidden_layers=(2, 5, 7, -1))
+        with recording() as counts:
+            batch = collate(records, 12, 2, torch.Generator().manual_seed(0), compute).to(DEVICE)
+            teacher = Teacher(target, vocabulary)
+            learner = HeadLearner(move(head), teacher, LOSS_FUNCTIONS["kl"], 3, False, batch)
+            outputs = [*learner.draft(batch), *teacher.distribution(batch)]
+    assert not counts.mixed
+    assert all(output.device == DEVICE for output in outputs)
 
 
 class StopError(Exception):

@@ -66,6 +66,10 @@ class SimulatedTensor(torch.Tensor):
     is_cuda = property(lambda self: True)  # type: ignore[assignment]
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied = SimulatedTensor(self.detach().as_subclass(Tensor).clone())
+        return nn.Parameter(copied, self.requires_grad) if isinstance(self, nn.Parameter) else copied
+
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None

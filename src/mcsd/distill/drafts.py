@@ -114,22 +114,24 @@ class HeadDraft:
         else:
             head = head.to(target.device).float()
             teacher = Teacher(target, head.vocabulary)
-        learner = HeadLearner(head, teacher, LOSS_FUNCTIONS[options.loss], options.steps_ahead, bool(options.init))
-        self._head = head
-        return learner, teacher
+        self._learner = HeadLearner(
+            head, teacher, LOSS_FUNCTIONS[options.loss], options.steps_ahead, bool(options.init), sample
+        )
+        return self._learner, teacher
 
     def save(self, out: Path) -> None:
         """See `Draft.save`."""
+        head = self._learner.finish()
         if self._options.kind == "eagle3":
-            layers = self._layers or new_layers(self._head, self._target_config)
-            save_eagle3_head(out, self._head, layers, self._options.target, self._target_config)
+            layers = self._layers or new_layers(head, self._target_config)
+            save_eagle3_head(out, head, layers, self._options.target, self._target_config)
             return
         tensors = {
             name: tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor
-            for name, tensor in self._head.state_dict().items()
+            for name, tensor in head.state_dict().items()
         }
         save_tensors(out / WEIGHTS_FILE, tensors)
-        save_text(out / CONFIG_FILE, self._head.config.to_json())
+        save_text(out / CONFIG_FILE, head.config.to_json())
 
 
 def _given_head(draft: str, kind: str, target: DecoderModel) -> DraftHead:

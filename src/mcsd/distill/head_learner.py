@@ -4,6 +4,8 @@ The head drafts deeper levels of a tree from its own outputs, so it is trained o
 arXiv 2503.01840, "training-time test"): step j reads the output of step j-1 one position before.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -22,6 +24,9 @@ _MATRICES, _OUTPUT_MATRIX, _OTHERS = 1e-2, 3e-4, 5e-3
 """Learning rates of a new head: of Muon for the matrices of its layers; of AdamW for its output matrix, which begins as
 the target's, and for all else."""
 
+_LEAST_SCALE = 1e-3
+"""Of a number of the target's hidden states, by which it is divided in training."""
+
 _CONTINUED = 0.1
 """Factor of the learning rates of a head that is trained already."""
 
@@ -35,12 +40,15 @@ class HeadLearner:
         loss: a function of `mcsd.distill.losses`.
         steps_ahead: levels of a tree that it is trained on.
         is_trained: whether it goes on from trained weights.
+        sample: some texts with the target's hidden states.
     """
 
     batches_per_step = 1
     """See `Learner.batches_per_step`."""
 
-    def __init__(self, head: DraftHead, teacher: Teacher, loss: Loss, steps_ahead: int, is_trained: bool) -> None:
+    def __init__(
+        self, head: DraftHead, teacher: Teacher, loss: Loss, steps_ahead: int, is_trained: bool, sample: Batch
+    ) -> None:
         self.network = head.requires_grad_(True)
         if head.embed_tokens is not None:
             head.embed_tokens.requires_grad_(False)
@@ -48,6 +56,29 @@ class HeadLearner:
         self._loss = loss
         self._steps_ahead = steps_ahead
         self._rate = _CONTINUED if is_trained else 1.0
+        self._scale: Tensor | None = None
+        if isinstance(head.feature_norm, nn.Identity):
+            # Some numbers of hidden states are hundreds of times larger than others: their weights would hardly change.
+            states = self._features(sample).flatten(0, 1)[sample.positions]
+            self._scale = states.pow(2).mean(0).sqrt().clamp(min=_LEAST_SCALE)
+            if is_trained:
+                self._feature_weight().mul_(self._scale)
+
+    def finish(self) -> DraftHead:
+        """The trained head. The learner is of no use afterwards."""
+        if self._scale is not None:
+            self._feature_weight().div_(self._scale)
+        return self.network
+
+    def _feature_weight(self) -> Tensor:
+        projection: Any = self.network.feature_proj
+        weight: Tensor = projection.weight.data
+        return weight
+
+    def _features(self, batch: Batch) -> Tensor:
+        """``[B, T, F]``, the hidden states that the head reads."""
+        config = self.network.config
+        return batch.hidden_states[..., : len(config.hidden_layers) * config.feature_size]
 
     def optimizers(self, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
         """Muon for the matrices of layers, AdamW for the rest."""
@@ -75,8 +106,9 @@ class HeadLearner:
         """For each step ahead, the head's log-probabilities ``[N, K]`` at the batch's positions."""
         head, (sequences, length) = self.network, batch.tokens.shape
         embedding = (head.embed_tokens or self._teacher.embed)(batch.tokens)
-        features = len(head.config.hidden_layers) * head.config.feature_size
-        hidden = head.project_features(_shift_right(batch.hidden_states[..., :features]))
+        features = self._features(batch)
+        features = features if self._scale is None else features / self._scale
+        hidden = head.project_features(_shift_right(features))
         position = torch.arange(length, device=batch.tokens.device)
         distance = position[:, None] - position
         past = DynamicCache()
