@@ -49,9 +49,8 @@ Prompts = Annotated[
 Data = Annotated[
     Path | None, _text("--data", help="Train on this text file, or on the text of an earlier --out folder.")
 ]
-States = Annotated[
-    str,
-    _text("--states", help="The target's hidden states: stored with the text, or computed in every training step."),
+HiddenStates = Annotated[
+    str, _text("--hidden-states", help="Of the target: stored with the text, or computed in every training step.")
 ]
 Batch = Annotated[int, _text("--batch", help="Batch size of text generation.")]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed; with --steps, the same seed gives the same draft.")]
@@ -73,7 +72,7 @@ class DistillArguments:
     tokens: Tokens = 1_000_000
     prompts: Prompts = None
     data: Data = None
-    states: States = "stored"
+    hidden_states: HiddenStates = "stored"
     loss: Loss = "kl"
     batch: Batch = 96
     seed: Seed = 0

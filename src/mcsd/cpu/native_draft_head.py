@@ -1,5 +1,6 @@
 """A draft head whose layers run in our kernels: one call per level of the tree."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,9 +8,10 @@ from torch import Tensor, nn
 
 from mcsd.cpu.native_layers import MAX_FUSED_TOKENS, NativeLayers, NativeNorm
 from mcsd.cpu.native_linear import NativeLinear
+from mcsd.cpu.packed_linear import PackedLinear
 from mcsd.cpu.packing import pack, pack_linear
 from mcsd.cpu.weight_plan import WeightPlan
-from mcsd.kernels import DTYPES, call, decoder, readable
+from mcsd.kernels import DTYPES, WeightFormat, call, decoder, readable
 from mcsd.kernels.gemm import Linear
 from mcsd.models.bound_head import BoundHead
 from mcsd.models.draft_head import DraftHead, EagleLayer, PartsNorm
@@ -17,6 +19,8 @@ from mcsd.models.kv_cache import CacheView
 from mcsd.models.layout import TokenLayout
 from mcsd.models.llama import LlamaModel
 from mcsd.models.protocol import LanguageModel, ModelOutput
+
+_INT8_ACTIVATIONS = (WeightFormat.W8A8, WeightFormat.W4A8)
 
 
 def bind_head(head: DraftHead, target: LanguageModel, name: str, plan: WeightPlan) -> BoundHead:
@@ -36,7 +40,15 @@ def bind_head(head: DraftHead, target: LanguageModel, name: str, plan: WeightPla
 
 
 def _pack(bound: BoundHead, plan: WeightPlan) -> None:
-    pack(bound.head, plan)
+    reads_raw = bound.config.kind == "eagle3" and bound.config.feature_norm == "none"
+
+    def packed(name: str, linear: nn.Linear) -> PackedLinear:
+        if reads_raw and name == "feature_proj" and plan.format in _INT8_ACTIVATIONS:
+            # Some numbers of hidden states are hundreds of times larger than others: int8 would lose the small ones.
+            return pack_linear(linear, replace(plan, format=WeightFormat.BFP16 if plan.native else None))
+        return pack_linear(linear, plan)
+
+    pack(bound.head, plan, packed)
     own: nn.Module | None = bound.head.lm_head
     if own is not None:
         bound.lm_head = own

@@ -1,5 +1,6 @@
 """Training batches: the batch of each step depends on the seed and the step alone."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +62,11 @@ class Batches:
         self._first_position = first_position
         self._seed = seed
         self._compute = compute
+        digest = hashlib.sha256()
+        for record in records:
+            digest.update(f"{record.index} {len(record.tokens)} ".encode() + record.tokens.numpy().tobytes())
+        self.texts = digest.hexdigest()
+        """Names the texts: a run that is resumed must have the same ones."""
         self._order: dict[int, list[list[int]]] = {}
 
     def __getitem__(self, step: int) -> Batch:

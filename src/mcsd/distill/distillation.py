@@ -31,7 +31,8 @@ TEXT = "text"
 """Subfolder of a draft with its training text."""
 
 _MAX_LOGITS = 80_000_000
-"""Maximum logits per step, for memory. Below it, all generated positions are trained on."""
+"""Maximum logits per level of the tree in a training step, for memory; with three levels half of it, with four a third.
+Below it, all generated positions are trained on."""
 
 _SETTINGS, _CHECKPOINT = "distill.json", "checkpoint.safetensors"
 
@@ -88,7 +89,7 @@ def distill(options: DistillOptions, callbacks: Callbacks) -> TrainingReport:
         raise write_error(options.out, error) from error
     target = _load_target(options)
     draft = make_draft(options, target)
-    stored = draft.hidden_layers if options.states == "stored" else ()
+    stored = draft.hidden_layers if options.hidden_states == "stored" else ()
     corpus = Corpus.of(earlier, options.target, stored) if earlier else None
     check_run_settings(options.out / _SETTINGS, options.settings())
     with exclusive_lock(options.out / _SETTINGS):
@@ -96,19 +97,20 @@ def distill(options: DistillOptions, callbacks: Callbacks) -> TrainingReport:
             corpus = Corpus(
                 options.out / TEXT, {"target": options.target, "states": list(stored), "seed": options.seed}
             )
-            # More text would change the draft vocabulary of a draft in training.
+            # More text would change the draft vocabulary.
             if not (options.out / _CHECKPOINT).exists():
                 _fill_corpus(options, target, stored, corpus, prompts, texts, callbacks.writing)
         first = options.steps_ahead
         compute = None if stored else partial(hidden_states, target.model, hidden_layers=draft.hidden_layers)
         held_out, training = _split_held_out(corpus.records(), first)
         generator = torch.Generator().manual_seed(options.seed)
-        sample = collate(held_out, _HELD_POSITIONS, first, generator, compute)
+        sample = collate(held_out, _HELD_POSITIONS, first, generator, compute).to(target.model.device)
         torch.manual_seed(options.seed)
         learner, teacher = draft.start(target.model, training, sample)
         # Frees the memory of the target, unless it computes hidden states.
         del target
-        positions = min(draft.batch_size * _NEW_TOKENS, max(1, _MAX_LOGITS // len(teacher.vocabulary)))
+        logits = len(teacher.vocabulary) * max(1, first - 1)
+        positions = min(draft.batch_size * _NEW_TOKENS, max(1, _MAX_LOGITS // logits))
         report = train(
             learner,
             Batches(training, draft.batch_size, positions, first, options.seed, compute),

@@ -1,8 +1,9 @@
-"""The kinds of drafts: what each starts from, how it is trained, and how it is saved."""
+"""The kinds of drafts: their initial weights, their training, and their files."""
 
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +24,8 @@ from mcsd.distill.trainer import Learner
 from mcsd.errors import InvalidOption
 from mcsd.files import save_tensors, save_text, write_error
 from mcsd.loading.load import LoadedModel, load
-from mcsd.loading.published_heads import load_head, published_layers
-from mcsd.loading.speculators_format import new_layers, save_eagle3_head
+from mcsd.loading.published_heads import load_head
+from mcsd.loading.speculators_format import save_eagle3_head
 from mcsd.models.bound_head import check_target
 from mcsd.models.compatibility import check_tokenizers, check_vocabularies
 from mcsd.models.draft_head import CONFIG_FILE, WEIGHTS_FILE, DraftHead
@@ -48,7 +49,7 @@ _BATCHES_GIVEN = 4
 
 
 class Draft(Protocol):
-    """A draft to be trained. Making one loads and checks what it starts from.
+    """A draft to be trained. Making one loads and checks its initial weights, if they are given.
 
     Attributes:
         hidden_layers: of the target, whose hidden states training reads; those of the last layer come last.
@@ -59,7 +60,7 @@ class Draft(Protocol):
     batch_size: int
 
     def start(self, target: DecoderModel, records: Sequence[Record], sample: Batch) -> tuple[Learner, Teacher]:
-        """What trains it.
+        """Its learner, and the teacher of that.
 
         Args:
             target: the model that it drafts for.
@@ -93,14 +94,9 @@ class HeadDraft:
     def __init__(self, options: DistillOptions, target: DecoderModel) -> None:
         self._options = options
         self._target_config: Any = target.config
-        self._initial: DraftHead | None = None
-        self._layers: dict[str, Any] | None = None
-        layers = head_layers(options.kind, target.num_layers)
-        if options.init is not None:
-            self._initial = _given_head(options.init, options.kind, target)
-            self._layers = published_layers(options.init)
-            layers = self._initial.config.hidden_layers
-        self.hidden_layers = (*(layer for layer in layers if layer != -1), -1)
+        self._initial = None if options.init is None else _given_head(options.init, options.kind, target)
+        read = self._initial.config.hidden_layers if self._initial else head_layers(options.kind, target.num_layers)
+        self.hidden_layers = (*(layer for layer in read if layer != -1), -1)
         self.batch_size = _HEAD_BATCH * max(1, target.config.hidden_size // _HEAD_SIZE)
 
     def start(self, target: DecoderModel, records: Sequence[Record], sample: Batch) -> tuple[Learner, Teacher]:
@@ -123,15 +119,14 @@ class HeadDraft:
         """See `Draft.save`."""
         head = self._learner.finish()
         if self._options.kind == "eagle3":
-            layers = self._layers or new_layers(head, self._target_config)
-            save_eagle3_head(out, head, layers, self._options.target, self._target_config)
+            save_eagle3_head(out, head, self._options.target, self._target_config, self._options.steps_ahead)
             return
         tensors = {
             name: tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor
             for name, tensor in head.state_dict().items()
         }
         save_tensors(out / WEIGHTS_FILE, tensors)
-        save_text(out / CONFIG_FILE, head.config.to_json())
+        save_text(out / CONFIG_FILE, replace(head.config, target=self._options.target).to_json())
 
 
 def _given_head(draft: str, kind: str, target: DecoderModel) -> DraftHead:
@@ -151,12 +146,13 @@ class ModelDraft:
         initial = load(options.init or options.target, target.model.device, WeightPlan(torch.float32))
         check_vocabularies(target.model, initial.model, target.tokenizer)
         check_tokenizers(target.model, target.tokenizer, initial.model, initial.tokenizer)
-        self._pruned = options.layers or (None if options.init else max(1, initial.model.num_layers // 8))
-        if self._pruned:
-            layer_stack(initial.model.weights, self._pruned)
+        self._num_layers = options.layers or (None if options.init else max(1, initial.model.num_layers // 8))
+        if self._num_layers:
+            layer_stack(initial.model.weights, self._num_layers)
         self._initial = initial
-        # Those of a head, so that one can be trained on the same text.
-        self.hidden_layers = head_layers("head", target.model.num_layers)
+        # Stored are those of a head, so that one can be trained on the same text.
+        is_stored = options.hidden_states == "stored"
+        self.hidden_layers = head_layers("head", target.model.num_layers) if is_stored else (-1,)
         self.batch_size = _MODEL_BATCH
 
     def start(self, target: DecoderModel, records: Sequence[Record], sample: Batch) -> tuple[Learner, Teacher]:
@@ -165,9 +161,9 @@ class ModelDraft:
         # If the vocabularies differ in padding, only the tokens of both.
         known = min(target.vocab_size, self._initial.model.vocab_size)
         teacher = Teacher(target, most_frequent_tokens(records, options.vocab or known, known, target.eos_token_ids))
-        if self._pruned:
-            prune(network, self._pruned)
-        rate, batches_per_step = (_RATE_PRUNED, 1) if self._pruned else (_RATE_GIVEN, _BATCHES_GIVEN)
+        if self._num_layers:
+            prune(network, self._num_layers)
+        rate, batches_per_step = (_RATE_PRUNED, 1) if self._num_layers else (_RATE_GIVEN, _BATCHES_GIVEN)
         self._vocabulary: Tensor | None = teacher.vocabulary if options.vocab else None
         return ModelLearner(network, teacher, LOSS_FUNCTIONS[options.loss], rate, batches_per_step), teacher
 

@@ -24,10 +24,10 @@ _MATRICES, _OUTPUT_MATRIX, _OTHERS = 1e-2, 3e-4, 5e-3
 """Learning rates of a new head: of Muon for the matrices of its layers; of AdamW for its output matrix, which begins as
 the target's, and for all else."""
 
-_LEAST_SCALE = 1e-3
-"""Of a number of the target's hidden states, by which it is divided in training."""
+_MIN_SCALE = 1e-3
+"""Smallest divisor of the target's hidden states."""
 
-_CONTINUED = 0.1
+_CONTINUED_RATE = 0.1
 """Factor of the learning rates of a head that is trained already."""
 
 
@@ -55,12 +55,12 @@ class HeadLearner:
         self._teacher = teacher
         self._loss = loss
         self._steps_ahead = steps_ahead
-        self._rate = _CONTINUED if is_trained else 1.0
+        self._rate = _CONTINUED_RATE if is_trained else 1.0
         self._scale: Tensor | None = None
         if isinstance(head.feature_norm, nn.Identity):
             # Some numbers of hidden states are hundreds of times larger than others: their weights would hardly change.
             states = self._features(sample).flatten(0, 1)[sample.positions]
-            self._scale = states.pow(2).mean(0).sqrt().clamp(min=_LEAST_SCALE)
+            self._scale = states.pow(2).mean(0).sqrt().clamp(min=_MIN_SCALE)
             if is_trained:
                 self._feature_weight().mul_(self._scale)
 

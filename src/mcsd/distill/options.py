@@ -8,7 +8,9 @@ from mcsd.errors import InvalidOption, check_int, check_number
 
 KINDS = ("head", "eagle3", "model")
 LOSSES = ("kl", "reverse-kl", "tv")
-STATES = ("stored", "computed")
+HIDDEN_STATES = ("stored", "computed")
+_ADDED = ("ttt_steps", "hidden_states")
+"""Options that runs of earlier versions do not know: their folders can be resumed with the defaults."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class DistillOptions:
         minutes: for text and training together; steps: of training, instead of minutes.
         tokens: maximum number of tokens of training text.
         prompts: a file of prompts to answer; data: a text file, or the folder of an earlier run to take the text of.
-        states: "stored", with the text, or "computed" by the target in every step: of the target's hidden states.
+        hidden_states: of the target: "stored" with the text, or "computed" in every training step.
         loss: one of `LOSSES`.
         batch: batch size of text generation.
         seed: of text and training.
@@ -49,18 +51,18 @@ class DistillOptions:
     tokens: int = 1_000_000
     prompts: Path | None = None
     data: Path | None = None
-    states: str = "stored"
+    hidden_states: str = "stored"
     loss: str = "kl"
     batch: int = 96
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", KINDS), ("loss", LOSSES), ("states", STATES)):
+        for name, known in (("kind", KINDS), ("loss", LOSSES), ("hidden_states", HIDDEN_STATES)):
             if (value := getattr(self, name)) not in known:
                 raise InvalidOption(f"{name} {value!r:.40} is unknown", f"one of {', '.join(known)}")
-        bounds = {"layers": 64, "vocab": 1 << 22, "steps": 1 << 30, "tokens": 1 << 36, "batch": 1024, "seed": 1 << 31}
-        bounds["ttt_steps"] = 16
+        bounds = {"layers": 64, "vocab": 1 << 22, "ttt_steps": 16, "steps": 1 << 30, "tokens": 1 << 36}
+        bounds |= {"batch": 1024, "seed": 1 << 31}
         for name, high in bounds.items():
             if (value := getattr(self, name)) is not None:
                 check_int(name, value, 0 if name == "seed" else 1, high)
@@ -89,4 +91,9 @@ class DistillOptions:
     def settings(self) -> dict[str, str]:
         """All options that the draft depends on, except the length of training."""
         budget = ("out", "minutes", "steps", "tokens", "device")
-        return {name: str(value) for name, value in asdict(self).items() if name not in budget}
+        defaults = {field.name: field.default for field in fields(self) if field.name in _ADDED}
+        return {
+            name: str(value)
+            for name, value in asdict(self).items()
+            if name not in budget and (name not in defaults or value != defaults[name])
+        }

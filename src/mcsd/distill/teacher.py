@@ -49,7 +49,7 @@ def check_teachable(target: DecoderModel) -> None:
 
 
 class Teacher:
-    """Copies of the target's embeddings and output matrix, in float32; the target is not kept.
+    """The target's embeddings and output matrix, in float32; the rest of the target is not kept.
 
     Args:
         target: in any dtype; its embeddings become float32.
@@ -59,7 +59,11 @@ class Teacher:
     def __init__(self, target: DecoderModel, vocabulary: Tensor) -> None:
         self.device = target.device
         self.vocabulary = vocabulary.to(self.device)
-        self.embed: nn.Module = copy.deepcopy(target.embed_tokens).requires_grad_(False).float()
+        embeddings = target.embed_tokens
+        # The target may still be used, in its own dtype.
+        if target.dtype != torch.float32:
+            embeddings = copy.deepcopy(embeddings)
+        self.embed: nn.Module = embeddings.requires_grad_(False).float()
         self._full_output = output_rows(target.lm_head, torch.arange(target.vocab_size, device=self.device)).float()
         self._draft_output = output_rows(self._full_output, self.vocabulary)
 

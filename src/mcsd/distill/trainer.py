@@ -124,7 +124,7 @@ def train(
     held_out = held_out.to(teacher.device)
     optimizers = learner.optimizers(dtype)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    step, seconds = restore_checkpoint(checkpoint, learner.network, optimizers)
+    step, seconds = restore_checkpoint(checkpoint, batches.texts, learner.network, optimizers)
     target = teacher.distribution(held_out)
     autocast = torch.autocast(teacher.device.type, dtype, enabled=dtype != torch.float32)
 
@@ -144,7 +144,7 @@ def train(
         done = _share(budget, step, seconds) >= 1
         if done or saving.due():
             with saving:
-                save_checkpoint(checkpoint, learner.network, optimizers, step, seconds)
+                save_checkpoint(checkpoint, batches.texts, learner.network, optimizers, step, seconds)
         if done or measuring.due():
             with measuring:
                 accepted = measured()
@@ -170,8 +170,9 @@ def _accumulate_gradients(
     """Backpropagate the mean loss of a step's batches; returns their losses."""
     losses = []
     for index in range(learner.batches_per_step):
+        batch = batches[step * learner.batches_per_step + index].to(device)
         with autocast:
-            loss = learner.loss(batches[step * learner.batches_per_step + index].to(device))
+            loss = learner.loss(batch)
         (loss / learner.batches_per_step).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.item())
     return losses
@@ -222,19 +223,23 @@ def acceptance(learner: Learner, held_out: Batch, target: tuple[Tensor, Tensor],
 
 
 def save_checkpoint(
-    path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, seconds: float
+    path: Path, texts: str, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, seconds: float
 ) -> None:
-    """Write a checkpoint: weights, the draft vocabulary of a head, optimizer states, steps and seconds."""
+    """Write a checkpoint: weights, optimizer states, steps and seconds.
+
+    Args:
+        texts: names the training text, which a run must be resumed with.
+    """
     tensors = {f"network.{name}": tensor for name, tensor in _trained_parameters(network).items()}
-    tensors |= {f"vocabulary.{name}": tensor for name, tensor in _vocabularies(network).items()}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{parameter}.{name}": tensor for name, tensor in state.items()}
-    save_tensors(path, tensors, {"version": str(_VERSION), "step": str(step), "seconds": str(seconds)})
+    metadata = {"version": str(_VERSION), "texts": texts, "step": str(step), "seconds": str(seconds)}
+    save_tensors(path, tensors, metadata)
 
 
 def restore_checkpoint(
-    path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    path: Path, texts: str, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> tuple[int, float]:
     """Load a checkpoint into network and optimizers.
 
@@ -247,15 +252,15 @@ def restore_checkpoint(
         metadata: Mapping[str, str] = file.metadata() or {}
         if (version := metadata.get("version", "1")) != str(_VERSION):
             raise ValueError(f"format version {version:.40}; this mcsd reads version {_VERSION}")
+        # The draft vocabulary and the scale of hidden states follow from the text.
+        if metadata.get("texts", texts) != texts:
+            raise ValueError("the training text has changed")
         states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
         weights: dict[str, Tensor] = {}
         for key in file.keys():  # noqa: SIM118 (not a dict)
             kind, _, rest = key.partition(".")
             if kind == "network":
                 weights[rest] = file.get_tensor(key)
-            elif kind == "vocabulary":
-                if not torch.equal(file.get_tensor(key), _vocabularies(network)[rest].cpu()):
-                    raise ValueError("it has another draft vocabulary, because the training text has changed")
             else:
                 number, parameter, name = rest.split(".")
                 states[int(number)].setdefault(int(parameter), {})[name] = file.get_tensor(key).clone()
@@ -269,7 +274,3 @@ def restore_checkpoint(
 
 def _trained_parameters(network: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
-
-
-def _vocabularies(network: nn.Module) -> dict[str, Tensor]:
-    return {name: buffer for name, buffer in network.named_buffers() if buffer.dtype == torch.int32}

@@ -45,8 +45,8 @@ struct Decoder {
 };
 
 // A draft head (EAGLE, Li et al. 2024). It projects features of the target to a hidden state, and that and a token's
-// embedding, the pair, to the input of its decoder. The decoder's output are its own hidden states, from which follow
-// logits. A linear layer without weight is not there.
+// embedding, the pair, to the input of its decoder. The decoder's outputs are the head's own hidden states; they give the
+// logits. A linear layer without a weight is absent.
 struct HeadWeights {
     RMSNorm feature_norm;  // of each part of the features, with a weight for each number of all parts
     int64_t feature_parts;

@@ -50,7 +50,7 @@ class Decoder(Structure):
 
 
 class HeadWeights(Structure):
-    """A draft head; a linear layer without a weight is not there."""
+    """A draft head; a linear layer without a weight is absent."""
 
     _fields_ = (
         ("feature_norm", RMSNorm),

@@ -40,6 +40,9 @@ _LAYER_FIELDS = (
 )
 """Fields of a configuration of transformers from which sizes are read."""
 
+_LAYER_TYPE = "qwen3"
+"""Model type of layers that name none, in the format of speculators."""
+
 _SIZES = dict.fromkeys(
     ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
     1 << 22,
@@ -104,18 +107,6 @@ def load_head(draft: str | Path, target: DecoderModel) -> DraftHead | None:
         return _assembled(_config(fields, tensors, target, name), tensors)
     except _ERRORS as error:
         raise WeightsCorrupt(f"draft head {name} cannot be read: {one_line(error):.200}", _FETCH_AGAIN) from error
-
-
-def published_layers(draft: str | Path) -> dict[str, Any]:
-    """The decoder layers of a published head as a configuration of transformers.
-
-    Raises:
-        UnknownModel, UnsupportedModel: see `load_head`.
-    """
-    folder = _head_folder(draft)
-    fields = read_fields(folder / CONFIG_FILE) if folder else {}
-    layer = fields.get("transformer_layer_config", fields)
-    return {"model_type": "qwen3"} | {name: layer[name] for name in ("model_type", *_LAYER_FIELDS) if name in layer}
 
 
 def _head_folder(draft: str | Path) -> Path | None:
@@ -195,7 +186,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     for file in files:
         part = load_file(file)
         if twice := sorted(tensors.keys() & part.keys()):
-            raise ValueError(f"{twice[0]} is in two files")
+            raise ValueError(f"{twice[0]!r:.80} is in two files")
         tensors |= part
     return tensors
 
@@ -222,7 +213,7 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], target: De
         named = set(fields.get("architectures") or ())
         kind = "eagle3" if named & _EAGLE3 or "d2t" in tensors else "eagle"
         if not named <= _EAGLE3 | _EAGLE:
-            raise _refused(name, f"has the architecture {', '.join(sorted(map(str, named))):.80}")
+            raise _refused(name, f"has the architecture {', '.join(sorted(map(str, named)))!r:.80}")
         layer, belongs = dict(fields), None
         model_types = {"llama"} if kind == "eagle3" else {"llama", "qwen2"}
         layers = fields.get("eagle_aux_hidden_state_layer_ids") or _outputs_as_inputs(fields, name)
@@ -232,6 +223,8 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], target: De
     if fields.get("quantization_config") or layer.get("quantization_config"):
         raise _refused(name, "has quantized weights")
     decoder = _layer_config(layer, model_types, tensors, name)
+    if _flag(fields, "fc_norm") and _flag(fields, "norm_before_fc"):
+        raise ValueError("fc_norm and norm_before_fc exclude each other")
     flags = {key: _flag(fields, key) for key in ("norm_before_residual", "norm_output")}
     count = target.num_layers
     return HeadConfig(
@@ -243,6 +236,8 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], target: De
         vocab_size=decoder.vocab_size if kind == "eagle" else fields.get("draft_vocab_size") or default,
         kind=kind,
         layer=decoder,
+        layer_fields={"model_type": _LAYER_TYPE}
+        | {key: layer[key] for key in ("model_type", *_LAYER_FIELDS) if key in layer},
         target_hidden_size=fields.get("target_hidden_size") if kind == "eagle3" else None,
         own_embeddings="embed_tokens.weight" in tensors,
         input_bias=_flag(fields, "bias", "fc.bias" in tensors),
@@ -281,7 +276,7 @@ def _layer_config(
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    model_type = fields.get("model_type", "qwen3")
+    model_type = fields.get("model_type", _LAYER_TYPE)
     if model_type not in model_types:
         raise _refused(name, f"has layers of the kind {model_type!r:.40}")
     for key, limit in _SIZES.items():
@@ -340,9 +335,9 @@ def _assembled(config: HeadConfig, tensors: Mapping[str, Tensor]) -> DraftHead:
     state = {_renamed(key, config): tensor for key, tensor in tensors.items() if not _is_unused(key)}
     if config.feature_norm == "all" and "feature_norm.weight" in state:
         state["feature_norm.weight"] = state["feature_norm.weight"][None]
-    norms = [state.pop(f"fc_norm.{part}.weight", None) for part in range(len(config.hidden_layers))]
-    if all(norm is not None for norm in norms):
-        state["feature_norm.weight"] = torch.stack([norm for norm in norms if norm is not None])
+    norms = [key for key in (f"fc_norm.{part}.weight" for part in range(len(config.hidden_layers))) if key in state]
+    if config.feature_norm == "each" and len(norms) == len(config.hidden_layers):
+        state["feature_norm.weight"] = torch.stack([state.pop(key) for key in norms])
     state["vocabulary"] = _vocabulary(state.pop("d2t", None), config)
     return DraftHead.from_tensors(config, state)
 

@@ -1,7 +1,6 @@
-"""Writes EAGLE-3 heads in the format of speculators, which vLLM and SGLang load too."""
+"""Writes EAGLE-3 heads in the format of speculators. `mcsd.loading.published_heads` reads them."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mcsd.files import save_tensors, save_text
-from mcsd.loading.catalog import entry_of
+from mcsd.loading.catalog import entry_of, locate
 from mcsd.models.draft_head import CONFIG_FILE, MAX_POSITIONS, WEIGHTS_FILE, DraftHead
 
 _VERSION = "0.9.0"
@@ -26,37 +25,27 @@ _FILES = {
 """Beginnings of tensor names in `DraftHead`, and in the files."""
 
 
-def new_layers(head: DraftHead, target: Any) -> dict[str, Any]:
-    """The decoder layers of a new head, with the default rotary embeddings, as a configuration of transformers.
-
-    Args:
-        head: of kind "eagle3".
-        target: configuration of the target.
-    """
-    layer = head.config.decoder
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    fields = {name: getattr(layer, name) for name in (*names, "rms_norm_eps", "rope_theta")}
-    fields |= {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    return fields | {"max_position_embeddings": getattr(target, "max_position_embeddings", MAX_POSITIONS)}
-
-
-def save_eagle3_head(folder: Path, head: DraftHead, layer: Mapping[str, Any], name: str, target: Any) -> None:
+def save_eagle3_head(folder: Path, head: DraftHead, target: str, target_config: Any, steps_ahead: int) -> None:
     """Write a head of kind "eagle3" in bfloat16; its configuration last, so that a folder with one is complete.
 
     Args:
         folder: exists.
         head: the head.
-        layer: its decoder layers as a configuration of transformers.
-        name: of its target; the hub id or folder from which other programs take the embeddings.
-        target: configuration of the target.
+        target: name, hub id or folder of its target.
+        target_config: configuration of the target.
+        steps_ahead: levels of a tree that it was trained on, which other programs draft by default.
 
     Raises:
         OutputFailed: a file cannot be written; none is left half-written.
     """
-    entry = entry_of(name)
-    config, size = head.config, head.config.target_vocab_size
+    config = head.config
     save_tensors(folder / WEIGHTS_FILE, _tensors(head), {"format": "pt"})
-    proposal = {"proposal_type": "greedy", "speculative_tokens": 3}
+    layer = {**(config.layer_fields or _new_layers(head, target_config))}
+    layer |= {"num_hidden_layers": config.num_layers, "vocab_size": config.target_vocab_size}
+    verifier = {
+        "name_or_path": _public_name(target),
+        "architectures": getattr(target_config, "architectures", None) or [],
+    }
     fields = {
         "architectures": ["Eagle3Speculator"],
         "speculators_model_type": "eagle3",
@@ -64,13 +53,10 @@ def save_eagle3_head(folder: Path, head: DraftHead, layer: Mapping[str, Any], na
         "speculators_config": {
             "algorithm": "eagle3",
             "default_proposal_method": "greedy",
-            "proposal_methods": [proposal],
-            "verifier": {
-                "name_or_path": entry.hub if entry else name,
-                "architectures": getattr(target, "architectures", None) or [],
-            },
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": steps_ahead}],
+            "verifier": verifier,
         },
-        "transformer_layer_config": {**layer, "num_hidden_layers": config.num_layers, "vocab_size": size},
+        "transformer_layer_config": layer,
         "draft_vocab_size": config.vocab_size,
         "eagle_aux_hidden_state_layer_ids": list(config.hidden_layers),
         "norm_before_residual": config.norm_before_residual,
@@ -82,6 +68,25 @@ def save_eagle3_head(folder: Path, head: DraftHead, layer: Mapping[str, Any], na
         "torch_dtype": "bfloat16",
     }
     save_text(folder / CONFIG_FILE, json.dumps(fields, indent=1) + "\n")
+
+
+def _public_name(target: str) -> str | None:
+    """The name by which other programs find the target, for its embeddings; None for an unknown GGUF file."""
+    if entry := entry_of(target):
+        return entry.hub
+    location = locate(target)
+    if location.kind == "folder":
+        return str(Path(location.source).resolve())
+    return location.source if location.kind == "hub" else None
+
+
+def _new_layers(head: DraftHead, target_config: Any) -> dict[str, Any]:
+    """The decoder layers of a new head, with the default rotary embeddings, as a configuration of transformers."""
+    layer = head.config.decoder
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    fields = {name: getattr(layer, name) for name in (*names, "rms_norm_eps", "rope_theta")}
+    fields |= {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    return fields | {"max_position_embeddings": getattr(target_config, "max_position_embeddings", MAX_POSITIONS)}
 
 
 def _tensors(head: DraftHead) -> dict[str, Tensor]:

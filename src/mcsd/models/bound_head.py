@@ -97,7 +97,7 @@ def check_target(config: HeadConfig, target: LanguageModel, name: str) -> Decode
     """
     if not isinstance(target, DecoderModel):
         raise UnsupportedModel(f"draft {name} is a head; {target.name} has no hidden states", "choose another draft")
-    belongs = f"it belongs to {config.target}; make one with: mcsd distill"
+    belongs = f"it belongs to {config.target:.80}; make one with: mcsd distill"
     if config.target_vocab_size != target.vocab_size:
         raise VocabularyMismatch(
             f"draft {name} is a head for {config.target_vocab_size} tokens, target {target.name} has "

@@ -9,7 +9,7 @@ One module computes mcsd's own heads and the published kinds; their folders are 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ class HeadConfig:
         vocab_size: tokens that it proposes.
         kind: "mcsd" for heads that `mcsd distill` trains, "eagle" (EAGLE-1 and 2) or "eagle3".
         layer: sizes of the decoder layers; None: those of kind "mcsd", which follow from the hidden size.
+        layer_fields: of a published head, its decoder layers as a configuration of transformers.
         target_hidden_size: size of the target's hidden states; None: ``hidden_size``.
         own_embeddings: whether the head has token embeddings; else it reads the target's.
         input_bias: of kind "eagle", whether its input projection has a bias.
@@ -73,6 +74,7 @@ class HeadConfig:
     vocab_size: int
     kind: Literal["mcsd", "eagle", "eagle3"] = "mcsd"
     layer: LlamaConfig | None = None
+    layer_fields: Mapping[str, Any] | None = field(default=None, compare=False)
     target_hidden_size: int | None = None
     own_embeddings: bool = False
     input_bias: bool = False
@@ -195,7 +197,7 @@ class EagleLayer(LlamaDecoderLayer):
             setattr(attention, name, nn.Linear(2 * config.hidden_size, width, bias=config.qkv_bias))
 
     def split(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """What the attention reads, ``[B, n, 2 H]``, and the residual ``[B, n, H]``; see `forward`."""
+        """The input of the attention, ``[B, n, 2 H]``, and the residual ``[B, n, H]``; see `forward`."""
         embedding, state = hidden.chunk(2, dim=-1)
         normed = self.hidden_norm(state)
         residual = normed if self.norm_before_residual else state
@@ -318,7 +320,7 @@ class DraftHead(nn.Module):
         if missing := sorted(expected.keys() - tensors.keys()):
             raise ValueError(f"{len(missing)} tensors are missing: {missing[0]}")
         if unknown := sorted(tensors.keys() - expected.keys()):
-            raise ValueError(f"{len(unknown)} tensors are of another architecture: {unknown[0]:.80}")
+            raise ValueError(f"{len(unknown)} tensors are of another architecture: {unknown[0]!r:.80}")
         for key, tensor in tensors.items():
             if tensor.shape != expected[key].shape:
                 raise ValueError(f"{key} has the shape {list(tensor.shape)}, not {list(expected[key].shape)}")

@@ -69,10 +69,15 @@ def score_text(model: LanguageModel, tokens: list[int], hidden_layers: Sequence[
 @torch.no_grad()
 def hidden_states(model: LanguageModel, tokens: Tensor, hidden_layers: Sequence[int]) -> Tensor:
     """The requested hidden states ``[B, T, F]``, in float32, of texts ``[B, T]`` that are padded on the right."""
-    cache = model.new_cache(*tokens.shape)
-    for _ in tokens:
-        cache.add()
-    layout = TokenLayout.chain(tokens.shape[1], model.device)
-    output = model.forward(tokens.to(model.device), layout, cache, logits=False, hidden_layers=hidden_layers)
-    assert output.hidden is not None
-    return output.hidden.float()
+    length = tokens.shape[1]
+    layout = TokenLayout.chain(length, model.device)
+    found = []
+    # A forward returns the hidden states of all layers, so few texts at a time.
+    for texts in torch.split(tokens.to(model.device), max(1, chunk_length(model.device) // length)):
+        cache = model.new_cache(*texts.shape)
+        for _ in texts:
+            cache.add()
+        output = model.forward(texts, layout, cache, logits=False, hidden_layers=hidden_layers)
+        assert output.hidden is not None
+        found.append(output.hidden.float())
+    return torch.cat(found)
