@@ -19,9 +19,12 @@ _OUTPUT_SCALE = 0.3
 def head_layers(kind: str, num_layers: int) -> tuple[int, ...]:
     """The layers of the target whose hidden states a new head reads: at one third, at two thirds, and the last.
 
-    EAGLE-3 heads read the inputs of layers, so the last one is the input of the last layer.
+    EAGLE-3 heads read the inputs of layers, so the last one is the input of the last layer. Its format wants distinct
+    layers.
     """
-    return num_layers // 3, 2 * num_layers // 3, num_layers - 1 if kind == "eagle3" else -1
+    if kind == "eagle3":
+        return tuple(dict.fromkeys((num_layers // 3, 2 * num_layers // 3, num_layers - 1)))
+    return num_layers // 3, 2 * num_layers // 3, -1
 
 
 def new_head(
