@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 import mcsd
 from mcsd import TreeShape
 from mcsd.distill.batches import Batch
-from mcsd.distill.corpus import Record
 from mcsd.distill.head_learner import HeadLearner
 from mcsd.distill.losses import forward_kl
 from mcsd.distill.teacher import Teacher
@@ -50,8 +49,10 @@ def learner(family: str) -> tuple[TransformersModel, HeadLearner]:
     target = TransformersModel(tiny(family))
     vocabulary = torch.cat([torch.arange(0, 70, 2), torch.arange(91, 96)]).to(torch.int32)
     torch.manual_seed(3)
-    record = Record(0, torch.zeros(4, dtype=torch.int32), torch.randn(4, 64), 0)
-    made = HeadLearner(config(), Teacher(target, vocabulary), forward_kl, [record])
+    head = DraftHead(config())
+    head.vocabulary.copy_(vocabulary)
+    sample = Batch(torch.zeros(1, 4, dtype=torch.int64), torch.randn(1, 4, 64), torch.arange(4))
+    made = HeadLearner(head, Teacher(target, vocabulary), forward_kl, 2, False, sample)
     for parameter in made.network.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.3)
