@@ -40,7 +40,7 @@ def bind_head(head: DraftHead, target: LanguageModel, name: str, plan: WeightPla
 
 
 def _pack(bound: BoundHead, plan: WeightPlan) -> None:
-    reads_raw = bound.config.kind == "eagle3" and bound.config.feature_norm == "none"
+    reads_raw = isinstance(bound.head.feature_norm, nn.Identity)
 
     def packed(name: str, linear: nn.Linear) -> PackedLinear:
         if reads_raw and name == "feature_proj" and plan.format in _INT8_ACTIVATIONS:
@@ -70,7 +70,6 @@ class NativeBoundHead(BoundHead):
         _pack(self, plan)
         self._layers = NativeLayers(head.decoder, head.config.skips_first)
         self._first: nn.Module = head.decoder.layers[0]
-        self._feature_size = len(head.config.hidden_layers) * head.config.feature_size
         of_state, of_embedding = head.input_norm, head.input_norm
         normed_residual = False
         if isinstance(self._first, EagleLayer):
@@ -98,7 +97,7 @@ class NativeBoundHead(BoundHead):
         tokens, dtype = batch * length, layers.dtype
         if tokens > MAX_FUSED_TOKENS:
             return self._run_each(embedding, hidden, layout, view, logits, own)
-        hidden = readable(hidden.to(dtype), tokens, layers.hidden_size if own else self._feature_size, dtype)
+        hidden = readable(hidden.to(dtype), tokens, layers.hidden_size if own else self.config.num_features, dtype)
         embedding = readable(embedding, tokens, layers.hidden_size, dtype)
         metadata = layers.metadata(embedding, layout, view)
         output = torch.empty_like(embedding)

@@ -77,19 +77,19 @@ class HeadLearner:
 
     def _features(self, batch: Batch) -> Tensor:
         """``[B, T, F]``, the hidden states that the head reads."""
-        config = self.network.config
-        return batch.hidden_states[..., : len(config.hidden_layers) * config.feature_size]
+        return batch.hidden_states[..., : self.network.config.num_features]
 
     def optimizers(self, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
         """Muon for the matrices of layers, AdamW for the rest."""
-        last = self.network.lm_head
+        output = self.network.lm_head
         linears = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
-        kinds = {id(linear.weight): linear is last for linear in linears}
+        of_linears = {id(linear.weight) for linear in linears}
+        of_layers = {id(linear.weight) for linear in linears if linear is not output}
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in trained if kinds.get(id(parameter)) is False]
-        groups = [{"params": [p for p in trained if id(p) not in kinds], "lr": self._rate * _OTHERS}]
-        if last is not None:
-            groups.append({"params": [last.weight], "lr": self._rate * _OUTPUT_MATRIX})
+        matrices = [parameter for parameter in trained if id(parameter) in of_layers]
+        groups = [{"params": [p for p in trained if id(p) not in of_linears], "lr": self._rate * _OTHERS}]
+        if output is not None:
+            groups.append({"params": [output.weight], "lr": self._rate * _OUTPUT_MATRIX})
         return [
             Muon(matrices, lr=self._rate * _MATRICES, weight_decay=0.01, dtype=dtype),
             torch.optim.AdamW(groups, weight_decay=0.0),

@@ -108,7 +108,7 @@ def train(
     Args:
         learner: is trained in place.
         batches: training batches.
-        held_out: the batch that acceptance is measured on.
+        held_out: the batch that acceptance is measured on, on the teacher's device.
         teacher: the target, for the held-out batch.
         budget: in steps or seconds.
         checkpoint: a file, written twice a minute, or less often if that takes long.
@@ -121,7 +121,6 @@ def train(
     Raises:
         OutputFailed, WeightsCorrupt: the checkpoint cannot be written or read.
     """
-    held_out = held_out.to(teacher.device)
     optimizers = learner.optimizers(dtype)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, seconds = restore_checkpoint(checkpoint, batches.texts, learner.network, optimizers)

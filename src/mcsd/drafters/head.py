@@ -49,14 +49,13 @@ class HeadDrafter(LevelDrafter):
     def add(self, prompt: list[int], hidden: Tensor | None) -> None:
         """See `Drafter.add`."""
         index, reused = self.cache.add(), len(prompt) - 1 - (0 if hidden is None else hidden.shape[1])
-        size = len(self.hidden_layers) * self.model.config.feature_size
         if not reused:
             # There is no hidden state before the first token.
-            first = torch.zeros(1, size, dtype=self.model.dtype, device=self._device)
+            first = torch.zeros(1, self.model.config.num_features, dtype=self.model.dtype, device=self._device)
         elif hidden is None:
             first = self._kept_prompts[tuple(prompt)]
         else:
-            first = hidden.new_empty(0, size)
+            first = hidden.new_empty(0, self.model.config.num_features)
         states = first if hidden is None else torch.cat([first, hidden[0]])
         if reused:
             self.prefixes.start(index, prompt[: len(prompt) - len(states)])

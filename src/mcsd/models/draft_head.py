@@ -98,6 +98,11 @@ class HeadConfig:
         return self.target_hidden_size or self.hidden_size
 
     @property
+    def num_features(self) -> int:
+        """Size of the target's hidden states of all layers that the head reads."""
+        return len(self.hidden_layers) * self.feature_size
+
+    @property
     def skips_first(self) -> bool:
         """Whether tokens after the first one of a text do not attend to it.
 
