@@ -273,7 +273,9 @@ def test_a_head_of_another_kind_or_target_is_refused(target: str, made: Path, tm
     with pytest.raises(InvalidOption, match="kind eagle3"):
         distill(options(target, tmp_path / "out", **given | {"kind": "head"}), SILENT)
     with pytest.raises(InvalidOption, match="keeps"):
-        options(target, tmp_path / "out", init=str(made))
+        options(target, tmp_path / "out", kind="head", init=str(made))
+    with pytest.raises(InvalidOption, match="keeps"):
+        distill(options(target, tmp_path / "out", init=str(made)), SILENT)
     with pytest.raises(InvalidOption, match="a language model"):
         distill(options(target, tmp_path / "out", **given | {"init": target}), SILENT)
     fields = json.loads((made / "config.json").read_text())

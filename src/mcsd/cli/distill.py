@@ -29,7 +29,7 @@ Kind = Annotated[
 Layers = Annotated[
     int | None, _draft("--layers", help="Layers of the draft.", show_default="1, all of --init, or an eighth")
 ]
-Init = Annotated[str | None, _draft("--init", help="Head to continue; or, with --kind model, the model to start from.")]
+Init = Annotated[str | None, _draft("--init", help="Head, or with --kind model the model, to start from.")]
 Vocab = Annotated[
     int | None, _draft("--vocab", help="Size of the draft vocabulary.", show_default="8192 for a head, all for a model")
 ]

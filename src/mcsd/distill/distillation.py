@@ -50,6 +50,9 @@ _HELD_OUT = 20
 
 _HELD_TEXTS, _HELD_POSITIONS = 64, 1024
 
+_SAMPLE_TEXTS, _SAMPLE_POSITIONS = 64, 8192
+"""Of the training texts that the initial weights are fitted to."""
+
 
 @dataclass(frozen=True)
 class Callbacks:
@@ -104,17 +107,18 @@ def distill(options: DistillOptions, callbacks: Callbacks) -> TrainingReport:
         compute = None if stored else partial(hidden_states, target.model, hidden_layers=draft.hidden_layers)
         held_out, training = _split_held_out(corpus.records(), first)
         generator = torch.Generator().manual_seed(options.seed)
-        sample = collate(held_out, _HELD_POSITIONS, first, generator, compute).to(target.model.device)
+        held = collate(held_out, _HELD_POSITIONS, first, generator, compute).to(target.model.device)
+        sample = collate(training[:_SAMPLE_TEXTS], _SAMPLE_POSITIONS, first, generator, compute).to(target.model.device)
         torch.manual_seed(options.seed)
         learner, teacher = draft.start(target.model, training, sample)
         # Frees the memory of the target, unless it computes hidden states.
-        del target
+        del target, sample
         logits = len(teacher.vocabulary) * max(1, first - 1)
         positions = min(draft.batch_size * _NEW_TOKENS, max(1, _MAX_LOGITS // logits))
         report = train(
             learner,
             Batches(training, draft.batch_size, positions, first, options.seed, compute),
-            sample,
+            held,
             teacher,
             Budget(options.steps, max(1.0, options.minutes * 60 - (0 if earlier else corpus.seconds))),
             options.out / _CHECKPOINT,

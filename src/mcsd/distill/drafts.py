@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mcsd.cpu.weight_plan import WeightPlan
 from mcsd.distill.batches import Batch
+from mcsd.distill.converted_head import converted_head, converted_layers
 from mcsd.distill.corpus import Record
 from mcsd.distill.head_learner import HeadLearner
 from mcsd.distill.losses import LOSS_FUNCTIONS
@@ -41,6 +42,9 @@ _MODEL_BATCH = 8
 _HEAD_BATCH, _HEAD_SIZE = 16, 768
 """Texts per training step of a head, for each 768 of the hidden size, with which the optimizer's work grows."""
 
+_HEAD_RATE_CONTINUED, _HEAD_RATE_CONVERTED = 0.1, 0.3
+"""Factors of a head's learning rates if it continues a given head, and if it is converted from one."""
+
 _RATE_GIVEN, _RATE_PRUNED = 1e-5, 1e-3
 """Learning rates of a given model, and of a pruned one."""
 
@@ -65,7 +69,7 @@ class Draft(Protocol):
         Args:
             target: the model that it drafts for.
             records: training texts.
-            sample: some texts with the target's hidden states.
+            sample: some of them with the target's hidden states.
         """
         ...
 
@@ -94,26 +98,39 @@ class HeadDraft:
     def __init__(self, options: DistillOptions, target: DecoderModel) -> None:
         self._options = options
         self._target_config: Any = target.config
-        self._initial = None if options.init is None else _given_head(options.init, options.kind, target)
-        read = self._initial.config.hidden_layers if self._initial else head_layers(options.kind, target.num_layers)
+        self._initial = None if options.init is None else _given_head(options, target)
+        if self._initial is None:
+            read = head_layers(options.kind, target.num_layers)
+        elif self._is_converted:
+            read = converted_layers(self._initial, target.num_layers)
+        else:
+            read = self._initial.config.hidden_layers
         self.hidden_layers = (*(layer for layer in read if layer != -1), -1)
         self.batch_size = _HEAD_BATCH * max(1, target.config.hidden_size // _HEAD_SIZE)
 
     def start(self, target: DecoderModel, records: Sequence[Record], sample: Batch) -> tuple[Learner, Teacher]:
         """See `Draft.start`."""
-        options, head = self._options, self._initial
-        if head is None:
-            size = options.vocab or _HEAD_VOCABULARY
-            teacher = Teacher(target, most_frequent_tokens(records, size, target.vocab_size, target.eos_token_ids))
+        options, given = self._options, self._initial
+        if given is not None:
+            given = given.to(target.device).float()
+        known = torch.arange(target.vocab_size) if given is None else given.vocabulary.cpu()
+        size = options.vocab or (_HEAD_VOCABULARY if given is None else len(known))
+        teacher = Teacher(target, most_frequent_tokens(records, size, known, target.eos_token_ids))
+        if given is None:
             last = sample.hidden_states.flatten(0, 1)[sample.positions, -teacher.hidden_size :]
-            head = new_head(options.kind, target, options.target, options.layers or 1, teacher, last)
+            head, rate = new_head(options.kind, target, options.target, options.layers or 1, teacher, last), 1.0
+        elif self._is_converted:
+            head, rate = converted_head(given, self.hidden_layers[:-1], teacher, sample), _HEAD_RATE_CONVERTED
         else:
-            head = head.to(target.device).float()
-            teacher = Teacher(target, head.vocabulary)
-        self._learner = HeadLearner(
-            head, teacher, LOSS_FUNCTIONS[options.loss], options.steps_ahead, bool(options.init), sample
-        )
+            head, rate = given, _HEAD_RATE_CONTINUED
+        loss = LOSS_FUNCTIONS[options.loss]
+        self._learner = HeadLearner(head, teacher, loss, options.steps_ahead, given is not None, sample, rate)
         return self._learner, teacher
+
+    @property
+    def _is_converted(self) -> bool:
+        """Whether an EAGLE-3 head starts from a head of kind "mcsd"."""
+        return self._options.kind == "eagle3" and self._initial is not None and self._initial.config.kind == "mcsd"
 
     def save(self, out: Path) -> None:
         """See `Draft.save`."""
@@ -129,12 +146,17 @@ class HeadDraft:
         save_text(out / CONFIG_FILE, replace(head.config, target=self._options.target).to_json())
 
 
-def _given_head(draft: str, kind: str, target: DecoderModel) -> DraftHead:
-    head, wanted = load_head(draft, target), "mcsd" if kind == "head" else kind
-    if head is None or head.config.kind != wanted:
+def _given_head(options: DistillOptions, target: DecoderModel) -> DraftHead:
+    """The head to start from: of the same kind; or of kind "mcsd", which becomes an EAGLE-3 head."""
+    assert options.init is not None
+    head, is_eagle3 = load_head(options.init, target), options.kind == "eagle3"
+    kinds = ("eagle3", "mcsd") if is_eagle3 else ("mcsd",)
+    if head is None or head.config.kind not in kinds:
         found = "a language model" if head is None else f"a head of kind {head.config.kind}"
-        raise InvalidOption(f"init {draft} is {found}, not a head of kind {wanted}", "change --kind")
-    check_target(head.config, target, draft)
+        raise InvalidOption(f"init {options.init} is {found}, not a head of kind {' or '.join(kinds)}", "change --kind")
+    check_target(head.config, target, options.init)
+    if options.vocab and head.config.kind == options.kind:
+        raise InvalidOption("an EAGLE-3 head keeps its vocabulary", "leave out vocab")
     return head
 
 
@@ -160,7 +182,8 @@ class ModelDraft:
         options, network = self._options, self._initial.model.weights
         # If the vocabularies differ in padding, only the tokens of both.
         known = min(target.vocab_size, self._initial.model.vocab_size)
-        teacher = Teacher(target, most_frequent_tokens(records, options.vocab or known, known, target.eos_token_ids))
+        tokens = torch.arange(known)
+        teacher = Teacher(target, most_frequent_tokens(records, options.vocab or known, tokens, target.eos_token_ids))
         if self._num_layers:
             prune(network, self._num_layers)
         rate, batches_per_step = (_RATE_PRUNED, 1) if self._num_layers else (_RATE_GIVEN, _BATCHES_GIVEN)

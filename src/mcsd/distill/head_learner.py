@@ -27,9 +27,6 @@ the target's, and for all else."""
 _MIN_SCALE = 1e-3
 """Smallest divisor of the target's hidden states."""
 
-_CONTINUED_RATE = 0.1
-"""Factor of the learning rates of a head that is trained already."""
-
 
 class HeadLearner:
     """A draft head in training. Its embeddings, if it has any, are frozen.
@@ -41,13 +38,21 @@ class HeadLearner:
         steps_ahead: levels of a tree that it is trained on.
         is_trained: whether it goes on from trained weights.
         sample: some texts with the target's hidden states.
+        rate: factor of the learning rates, which are those of a new head.
     """
 
     batches_per_step = 1
     """See `Learner.batches_per_step`."""
 
     def __init__(
-        self, head: DraftHead, teacher: Teacher, loss: Loss, steps_ahead: int, is_trained: bool, sample: Batch
+        self,
+        head: DraftHead,
+        teacher: Teacher,
+        loss: Loss,
+        steps_ahead: int,
+        is_trained: bool,
+        sample: Batch,
+        rate: float = 1.0,
     ) -> None:
         self.network = head.requires_grad_(True)
         if head.embed_tokens is not None:
@@ -55,7 +60,7 @@ class HeadLearner:
         self._teacher = teacher
         self._loss = loss
         self._steps_ahead = steps_ahead
-        self._rate = _CONTINUED_RATE if is_trained else 1.0
+        self._rate = rate
         self._scale: Tensor | None = None
         if isinstance(head.feature_norm, nn.Identity):
             # Some numbers of hidden states are hundreds of times larger than others: their weights would hardly change.
@@ -104,6 +109,10 @@ class HeadLearner:
 
     def draft(self, batch: Batch) -> list[Tensor]:
         """For each step ahead, the head's log-probabilities ``[N, K]`` at the batch's positions."""
+        return [self._logits(hidden).log_softmax(-1) for hidden in self.hidden_states(batch)]
+
+    def hidden_states(self, batch: Batch) -> list[Tensor]:
+        """For each step ahead, the head's hidden states ``[N, H]`` at the batch's positions."""
         head, (sequences, length) = self.network, batch.tokens.shape
         embedding = (head.embed_tokens or self._teacher.embed)(batch.tokens)
         features = self._features(batch)
@@ -122,7 +131,7 @@ class HeadLearner:
                 allowed[0] = allowed[0] & ((position > 0) | (position[:, None] == 0))
             mask = additive_mask(torch.cat(allowed, dim=1)[None], hidden.dtype)
             hidden = head(hidden, embedding, mask, position.expand(sequences, -1), past)
-            outputs.append(self._logits(hidden.flatten(0, 1)[batch.positions]).log_softmax(-1))
+            outputs.append(hidden.flatten(0, 1)[batch.positions])
             hidden = _shift_right(hidden)
         return outputs
 

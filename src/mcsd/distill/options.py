@@ -22,8 +22,8 @@ class DistillOptions:
         out: output folder.
         kind: "head"; "eagle3", a head that other programs can load; or "model".
         layers: of the draft; None: 1 for a head, all of ``init``, an eighth of the target's without one.
-        init: the draft to start from: a head of this kind; or a model, instead of the target, which is pruned if
-            ``layers`` is given.
+        init: the draft to start from: a head of this kind, or for "eagle3" also of kind "head"; or a model, instead of
+            the target, which is pruned if ``layers`` is given.
         vocab: size of the draft vocabulary; None: 8192 for a head, the full vocabulary for a model.
         ttt_steps: of a head: levels of the tree that it is trained on; None: 2.
         minutes: for text and training together; steps: of training, instead of minutes.
@@ -69,7 +69,7 @@ class DistillOptions:
         check_number("minutes", self.minutes, 0, 1e6, low_open=True)
         if self.kind == "model" and self.ttt_steps:
             raise InvalidOption("ttt_steps is for heads only", "leave it out")
-        if self.kind != "model" and self.init and (self.layers or self.vocab):
+        if self.kind != "model" and self.init and (self.layers or (self.vocab and self.kind == "head")):
             raise InvalidOption("a head keeps the layers and the vocabulary of init", "leave out layers and vocab")
         if self.prompts and self.data:
             raise InvalidOption("prompts and data exclude each other", "give one of them")

@@ -14,19 +14,24 @@ from mcsd.models.draft_vocabulary import input_size, output_rows
 from mcsd.models.prefill import score_text
 
 
-def most_frequent_tokens(
-    records: Sequence[Record], size: int, vocab_size: int, eos_token_ids: frozenset[int]
-) -> Tensor:
-    """The ``size`` most frequent tokens of the text, int32 ``[K]``, ascending; end-of-sequence tokens are among them.
+def most_frequent_tokens(records: Sequence[Record], size: int, tokens: Tensor, eos_token_ids: frozenset[int]) -> Tensor:
+    """The ``size`` most frequent of some tokens, int32 ``[K]``, ascending; end-of-sequence tokens come first.
 
     Among equally frequent tokens, lower ids come first: byte-pair vocabularies are ordered by frequency.
+
+    Args:
+        records: texts whose tokens are counted.
+        size: of the draft vocabulary.
+        tokens: to choose from, integers ``[V]``, ascending.
+        eos_token_ids: of the target.
     """
-    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    largest = int(tokens.max()) + 1
+    counts = torch.zeros(largest, dtype=torch.int64)
     for record in records:
-        counts += record.tokens.long().bincount(minlength=vocab_size)[:vocab_size]
-    counts[sorted(eos_token_ids)] = counts.max() + 1
-    order = counts.argsort(descending=True, stable=True)[: min(size, vocab_size)]
-    return order.sort().values.to(torch.int32)
+        counts += record.tokens.long().bincount(minlength=largest)[:largest]
+    counts[[token for token in eos_token_ids if token < largest]] = counts.max() + 1
+    order = counts[tokens].argsort(descending=True, stable=True)[:size]
+    return tokens[order].sort().values.to(torch.int32)
 
 
 def check_teachable(target: DecoderModel) -> None:
