@@ -28,6 +28,10 @@ TEXT = [5, 9, 2, 40, 9, 31, 8, 3, 17]
 HEADS = [
     *(one for one in VARIANTS if one.format != "eagle" and one.size == eagle.HIDDEN),
     Published("speculators", heads=(2, 1, 32), flags={"norm_before_residual": True, "norm_output": True}),
+    # What `--init` with a head of mcsd gives.
+    Published(
+        "speculators", heads=(4, 2, 16), flags={"norm_before_residual": True, "norm_output": True, "fc_norm": True}
+    ),
     Published("speculators", "qwen3", 3, heads=(8, 8, 4), flags={"fc_norm": True}),
 ]
 """speculators 0.9 has no heads of another size than the target."""
