@@ -1,5 +1,6 @@
 """EAGLE-3 heads that start from heads of kind "mcsd"."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,15 @@ from torch import Tensor
 
 import mcsd
 from mcsd.distill import Callbacks, DistillOptions, distill, trainer
-from mcsd.distill.batches import Batch
+from mcsd.distill.batches import Batch, collate
 from mcsd.distill.converted_head import converted_head, converted_layers
 from mcsd.distill.corpus import Record
 from mcsd.distill.head_learner import HeadLearner
 from mcsd.distill.losses import LOSS_FUNCTIONS
 from mcsd.distill.teacher import Teacher, most_frequent_tokens
 from mcsd.errors import InvalidOption
-from mcsd.loading.load import LoadedModel, load_draft
+from mcsd.loading.load import LoadedModel
 from mcsd.loading.published_heads import load_head
-from mcsd.models import BoundHead
 from mcsd.models.draft_head import DraftHead
 from mcsd.models.prefill import hidden_states
 from support import eagle
@@ -53,15 +53,13 @@ def texts_of(smollm2: LoadedModel, questions: list[str]) -> Batch:
     engine = mcsd.Engine(smollm2.model, None, smollm2.tokenizer, tree="none", max_batch=len(questions))
     prompts = [engine.chat_tokens([{"role": "user", "content": question}]) for question in questions]
     done = engine.generate(prompts, mcsd.SamplingParams(temperature=0.7, max_new_tokens=64, seed=3))
-    texts = [prompt + list(completion.token_ids) for prompt, completion in zip(prompts, done, strict=True)]
-    longest = max(map(len, texts))
-    tokens = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
-    positions = [
-        row * longest + position
-        for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
-        for position in range(len(prompt), len(text))
+    texts = [torch.tensor([*prompt, *completion.token_ids]) for prompt, completion in zip(prompts, done, strict=True)]
+    records = [
+        Record(index, text, torch.empty(len(text), 0), len(prompt))
+        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
     ]
-    return Batch(tokens, hidden_states(smollm2.model, tokens, (*LAYERS, -1)).float(), torch.tensor(positions))
+    compute = partial(hidden_states, smollm2.model, hidden_layers=(*LAYERS, -1))
+    return collate(records, sum(map(len, texts)), 0, torch.Generator().manual_seed(0), compute)
 
 
 def acceptance(head: DraftHead, teacher: Teacher, batch: Batch) -> list[float]:
@@ -74,9 +72,9 @@ def acceptance(head: DraftHead, teacher: Teacher, batch: Batch) -> list[float]:
 
 def test_the_default_draft_of_smollm2_is_nearly_as_good_as_an_eagle3_head(smollm2: LoadedModel) -> None:
     """Before training, on answers to other questions than those that its weights are fitted to."""
-    draft = load_draft("smollm2-135m-head", smollm2)
-    assert isinstance(draft, BoundHead)
-    given = draft.head.float()
+    given = load_head("smollm2-135m-head", smollm2.model)
+    assert given is not None
+    given = given.float()
     teacher = Teacher(smollm2.model, given.vocabulary)
     topics = ["the moon", "bread", "rivers", "chess", "bees", "Rome", "glass", "sleep"]
     texts = texts_of(smollm2, [f"{ask} {topic}." for topic in topics for ask in ("Explain", "Tell a story about")])
