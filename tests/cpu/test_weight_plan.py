@@ -5,7 +5,6 @@ import torch
 
 from mcsd import errors
 from mcsd.cpu.weight_plan import Role, WeightPlan, has_int8_gemm, plan_weights
-from mcsd.kernels import WeightFormat
 
 CPU = torch.device("cpu")
 
@@ -17,7 +16,6 @@ def formats(native: bool, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[torch.d
     monkeypatch.setattr("mcsd.cpu.weight_plan.kernels.available", lambda: native)
     monkeypatch.setattr("mcsd.cpu.weight_plan.has_int8_gemm", lambda device: True)
     monkeypatch.setattr("mcsd.cpu.weight_plan.has_bf16_gemm", lambda device, dtype: dtype == torch.bfloat16)
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
     dtypes, quantized = (torch.float32, torch.bfloat16), (None, "int8")
     return {(d, r, q): str(plan_weights(CPU, d, r, q)) for d in dtypes for r in Role for q in quantized}
 
@@ -44,13 +42,6 @@ def test_with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[bf16, Role.TARGET, "int8"] == "bfloat16, W8A16 weights, oneDNN"
     assert {found[bf16, role, None] for role in (Role.DRAFT, Role.HEAD)} == {"bfloat16, W8A8 weights, oneDNN"}
     assert {found[f32, role, "int8"] for role in (Role.DRAFT, Role.HEAD)} == {"float32, W8A8 weights, oneDNN"}
-
-
-def test_a_cpu_with_bfloat16_instructions_has_no_block_floating_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    formats(True, monkeypatch)
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
-    assert plan_weights(CPU, torch.bfloat16, Role.TARGET) == WeightPlan(torch.bfloat16, packed=True)
-    assert plan_weights(CPU, torch.bfloat16, Role.DRAFT).format is WeightFormat.W4A8
 
 
 def test_other_devices_keep_their_weights() -> None:

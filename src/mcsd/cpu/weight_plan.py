@@ -92,8 +92,7 @@ def plan_weights(
         return WeightPlan(dtype, weights, packed=True, native=native)
     if not has_bf16_gemm(device, dtype):
         return WeightPlan(dtype)
-    # CPUs with bfloat16 instructions multiply it faster in oneDNN than in block floating point.
-    if native and not torch.cpu._is_avx512_bf16_supported():
+    if native:
         return WeightPlan(dtype, WeightFormat.BFP16, packed=True, native=True)
     return WeightPlan(dtype, packed=True)
 
