@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mcsd.distill.batches import Batch
-from mcsd.distill.head_learner import HeadLearner
-from mcsd.distill.losses import LOSS_FUNCTIONS
+from mcsd.distill.head_learner import hidden_states_ahead
 from mcsd.distill.teacher import Teacher
 from mcsd.errors import InvalidOption
 from mcsd.models.draft_head import DraftHead
@@ -110,7 +109,7 @@ def _activations(given: DraftHead, teacher: Teacher, batch: Batch) -> tuple[Tens
         seen[module].append(inputs[0].flatten(0, 1)[batch.positions])
 
     hooks = [module.register_forward_pre_hook(keep) for module in seen]
-    HeadLearner(given, teacher, LOSS_FUNCTIONS["kl"], _LEVELS, is_trained=True, sample=batch).hidden_states(batch)
+    hidden_states_ahead(given, teacher, batch, batch.hidden_states, _LEVELS)
     for hook in hooks:
         hook.remove()
     inputs, activations = (torch.cat(parts) for parts in seen.values())

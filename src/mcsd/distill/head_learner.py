@@ -109,31 +109,10 @@ class HeadLearner:
 
     def draft(self, batch: Batch) -> list[Tensor]:
         """For each step ahead, the head's log-probabilities ``[N, K]`` at the batch's positions."""
-        return [self._logits(hidden).log_softmax(-1) for hidden in self.hidden_states(batch)]
-
-    def hidden_states(self, batch: Batch) -> list[Tensor]:
-        """For each step ahead, the head's hidden states ``[N, H]`` at the batch's positions."""
-        head, (sequences, length) = self.network, batch.tokens.shape
-        embedding = (head.embed_tokens or self._teacher.embed)(batch.tokens)
         features = self._features(batch)
         features = features if self._scale is None else features / self._scale
-        hidden = head.project_features(_shift_right(features))
-        position = torch.arange(length, device=batch.tokens.device)
-        distance = position[:, None] - position
-        past = DynamicCache()
-        outputs = []
-        for step in range(self._steps_ahead):
-            # Keys of the first step come from the target's hidden states, which a drafter has up to the root of its
-            # tree; the keys of step m are m - 1 positions further down the path.
-            allowed = [distance >= step, *(distance == step - m for m in range(1, step + 1))]
-            if head.config.skips_first:
-                # The first token has no hidden state before it.
-                allowed[0] = allowed[0] & ((position > 0) | (position[:, None] == 0))
-            mask = additive_mask(torch.cat(allowed, dim=1)[None], hidden.dtype)
-            hidden = head(hidden, embedding, mask, position.expand(sequences, -1), past)
-            outputs.append(hidden.flatten(0, 1)[batch.positions])
-            hidden = _shift_right(hidden)
-        return outputs
+        ahead = hidden_states_ahead(self.network, self._teacher, batch, features, self._steps_ahead)
+        return [self._logits(hidden).log_softmax(-1) for hidden in ahead]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[N, K]`` of the head's hidden states ``[N, H]``."""
@@ -142,6 +121,42 @@ class HeadLearner:
             return self._teacher.output(normed)
         logits: Tensor = self.network.lm_head(normed)
         return logits.float()
+
+
+def hidden_states_ahead(
+    head: DraftHead, teacher: Teacher, batch: Batch, features: Tensor, steps_ahead: int
+) -> list[Tensor]:
+    """Run a head on texts as it drafts a tree: after the first step it reads its own outputs.
+
+    Args:
+        head: on the teacher's device.
+        teacher: has the embeddings, if the head has none.
+        batch: the texts.
+        features: ``[B, T, F]``, the target's hidden states that the head reads.
+        steps_ahead: levels of the tree.
+
+    Returns:
+        For each step ahead, the head's hidden states ``[N, H]`` at the batch's positions.
+    """
+    sequences, length = batch.tokens.shape
+    embedding = (head.embed_tokens or teacher.embed)(batch.tokens)
+    hidden = head.project_features(_shift_right(features))
+    position = torch.arange(length, device=batch.tokens.device)
+    distance = position[:, None] - position
+    past = DynamicCache()
+    outputs = []
+    for step in range(steps_ahead):
+        # Keys of the first step come from the target's hidden states, which a drafter has up to the root of its tree;
+        # the keys of step m are m - 1 positions further down the path.
+        allowed = [distance >= step, *(distance == step - m for m in range(1, step + 1))]
+        if head.config.skips_first:
+            # The first token has no hidden state before it.
+            allowed[0] = allowed[0] & ((position > 0) | (position[:, None] == 0))
+        mask = additive_mask(torch.cat(allowed, dim=1)[None], hidden.dtype)
+        hidden = head(hidden, embedding, mask, position.expand(sequences, -1), past)
+        outputs.append(hidden.flatten(0, 1)[batch.positions])
+        hidden = _shift_right(hidden)
+    return outputs
 
 
 def _shift_right(hidden: Tensor) -> Tensor:
