@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--batch", type=int, default=192)
     args = parser.parse_args()
-    engine = mcsd.Engine.load(args.target, "ngram", tree="none", max_batch=args.batch, max_length=512)
+    engine = mcsd.Engine.load(args.target, "ngram", tree="none", dtype="bfloat16", max_batch=args.batch, max_length=512)
     for prompt in draft_prompts(write_turns(engine), write_articles(engine)):
         print(json.dumps({"prompt": prompt}))
 
