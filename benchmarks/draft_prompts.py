@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import mcsd
 
@@ -94,10 +95,10 @@ def split(text: str, separator: str = "|") -> list[str]:
 
 def write_turns(engine: mcsd.Engine) -> list[str]:
     """Users' turns (Magpie, Xu et al. 2024, arXiv 2406.08464): the target continues its chat template."""
-    opening, _, _ = engine.tokenizer.apply_chat_template(
-        [{"role": "user", "content": _MARK}], tokenize=False
-    ).partition(_MARK)
-    prefix = engine.tokenizer(opening, add_special_tokens=False)["input_ids"]
+    tokenizer: Any = engine.tokenizer
+    message = [{"role": "user", "content": _MARK}]
+    opening, _, _ = tokenizer.apply_chat_template(message, tokenize=False).partition(_MARK)
+    prefix = tokenizer(opening, add_special_tokens=False)["input_ids"]
     params = [mcsd.SamplingParams(top_p=0.95, max_new_tokens=96, seed=_SEED + i) for i in range(NUM_TURNS)]
     texts = (done.text.strip() for done in engine.generate([prefix] * NUM_TURNS, params))
     return [text for text in texts if text]
