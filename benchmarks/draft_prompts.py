@@ -12,9 +12,9 @@ import random
 import re
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 import mcsd
+from mcsd.distill.writer import user_turn_prefix
 
 TOPICS = """
 coffee; bicycles; solar energy; honey bees; the moon; chess; volcanoes; online shopping; bread; electric cars;
@@ -84,21 +84,17 @@ NUM_TURNS, NUM_ARTICLES = 2200, 220
 NUM_TASKS, NUM_SENTENCE_TASKS, NUM_CALCULATIONS = 2600, 600, 450
 NUM_TRANSLATIONS, NUM_OTHER_TRANSLATIONS = 1200, 400
 
-_MARK = "USER-TURN"
 _SEED = 7_000_021
 
 
 def split(text: str, separator: str = "|") -> list[str]:
     """The items of a list."""
-    return [item.strip().replace("\\n", "\n") for item in text.split(separator) if item.strip()]
+    return [item.strip() for item in text.split(separator) if item.strip()]
 
 
 def write_turns(engine: mcsd.Engine) -> list[str]:
     """Users' turns (Magpie, Xu et al. 2024, arXiv 2406.08464): the target continues its chat template."""
-    tokenizer: Any = engine.tokenizer
-    message = [{"role": "user", "content": _MARK}]
-    opening, _, _ = tokenizer.apply_chat_template(message, tokenize=False).partition(_MARK)
-    prefix = tokenizer(opening, add_special_tokens=False)["input_ids"]
+    prefix = user_turn_prefix(engine.tokenizer)
     params = [mcsd.SamplingParams(top_p=0.95, max_new_tokens=96, seed=_SEED + i) for i in range(NUM_TURNS)]
     texts = (done.text.strip() for done in engine.generate([prefix] * NUM_TURNS, params))
     return [text for text in texts if text]
