@@ -23,7 +23,6 @@ def test_all_kinds_of_prompts_are_there_in_the_same_order_each_time() -> None:
     # Some sentences are drawn twice: as news, and from all texts.
     assert 0.75 * prompts.NUM_TRANSLATIONS <= len(translations) <= prompts.NUM_TRANSLATIONS
     assert any("rye bread" in prompt for prompt in translations)
-    topics = prompts.split(prompts.TOPICS, ";")
-    tasks = {task.format(topic) for task in prompts.split(prompts.TASKS) for topic in topics}
+    tasks = {task.format(topic) for task in prompts.TASKS for topic in prompts.TOPICS}
     assert len(tasks & set(made)) == prompts.NUM_TASKS
     assert "Rewrite the sentence in the past tense." in made
